@@ -1,0 +1,1 @@
+"""What every other package rests on: values, interfaces, config, errors, random numbers."""

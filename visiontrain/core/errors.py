@@ -1,0 +1,52 @@
+"""Every error a user can meet, and the exit code each one ends the program with.
+
+VisiontrainError
+├── ConfigError        2   a key, a type or a value that cannot be used
+├── DataError          3   data that cannot be read or trained on
+├── CheckpointError    2   a checkpoint or weights file that cannot be used
+├── OutOfMemoryError   4   memory ran out, also after retries
+├── DivergedError      5   the loss stayed non-finite after roll-backs
+└── RankError          1   a process of the run failed
+"""
+
+from __future__ import annotations
+
+
+class VisiontrainError(Exception):
+    """An error to show as one line: `<where>: <what it got>; <what would do>`."""
+
+    exit_code = 1
+
+
+class ConfigError(VisiontrainError, ValueError):
+    """A configuration that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(VisiontrainError, ValueError):
+    """Data that cannot be read or trained on."""
+
+    exit_code = 3
+
+
+class CheckpointError(VisiontrainError):
+    """A checkpoint or weights file that cannot be used."""
+
+    exit_code = 2
+
+
+class OutOfMemoryError(VisiontrainError):
+    """Memory ran out."""
+
+    exit_code = 4
+
+
+class DivergedError(VisiontrainError):
+    """Training stayed non-finite after rolling back."""
+
+    exit_code = 5
+
+
+class RankError(VisiontrainError):
+    """A process of the run failed; the message names its rank."""

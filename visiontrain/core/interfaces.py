@@ -1,0 +1,157 @@
+"""The architecture on one page: what each kind of part offers the others."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from visiontrain.core.types import Batch, Detections, Loss
+
+StateDict = dict[str, Tensor]
+Metrics = dict[str, Any]  # flat names -> floats; `per_class` -> {name: {metric: float}}
+IMAGE = "image"  # the name of a model's input among `VisionModel.inputs`
+
+
+class VisionModel(nn.Module, ABC):
+    """A graph of blocks, written as their execution order and the names each one reads.
+
+    Pipelines cut between blocks, FSDP shards by block, freezing counts blocks; none of
+    them needs to know the architecture. A block returns one tensor; only the last may
+    return a flat tuple. Blocks never write to their inputs in place.
+    """
+
+    blocks: nn.ModuleDict  # in execution order; the names are the checkpoint's keys
+    inputs: Mapping[str, tuple[str, ...]]  # block -> what it reads: blocks before it, or IMAGE
+
+    def forward(self, images: Tensor) -> Any:
+        """Run every block on `images` (B, 3, H, W)."""
+        (result,) = self.run(list(self.blocks), {IMAGE: images}, keep=[list(self.blocks)[-1]])
+        return result
+
+    def run(self, names: Sequence[str], values: dict[str, Any], keep: Sequence[str]) -> list[Any]:
+        """Run the blocks `names` on `values`; return `keep`, dropping what is dead on the way."""
+        last_use = {source: name for name in names for source in self.inputs[name]}
+        for name in names:
+            values[name] = self.blocks[name](*(values[source] for source in self.inputs[name]))
+            for source in self.inputs[name]:
+                if last_use[source] == name and source not in keep:
+                    del values[source]
+        return [values[name] for name in keep]
+
+    def live(self, n: int) -> tuple[str, ...]:
+        """Name the values made before block `n` and read at or after it, in the order made."""
+        names = [IMAGE, *self.blocks]
+        needed = {source for name in names[n + 1 :] for source in self.inputs[name]}
+        return tuple(name for name in names[: n + 1] if name in needed)
+
+
+class Task(Protocol):
+    """What is learned: a loss for training, predictions and scores for evaluation."""
+
+    best: str  # the metric that picks the best checkpoint, higher is better
+    heads: tuple[str, ...]  # the names of the divisors
+
+    def loss(
+        self, outputs: Any, batch: Batch, divisors: Mapping[str, Tensor], progress: float
+    ) -> Loss:
+        """Compare a model's training outputs with `batch`; `progress` runs from 0 to 1."""
+        ...
+
+    def decode(self, outputs: Any, batch: Batch) -> list[Detections]:
+        """Turn evaluation outputs into detections in original pixels, one entry per image."""
+        ...
+
+
+class Evaluator(Protocol):
+    """Scores predictions against a table's ground truth. Rows of all ranks are put together."""
+
+    def update(self, predictions: Sequence[Detections], ids: Tensor) -> None:
+        """Take the predictions of the images `ids` (B,)."""
+        ...
+
+    def rows(self) -> Tensor:
+        """Return all that was taken as one float64 tensor (K, columns), to be gathered."""
+        ...
+
+    def compute(self, rows: Tensor) -> Metrics:
+        """Score rows in any order; each image of the table counts once."""
+        ...
+
+
+class ImageSource(Protocol):
+    """Pixels by row. Implementations are files, composed scenes, and caches of either."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, row: int) -> NDArray[np.uint8]:
+        """Return image `row` as (H, W, 3) RGB; raise DataError when it cannot be read."""
+        ...
+
+    def name(self, row: int) -> str:
+        """Name image `row` for people: a path, or `digits/train/000012`."""
+        ...
+
+
+class Logger(Protocol):
+    """Somewhere to write numbers and pictures. Built on the main process only."""
+
+    def start(self, config: Mapping[str, Any], out: Path) -> None:
+        """Open, or on resume reopen; called once before the first log."""
+        ...
+
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        """Take the numbers of one epoch, keyed as in results.csv."""
+        ...
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        """Take a picture that was written to `path`."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what resume must hand back to continue the same log (an id)."""
+        ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state`; called before `start`."""
+        ...
+
+    def close(self, *, exit_code: int = 0) -> None:
+        """Flush and end; a non-zero `exit_code` marks the run as not complete."""
+        ...
+
+
+class Updatable(Protocol):
+    """A learner, as a strategy sees it."""
+
+    model: nn.Module
+    task: Task
+    optimizer: Optimizer
+    divisors: dict[str, Tensor]  # head -> () : exponential mean of global counts
+    dtype: torch.dtype  # what images are cast to
+    seed: int
+    step: int
+
+    @property
+    def progress(self) -> float:
+        """Samples seen, as a share of the whole run's."""
+        ...
+
+    def update(self) -> Tensor:
+        """Clip, set the learning rate, step, move the EMA; return the gradient norm."""
+        ...
+
+
+class Fitter(Protocol):
+    """A trainer, as `Strategy.drive` sees it."""
+
+    def fit(self) -> Metrics:
+        """Train to the end, or until stopped."""
+        ...

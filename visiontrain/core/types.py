@@ -1,0 +1,99 @@
+"""Values that cross layer borders: frozen, with their shapes written at the field.
+
+B images of a micro-batch, M target rows (padded), N detections, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image, ready to be collated."""
+
+    image: NDArray[np.uint8]  # (H, W, 3) RGB
+    targets: NDArray[np.float32]  # (M, 6): class, x1, y1, x2, y2 (pixels of `image`), weight
+    frame: NDArray[np.float32]  # (5,): scale, pad x, pad y, original width, original height
+    id: int  # row in the table
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch. Targets are padded, so it can be cut anywhere along B."""
+
+    images: Tensor  # (B, 3, H, W): uint8 from the loader, floats in [0, 1] after `to`
+    targets: Tensor  # (B, M, 6): class, x1, y1, x2, y2, weight; class is -1 where padded
+    ids: Tensor  # (B,) int64: row in the table
+    frame: Tensor  # (B, 5): scale, pad x, pad y, original width, original height
+    valid: Tensor  # (B,): 1, or 0 for an image that only fills a place and adds to no term
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Batch:
+        """Move to `device`; images become `dtype` in [0, 1], targets and frame `dtype`."""
+        images = self.images.to(device, non_blocking=True)
+        if images.dtype == torch.uint8:
+            images = images.to(dtype).div_(255)
+        return Batch(
+            images=images.to(dtype),
+            targets=self.targets.to(device, dtype, non_blocking=True),
+            ids=self.ids.to(device, non_blocking=True),
+            frame=self.frame.to(device, dtype, non_blocking=True),
+            valid=self.valid.to(device, dtype, non_blocking=True),
+        )
+
+    def pin_memory(self) -> Batch:
+        """Copy into page-locked memory; called by torch's DataLoader."""
+        return Batch(*(getattr(self, name).pin_memory() for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Loss terms and counts of one micro-batch; both add up over micro-batches and ranks.
+
+    A term is a sum over the micro-batch, already divided by the run's divisor of its head,
+    so that the gradient of one big batch is the plain sum over its parts.
+    """
+
+    terms: Mapping[str, Tensor]  # each (): name -> sum / divisor
+    counts: Mapping[str, Tensor]  # each (): head -> what this micro-batch adds to its divisor
+
+    def total(self) -> Tensor:
+        """Return the sum of the terms: what is differentiated."""
+        return torch.stack(list(self.terms.values())).sum()
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer update did. Tensors stay on the device until they are logged."""
+
+    terms: Mapping[str, Tensor]  # each (): summed over micro-batches and ranks
+    grad_norm: Tensor  # (): before clipping
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """What a detector says of one image, in the image's original pixels, best score first."""
+
+    boxes: Tensor  # (N, 4): x1, y1, x2, y2
+    scores: Tensor  # (N,)
+    classes: Tensor  # (N,) int64
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this process stands among the others."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    shard: tuple[int, int] = (0, 1)  # (index, total): which share of each batch it reads
+    is_main: bool = True  # it logs and writes checkpoints

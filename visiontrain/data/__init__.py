@@ -1,0 +1,1 @@
+"""Images and labels: readers, data sets, augmentation, loading."""

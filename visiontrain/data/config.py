@@ -1,0 +1,53 @@
+"""Settings of the data and of its augmentation (imports no torch)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from visiontrain.core.config import Section
+
+
+class DataConfig(Section):
+    """Which images, and how they are read."""
+
+    source: str = Field(
+        "digits", description="data set: a name from datasets/, a YAML, a COCO JSON or a VOC root"
+    )
+    train_images: int | None = Field(
+        None, ge=1, description="how many training scenes digits and tiny compose; a cap elsewhere"
+    )
+    val_images: int | None = Field(
+        None,
+        ge=1,
+        description="how many validation scenes digits and tiny compose; a cap elsewhere",
+    )
+    fraction: float = Field(1.0, gt=0, le=1, description="share of the training images to use")
+    single_cls: bool = Field(False, description="treat all classes as one, named `object`")
+    workers: int | Literal["auto"] = Field(
+        "auto", description="loader processes per rank; 0 loads in the training process"
+    )
+    cache: Literal["none", "ram", "disk"] = Field(
+        "none", description="keep decoded images in memory, or in a file outside your data"
+    )
+    cache_dir: str | None = Field(None, description="where cache=disk writes; default: user cache")
+    strict: bool = Field(False, description="stop at the first bad image or label")
+    max_pixels: int = Field(
+        64_000_000, ge=1, description="refuse larger images from their header, before decoding"
+    )
+
+
+class AugmentConfig(Section):
+    """What training images go through. All off: `augment.kind=none`."""
+
+    kind: Literal["standard", "none"] = Field("standard", description="standard, or none at all")
+    mosaic: float = Field(1.0, ge=0, le=1, description="share of samples made of four images")
+    close_mosaic: int = Field(10, ge=0, description="epochs at the end without mosaic")
+    hsv_h: float = Field(0.015, ge=0, le=0.5, description="hue jitter, share of the circle")
+    hsv_s: float = Field(0.7, ge=0, le=1, description="saturation jitter, relative")
+    hsv_v: float = Field(0.4, ge=0, le=1, description="brightness jitter, relative")
+    fliplr: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
+    flipud: float = Field(0.0, ge=0, le=1, description="probability of an up-down flip")
+    scale: float = Field(0.5, ge=0, lt=1, description="zoom between 1 - scale and 1 + scale")
+    translate: float = Field(0.1, ge=0, le=1, description="shift, share of the image's side")

@@ -1,0 +1,69 @@
+"""Table: all labels of one split in flat arrays, whatever format they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visiontrain.core.interfaces import ImageSource
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """One thing wrong with the data: named, counted, and left out."""
+
+    file: str
+    line: int | None  # 1-based line of the label file, None where there is none
+    kind: str  # a key of data.check.DEFECTS, e.g. "truncated-image"
+    reason: str  # for people
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """N images, K boxes. Flat arrays, so that loader processes share them copy-on-write."""
+
+    names: tuple[str, ...]  # class names; a box's class indexes this
+    images: ImageSource  # N images; row i is image i
+    sizes: NDArray[np.int32]  # (N, 2): width, height as shown (after EXIF rotation)
+    offsets: NDArray[np.int64]  # (N + 1,): boxes of image i are offsets[i] : offsets[i + 1]
+    boxes: NDArray[np.float32]  # (K, 4): x1, y1, x2, y2 in original pixels, inside the image
+    classes: NDArray[np.int32]  # (K,)
+    crowd: NDArray[np.bool_]  # (K,): a region of many (COCO): never trained on, ignored in scores
+    difficult: NDArray[np.bool_]  # (K,): VOC's flag: never trained on, ignored in scores
+    area: NDArray[np.float32]  # (K,): COCO's segment area where given, else the box's
+    defects: Sequence[Defect] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def rows(self, image: int) -> slice:
+        """Return which boxes belong to `image`."""
+        return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
+
+    def targets(self, image: int) -> NDArray[np.float32]:
+        """Return what `image` trains on (M, 6): class, x1, y1, x2, y2, weight 1."""
+        rows = self.rows(image)
+        keep = ~(self.crowd[rows] | self.difficult[rows])
+        classes = self.classes[rows][keep, None].astype(np.float32)
+        return np.hstack([classes, self.boxes[rows][keep], np.ones_like(classes)])
+
+    def select(self, images: NDArray[np.int64], source: ImageSource) -> Table:
+        """Return the table of the rows `images`, whose pixels come from `source`."""
+        counts = np.diff(self.offsets)[images]
+        spans = [np.arange(*self.rows(i).indices(len(self.boxes))) for i in images]
+        rows = np.concatenate(spans) if spans else np.empty(0, np.int64)
+        return Table(
+            names=self.names,
+            images=source,
+            sizes=self.sizes[images],
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            boxes=self.boxes[rows],
+            classes=self.classes[rows],
+            crowd=self.crowd[rows],
+            difficult=self.difficult[rows],
+            area=self.area[rows],
+            defects=self.defects,
+        )

@@ -1,0 +1,39 @@
+"""Settings of the optimizer and of checkpoints (imports no torch)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from visiontrain.core.config import Section
+
+
+class OptimConfig(Section):
+    """How parameters move. Lengths are in epochs or shares; all become functions of samples."""
+
+    kind: Literal["auto", "adamw", "sgd"] = Field("auto", description="auto takes adamw")
+    lr: float | None = Field(None, gt=0, description="peak rate; default: 0.002 adamw, 0.01 sgd")
+    lr_final: float = Field(0.01, ge=0, le=1, description="last rate as a share of the peak")
+    schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="shape")
+    warmup: float = Field(
+        3.0, ge=0, description="epochs of linear warm-up, at most a tenth of the run"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum, or beta1 of adamw")
+    beta2: float = Field(0.999, ge=0, lt=1, description="second beta of adamw")
+    weight_decay: float = Field(0.0005, ge=0, description="decay of weights; not of norms, biases")
+    clip: float = Field(10.0, gt=0, description="largest gradient norm")
+    ema: float = Field(
+        0.9999, ge=0, lt=1, description="decay of the weight average in the long run"
+    )
+    ema_horizon: float = Field(
+        0.1, gt=0, le=1, description="ramp of that decay, as a share of the run's steps"
+    )
+
+
+class SaveConfig(Section):
+    """When checkpoints are written, and how many are kept."""
+
+    every_epochs: int = Field(1, ge=1, description="epochs between checkpoints")
+    every_steps: int | None = Field(None, ge=1, description="also after so many steps")
+    keep: int = Field(3, ge=1, description="checkpoints kept")

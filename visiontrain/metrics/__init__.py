@@ -1,0 +1,1 @@
+"""Scores, exact and independent of the order of images."""

@@ -1,0 +1,1 @@
+"""Networks, each a graph of named blocks."""

@@ -1,0 +1,50 @@
+"""Run: the whole typed config, everything a run is made from (imports no torch)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from visiontrain.core.config import Section
+from visiontrain.data.config import AugmentConfig, DataConfig
+from visiontrain.engine.config import OptimConfig, SaveConfig
+from visiontrain.loggers.config import LogConfig
+from visiontrain.models.config import ModelConfig, YoloN
+from visiontrain.strategies.config import Single, StrategyConfig
+from visiontrain.tasks.config import DetectConfig
+
+
+class Run(Section):
+    """Everything a run is made from."""
+
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = YoloN()
+    task: DetectConfig = DetectConfig()
+    optim: OptimConfig = OptimConfig()
+    strategy: StrategyConfig = Single()
+    save: SaveConfig = SaveConfig()
+    log: LogConfig = LogConfig()
+
+    epochs: int = Field(100, ge=1, description="passes over the training images")
+    batch: int = Field(16, ge=1, description="images per optimizer step, over all processes")
+    accumulate: int = Field(1, ge=1, description="micro-batches each step's batch is cut into")
+    imgsz: int = Field(640, ge=32, multiple_of=32, description="side of the square input, pixels")
+    precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on GPUs that have it, fp32 elsewhere"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, or GPU numbers such as 0,1")
+    ema: bool = Field(True, description="evaluate and save averaged weights")
+    freeze: int = Field(0, ge=0, description="leading blocks that do not train")
+    patience: int = Field(100, ge=0, description="epochs without a better score; 0 never stops")
+    time: float | None = Field(None, gt=0, description="hours after which training ends early")
+    val: bool = Field(True, description="evaluate after every epoch; else only after the last")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    weights: str | None = Field(None, description="weights to start from: a file or a run")
+    split: Literal["train", "val", "test"] = Field("val", description="split that `val` scores")
+    save_json: bool = Field(False, description="also write detections as COCO results JSON")
+    resume: bool = Field(False, description="go on with the run in `out`")
+    out: str | None = Field(None, description="run folder; default: project/task/name")
+    project: str = Field("runs", description="folder of run folders")
+    name: str = Field("train", description="name of the run folder, numbered when taken")

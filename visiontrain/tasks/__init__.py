@@ -1,0 +1,1 @@
+"""What is learned: loss, decoding and evaluation of a task."""

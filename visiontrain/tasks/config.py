@@ -1,0 +1,29 @@
+"""Settings of the tasks: how predictions are compared with the truth (imports no torch)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from visiontrain.core.config import Section
+
+
+class DetectConfig(Section):
+    """Detection: assignment, loss gains, and what counts as a prediction."""
+
+    kind: Literal["detect"] = "detect"
+    box: float = Field(7.5, ge=0, description="gain of the 1 - CIoU term")
+    cls: float = Field(0.5, ge=0, description="gain of the classification term")
+    l1: float = Field(1.0, ge=0, description="gain of the L1 term on distances in stride units")
+    topk: int = Field(10, ge=1, description="one-to-many: anchors per box")
+    alpha: float = Field(0.5, ge=0, description="assignment: exponent of the class score")
+    beta: float = Field(6.0, ge=0, description="assignment: exponent of the overlap")
+    divisor: Literal["mean", "step"] = Field(
+        "mean",
+        description="divide by an exponential mean of earlier steps' counts, or by this step's own",
+    )
+    conf: float = Field(0.001, ge=0, le=1, description="drop detections below this score")
+    iou: float = Field(0.7, ge=0, le=1, description="overlap above which nms=true merges")
+    nms: bool = Field(False, description="suppress overlaps; the one-to-one head needs none")
+    max_det: int = Field(300, ge=1, description="detections kept per image")
