@@ -16,12 +16,12 @@ class DataConfig(Section):
         "digits", description="data set: a name from datasets/, a YAML, a COCO JSON or a VOC root"
     )
     train_images: int | None = Field(
-        None, ge=1, description="how many training scenes digits and tiny compose; a cap elsewhere"
+        None, ge=1, description="training scenes that digits and tiny compose; a cap elsewhere"
     )
     val_images: int | None = Field(
         None,
         ge=1,
-        description="how many validation scenes digits and tiny compose; a cap elsewhere",
+        description="validation scenes that digits and tiny compose; a cap elsewhere",
     )
     fraction: float = Field(1.0, gt=0, le=1, description="share of the training images to use")
     single_cls: bool = Field(False, description="treat all classes as one, named `object`")
