@@ -1,0 +1,162 @@
+"""Building blocks of the detectors: convolution, cross-stage stages, pooling, heads."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from visiontrain.models.config import Norm
+
+GROUP_CHANNELS = 8  # channels per group of norm=group
+
+
+def make_norm(kind: Norm, channels: int) -> nn.Module:
+    """Return the normalisation layer `kind` for `channels`."""
+    if kind == "group":
+        return nn.GroupNorm(max(1, channels // GROUP_CHANNELS), channels)
+    if kind == "frozen":
+        return FrozenBatchNorm2d(channels, eps=1e-3)
+    if kind == "sync":
+        return nn.SyncBatchNorm(channels, eps=1e-3, momentum=0.03)
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.03)
+
+
+class Conv(nn.Module):
+    """Convolution, normalisation, SiLU."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        *,
+        norm: Norm,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False
+        )
+        self.norm = make_norm(norm, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
+        return F.silu(self.norm(self.conv(x)))
+
+
+class Bottleneck(nn.Module):
+    """Two 3x3 convolutions with a residual."""
+
+    def __init__(self, channels: int, *, norm: Norm) -> None:
+        super().__init__()
+        self.reduce = Conv(channels, channels // 2, 3, norm=norm)
+        self.expand = Conv(channels // 2, channels, 3, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keep the shape."""
+        return x + self.expand(self.reduce(x))
+
+
+class CrossStage(nn.Module):
+    """Cross-stage partial block: half of the channels pass bottlenecks, all are fused.
+
+    After CSPNet (Wang et al. 2020), every bottleneck's output joining the fusion as in ELAN.
+    """
+
+    def __init__(self, inputs: int, outputs: int, depth: int, *, norm: Norm) -> None:
+        super().__init__()
+        half = outputs // 2
+        self.split = Conv(inputs, 2 * half, 1, norm=norm)
+        self.bottlenecks = nn.ModuleList(Bottleneck(half, norm=norm) for _ in range(depth))
+        self.fuse = Conv((2 + depth) * half, outputs, 1, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs, H, W) to (B, outputs, H, W)."""
+        parts = list(self.split(x).chunk(2, 1))
+        for bottleneck in self.bottlenecks:
+            parts.append(bottleneck(parts[-1]))
+        return self.fuse(torch.cat(parts, 1))
+
+
+class PoolPyramid(nn.Module):
+    """Three 5x5 max-pools in series, all fused: receptive fields of 5, 9 and 13 (SPPF)."""
+
+    def __init__(self, channels: int, *, norm: Norm) -> None:
+        super().__init__()
+        self.reduce = Conv(channels, channels // 2, 1, norm=norm)
+        self.fuse = Conv(channels * 2, channels, 1, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keep the shape."""
+        parts = [self.reduce(x)]
+        for _ in range(3):
+            parts.append(F.max_pool2d(parts[-1], 5, 1, 2))
+        return self.fuse(torch.cat(parts, 1))
+
+
+class Down(nn.Sequential):
+    """Halve the resolution, then a cross-stage block."""
+
+    def __init__(self, inputs: int, outputs: int, depth: int, *, norm: Norm) -> None:
+        super().__init__(
+            Conv(inputs, outputs, 3, 2, norm=norm), CrossStage(outputs, outputs, depth, norm=norm)
+        )
+
+
+class TopDown(nn.Module):
+    """Bring a coarse map up to a finer one and fuse both."""
+
+    def __init__(self, coarse: int, fine: int, outputs: int, depth: int, *, norm: Norm) -> None:
+        super().__init__()
+        self.fuse = CrossStage(coarse + fine, outputs, depth, norm=norm)
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        """Return a map of the size of `fine`."""
+        up = F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
+        return self.fuse(torch.cat([up, fine], 1))
+
+
+class BottomUp(nn.Module):
+    """Bring a fine map down to a coarser one and fuse both."""
+
+    def __init__(self, fine: int, coarse: int, outputs: int, depth: int, *, norm: Norm) -> None:
+        super().__init__()
+        self.down = Conv(fine, fine, 3, 2, norm=norm)
+        self.fuse = CrossStage(fine + coarse, outputs, depth, norm=norm)
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """Return a map of the size of `coarse`."""
+        return self.fuse(torch.cat([self.down(fine), coarse], 1))
+
+
+class Branch(nn.Module):
+    """Box distances and class logits of one level."""
+
+    def __init__(self, inputs: int, classes: int, width: tuple[int, int], *, norm: Norm) -> None:
+        super().__init__()
+        box, cls = width
+        self.box = nn.Sequential(
+            Conv(inputs, box, 3, norm=norm), Conv(box, box, 3, norm=norm), nn.Conv2d(box, 4, 1)
+        )
+        self.cls = nn.Sequential(
+            Conv(inputs, inputs, 3, norm=norm, groups=inputs),
+            Conv(inputs, cls, 1, norm=norm),
+            Conv(cls, cls, 3, norm=norm, groups=cls),
+            Conv(cls, cls, 1, norm=norm),
+            nn.Conv2d(cls, classes, 1),
+        )
+
+    def set_prior(self, probability: float, distance: float) -> None:
+        """Start from a class `probability` and from boxes of `distance` strides a side."""
+        nn.init.constant_(self.cls[-1].bias, math.log(probability / (1 - probability)))
+        nn.init.constant_(self.box[-1].bias, distance)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return distances (B, H * W, 4) in stride units and logits (B, H * W, classes)."""
+        distances = F.softplus(self.box(x)).flatten(2).transpose(1, 2)
+        return distances, self.cls(x).flatten(2).transpose(1, 2)
