@@ -123,12 +123,12 @@ class DetectTask:
         distances, logits = outputs[-2].float(), outputs[-1].float()
         grid = Grid.of(batch.images, distances)
         boxes = distances_to_boxes(distances, grid.points, grid.strides)
-        return [self._one(b, p, f) for b, p, f in zip(boxes, logits.sigmoid(), batch.frame)]
+        images = zip(boxes, logits.sigmoid(), batch.frame, strict=True)
+        return [self._one(*image) for image in images]
 
     def _one(self, boxes: Tensor, scores: Tensor, frame: Tensor) -> Detections:
         count = min(self.config.max_det, scores.numel())
-        values, index = scores.flatten().sort(descending=True, stable=True)
-        values, index = values[:count], index[:count]
+        values, index = scores.flatten().topk(count)
         index = index[values >= self.config.conf]
         values = values[: len(index)]
         anchor, label = index // self.num_classes, index % self.num_classes
