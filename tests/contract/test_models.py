@@ -1,0 +1,73 @@
+"""Every registered model: cut before every block, state, types, gradients."""
+
+import pytest
+import torch
+
+from visiontrain.core.interfaces import IMAGE
+from visiontrain.models.registry import MODELS
+
+CLASSES = 3
+
+
+@pytest.fixture(params=sorted(MODELS))
+def model(request):
+    torch.manual_seed(0)
+    return MODELS[request.param](CLASSES, "group")
+
+
+def test_cut_before_every_block_gives_the_same_outputs(model):
+    images = torch.rand(1, 3, 64, 64)
+    want, names = model(images), list(model.blocks)
+    for n in range(1, len(names)):
+        live = model.live(n)
+        first = model.run(names[:n], {IMAGE: images}, keep=live)
+        (got,) = model.run(names[n:], dict(zip(live, first, strict=True)), keep=names[-1:])
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_inputs_name_the_image_or_earlier_blocks(model):
+    names = list(model.blocks)
+    assert list(model.inputs) == names
+    for i, name in enumerate(names):
+        assert set(model.inputs[name]) <= {IMAGE, *names[:i]}
+
+
+def test_blocks_never_write_to_their_inputs(model):
+    values = {IMAGE: torch.rand(1, 3, 64, 64)}
+    for name, block in model.blocks.items():
+        read = [values[source] for source in model.inputs[name]]
+        before = [value.clone() for value in read]
+        values[name] = block(*read)
+        assert all(torch.equal(a, b) for a, b in zip(before, read, strict=True)), name
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "frozen"])
+@pytest.mark.parametrize("kind", sorted(MODELS))
+def test_every_norm_trains_under_the_same_convolution_names(kind, norm):
+    other = MODELS[kind](CLASSES, norm)
+    outputs = other(torch.rand(2, 3, 64, 64))
+    sum(o.sum() for o in outputs).backward()
+    assert all(p.grad is not None for p in other.parameters())
+    weights = {n for n, _ in other.named_parameters() if "norm" not in n}
+    assert weights == {
+        n for n, _ in MODELS[kind](CLASSES, "group").named_parameters() if "norm" not in n
+    }
+
+
+def test_the_one_to_one_head_does_not_train_the_body(model):
+    outputs = model(torch.rand(1, 3, 64, 64))
+    (outputs[2].sum() + outputs[3].sum()).backward()
+    assert model.blocks["stem"].conv.weight.grad is None
+    assert model.blocks["head"].o2o[0].box[0].conv.weight.grad is not None
+
+
+def test_state_round_trip(model):
+    images = torch.rand(1, 3, 64, 64)
+    model.eval()
+    want = model(images)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1)
+    model.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(model(images), want, strict=True))

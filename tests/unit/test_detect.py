@@ -1,0 +1,125 @@
+"""The detection task: sums that add up, divisors, padding images, decoding."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from visiontrain.core.types import Batch
+from visiontrain.models.config import YoloN
+from visiontrain.models.registry import build_model
+from visiontrain.tasks.config import DetectConfig
+from visiontrain.tasks.registry import build_task
+
+SIDE, CLASSES = 64, 3
+
+
+def batch_of(images, seed=0, boxes=4):
+    g = torch.Generator().manual_seed(seed)
+    corner = torch.rand(images, boxes, 2, generator=g) * 30
+    size = torch.rand(images, boxes, 2, generator=g) * 30 + 3
+    label = torch.randint(0, CLASSES, (images, boxes, 1), generator=g)
+    rows = torch.cat([label, corner, corner + size, torch.ones(images, boxes, 1)], -1)
+    frame = torch.tensor([[1.0, 0, 0, SIDE, SIDE]]).repeat(images, 1)
+    pixels = torch.rand(images, 3, SIDE, SIDE, generator=g)
+    return Batch(pixels, rows, torch.arange(images), frame, torch.ones(images)).to(
+        torch.device("cpu"), torch.float64
+    )
+
+
+def part(batch, where):
+    return Batch(*(getattr(batch, f.name)[where] for f in dataclasses.fields(batch)))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build_model(YoloN(norm="group"), CLASSES).double()
+
+
+@pytest.fixture(scope="module")
+def task():
+    return build_task(DetectConfig(), CLASSES)
+
+
+def gradient(model, task, batches, divisors):
+    model.zero_grad()
+    losses = [task.loss(model(b.images), b, divisors, 0.3) for b in batches]
+    for loss in losses:
+        loss.total().backward()
+    return losses, {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
+def test_terms_counts_and_gradients_of_parts_add_up_to_the_whole(model, task):
+    batch, divisors = batch_of(5), {"o2m": torch.tensor(7.0), "o2o": torch.tensor(3.0)}
+    (whole,), want = gradient(model, task, [batch], divisors)
+    parts, got = gradient(
+        model, task, [part(batch, slice(0, 2)), part(batch, slice(2, 5))], divisors
+    )
+    for name, value in whole.terms.items():
+        torch.testing.assert_close(sum(p.terms[name] for p in parts), value)
+    for name, value in whole.counts.items():
+        torch.testing.assert_close(sum(p.counts[name] for p in parts), value)
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, atol=1e-9, rtol=1e-7)
+
+
+def test_the_divisor_scales_its_own_head_only(model, task):
+    batch = batch_of(2)
+    one = {"o2m": torch.tensor(1.0), "o2o": torch.tensor(1.0)}
+    (base,), _ = gradient(model, task, [batch], one)
+    (half,), _ = gradient(model, task, [batch], one | {"o2m": torch.tensor(2.0)})
+    for name, value in base.terms.items():
+        factor = 2 if name.startswith("o2m") else 1
+        torch.testing.assert_close(half.terms[name] * factor, value)
+
+
+def test_an_image_that_only_fills_a_place_adds_nothing(model, task):
+    batch, divisors = batch_of(3), {"o2m": torch.tensor(5.0), "o2o": torch.tensor(5.0)}
+    filled = dataclasses.replace(batch, valid=torch.tensor([1.0, 1, 0]).double())
+    (want,), grads = gradient(model, task, [part(batch, slice(0, 2))], divisors)
+    (got,), padded = gradient(model, task, [filled], divisors)
+    torch.testing.assert_close(got.total(), want.total())
+    torch.testing.assert_close(dict(got.counts), dict(want.counts))
+    torch.testing.assert_close(padded, grads, atol=1e-9, rtol=1e-7)
+
+
+def test_every_parameter_gets_a_gradient_without_a_single_box(model, task):
+    batch = batch_of(2)
+    batch.targets[..., 0] = -1
+    _, grads = gradient(model, task, [batch], {"o2m": torch.ones(()), "o2o": torch.ones(())})
+    assert grads.keys() == dict(model.named_parameters()).keys()
+    assert all(torch.isfinite(g).all() for g in grads.values())
+
+
+def test_box_terms_balance_at_the_start(model, task):
+    """A wrong unit of the L1 term (pixels instead of strides) multiplies it by 8 to 32."""
+    (loss,), _ = gradient(
+        model, task, [batch_of(4)], {"o2m": torch.ones(()), "o2o": torch.ones(())}
+    )
+    ratio = loss.terms["o2m/l1"] / loss.terms["o2m/box"]
+    assert 0.02 < ratio < 0.5
+
+
+def test_decode_inverts_the_letterbox_and_keeps_the_best(task):
+    config = DetectConfig(max_det=2, conf=0.1)
+    task = build_task(config, CLASSES)
+    distances, logits = torch.ones(1, 84, 4), torch.full((1, 84, CLASSES), -9.0)
+    logits[0, 9, 1], logits[0, 80, 2], logits[0, 0, 0] = 2.0, 1.0, 0.0
+    batch = batch_of(1)
+    batch = dataclasses.replace(batch, frame=torch.tensor([[0.5, 0.0, 8.0, 128.0, 96.0]]))
+    (found,) = task.decode((distances, logits), batch)
+    assert found.classes.tolist() == [1, 2]
+    torch.testing.assert_close(found.scores, torch.tensor([2.0, 1.0]).sigmoid())
+    # anchor 9: cell (1, 1) of stride 8, centre (12, 12): box 4..20 of the input
+    assert found.boxes[0].tolist() == [8.0, 0.0, 40.0, 24.0]
+
+
+def test_nms_is_off_unless_asked(task):
+    distances, logits = torch.full((1, 84, 4), 3.0), torch.full((1, 84, CLASSES), -9.0)
+    logits[0, 9, 1], logits[0, 10, 1] = 2.0, 1.0
+    outputs, batch = (distances, logits), batch_of(1)
+    merged = build_task(DetectConfig(conf=0.1, nms=True, iou=0.5), CLASSES)
+    plain = build_task(DetectConfig(conf=0.1), CLASSES)
+    assert len(plain.decode(outputs, batch)[0].scores) == 2
+    assert len(merged.decode(outputs, batch)[0].scores) == 1
