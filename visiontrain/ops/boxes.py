@@ -46,7 +46,7 @@ def complete_iou(first: Tensor, second: Tensor) -> Tensor:
 
 def _angle(boxes: Tensor) -> Tensor:
     sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=EPSILON)
-    return torch.atan(sides[..., 0] / sides[..., 1])
+    return torch.atan2(sides[..., 0], sides[..., 1])
 
 
 def anchor_points(

@@ -15,12 +15,12 @@ def classification_sum(logits: Tensor, targets: Tensor, weight: Tensor) -> Tenso
 
 
 def overlap_sum(boxes: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
-    """Sum 1 - CIoU of paired boxes (P, 4), weighted by (P,)."""
+    """Sum 1 - CIoU of paired boxes (..., 4), weighted by (...,)."""
     return ((1 - complete_iou(boxes, truth)) * weight).sum()
 
 
 def distance_sum(distances: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
-    """Sum the mean absolute error of paired distances (P, 4) in stride units, weighted by (P,).
+    """Sum the mean absolute error of paired distances (..., 4) in stride units, weighted by (...,).
 
     The unit matters: in pixels this term outweighs all others and costs most of the mAP.
     """

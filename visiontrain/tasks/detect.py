@@ -1,6 +1,6 @@
 """Object detection: the dual-head loss, decoding, and the initial divisors.
 
-B images, M targets, A anchors, C classes, P positive anchors.
+B images, M targets, A anchors, C classes.
 """
 
 from __future__ import annotations
@@ -93,18 +93,15 @@ class DetectTask:
         wanted = torch.zeros_like(logits).scatter_(
             2, answered[..., :1].long().clamp(min=0), (matched.score * answered[..., 5])[..., None]
         )
-        positive = matched.positive
         truth = answered[..., 1:5]
         side = boxes_to_distances(truth, grid.points, grid.strides)
+        # Dense, with weight 0 where unassigned: no device sync, and every parameter gets a
+        # gradient also when no image has a box.
         sums = {
-            "box": self.config.box
-            * overlap_sum(boxes[positive], truth[positive], weight[positive]),
+            "box": self.config.box * overlap_sum(boxes, truth, weight),
             "cls": self.config.cls * classification_sum(logits, wanted, batch.valid),
-            "l1": self.config.l1
-            * distance_sum(distances[positive], side[positive], weight[positive]),
+            "l1": self.config.l1 * distance_sum(distances, side, weight),
         }
-        # Every parameter gets a gradient, also when no image has a box.
-        sums["box"] = sums["box"] + 0 * distances.sum()
         return sums, weight.sum().detach()
 
     def assign(
