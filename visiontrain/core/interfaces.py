@@ -103,6 +103,8 @@ class ImageSource(Protocol):
 class Logger(Protocol):
     """Somewhere to write numbers and pictures. Built on the main process only."""
 
+    name: str  # its key in LOGGERS; checkpoints keep its state under it
+
     def start(self, config: Mapping[str, Any], out: Path) -> None:
         """Open, or on resume reopen; called once before the first log."""
         ...
@@ -125,6 +127,36 @@ class Logger(Protocol):
 
     def close(self, *, exit_code: int = 0) -> None:
         """Flush and end; a non-zero `exit_code` marks the run as not complete."""
+        ...
+
+
+class Progress(Protocol):
+    """What a person watches while a run goes on. Built on the main process only."""
+
+    def start_epoch(self, epoch: int, epochs: int, steps: int) -> None:
+        """Begin epoch `epoch` (from 1) of `epochs`, of `steps` optimizer steps."""
+        ...
+
+    def step(self, done: int, terms: Mapping[str, float], numbers: Mapping[str, float]) -> None:
+        """Take the state after `done` steps of this epoch.
+
+        Args:
+            done: optimizer steps of this epoch that are over.
+            terms: loss terms by name, means since the last call.
+            numbers: `lr`, `images_per_s`, `data_wait` (share of time waiting for data).
+        """
+        ...
+
+    def end_epoch(self, row: Mapping[str, float]) -> None:
+        """Show the row that went into results.csv."""
+        ...
+
+    def message(self, text: str) -> None:
+        """Show one line beside the progress: where the run writes, a warning, the end."""
+        ...
+
+    def close(self) -> None:
+        """Leave the terminal as it was found; may be called twice."""
         ...
 
 
