@@ -1,0 +1,41 @@
+"""LOGGERS: everywhere numbers can go, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
+
+from visiontrain.core.interfaces import Logger, Progress
+from visiontrain.loggers.config import LogConfig
+from visiontrain.loggers.console import ConsoleProgress, PlainProgress, Silent, is_plain
+from visiontrain.loggers.csv import CsvLogger
+from visiontrain.loggers.guard import Guarded
+from visiontrain.loggers.tensorboard import TensorboardLogger
+from visiontrain.loggers.wandb import WandbLogger
+
+LOGGERS: dict[str, Callable[[LogConfig], Logger]] = {
+    "csv": lambda config: CsvLogger(),  # noqa: ARG005 - one signature for all
+    "tensorboard": lambda config: TensorboardLogger(),  # noqa: ARG005 - one signature for all
+    "wandb": WandbLogger,
+}
+
+
+def build_loggers(config: LogConfig) -> list[Logger]:
+    """Make the loggers of `log.to`, results.csv first; each is switched off when it fails.
+
+    Call it on the main process only. `console` is a Progress: see `build_progress`.
+
+    Raises:
+        ConfigError: when a logger's package is not installed.
+    """
+    names = ["csv", *(name for name in dict.fromkeys(config.to) if name != "console")]
+    return [Guarded(LOGGERS[name](config)) for name in names]
+
+
+def build_progress(config: LogConfig) -> Progress:
+    """Make what a person watches: live bars on a terminal, plain lines elsewhere, or nothing."""
+    if "console" not in config.to:
+        return Silent()
+    console = Console(highlight=False)
+    return PlainProgress(console) if is_plain(console) else ConsoleProgress(console)

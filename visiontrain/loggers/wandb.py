@@ -1,0 +1,91 @@
+"""WandbLogger: Weights & Biases, offline unless a key is set; nothing else leaves the machine."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visiontrain.core.config import wandb_key_set
+from visiontrain.loggers.config import LogConfig
+
+if TYPE_CHECKING:
+    from wandb.sdk.wandb_run import Run as WandbRun
+
+REQUEUE = 75  # saved after SIGTERM or SIGUSR1: the scheduler starts the run again
+
+
+class WandbLogger:
+    """One wandb run per training run: resume continues it under the same id.
+
+    An offline run lies in `OUT/wandb/`; `wandb sync OUT/wandb/offline-run-*` sends it. After a
+    resume there is one such folder per start, all of one id: `wandb sync --append` the later ones.
+    """
+
+    name = "wandb"
+
+    def __init__(self, config: LogConfig) -> None:
+        self._config = config
+        self._id = ""
+        self._run: WandbRun | None = None
+
+    def start(self, config: Mapping[str, Any], out: Path) -> None:
+        os.environ["WANDB_ERROR_REPORTING"] = "false"  # read when wandb is imported
+        import wandb  # noqa: PLC0415 - 1 s, only if used
+
+        resumed, self._id = bool(self._id), self._id or secrets.token_hex(4)
+        mode = self._mode()
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            disable_git=True,
+            disable_code=True,
+            save_code=False,
+            x_save_requirements=False,
+        )
+        self._run = wandb.init(
+            project=self._config.wandb_project,
+            name=out.name,
+            id=self._id,
+            resume="allow" if resumed and mode == "online" else None,
+            mode=mode,
+            dir=str(out),
+            config=dict(config),
+            settings=settings,
+        )
+        self._run.define_metric("epoch")
+        self._run.define_metric("*", step_metric="epoch")
+
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        self._open().log({**row, "step": step})
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        import wandb  # noqa: PLC0415 - already imported by start
+
+        self._open().log({name: wandb.Image(str(path)), "step": step})
+
+    def state(self) -> dict[str, Any]:
+        return {"id": self._id}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._id = str(state["id"])
+
+    def close(self, *, exit_code: int = 0) -> None:
+        if self._run is None:
+            return
+        if exit_code == REQUEUE:
+            self._run.mark_preempting()
+        self._run.finish(exit_code=exit_code)
+        self._run = None
+
+    def _mode(self) -> str:
+        if self._config.wandb_mode != "auto":
+            return self._config.wandb_mode
+        return "online" if wandb_key_set() else "offline"
+
+    def _open(self) -> WandbRun:
+        if self._run is None:
+            raise RuntimeError("log before start")
+        return self._run
