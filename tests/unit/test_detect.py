@@ -42,20 +42,18 @@ def task():
     return build_task(DetectConfig(), CLASSES)
 
 
-def gradient(model, task, batches, divisors):
+def gradient(model, task, batches):
     model.zero_grad()
-    losses = [task.loss(model(b.images), b, divisors, 0.3) for b in batches]
+    losses = [task.loss(model(b.images), b, 0.3) for b in batches]
     for loss in losses:
         loss.total().backward()
     return losses, {n: p.grad.clone() for n, p in model.named_parameters()}
 
 
 def test_terms_counts_and_gradients_of_parts_add_up_to_the_whole(model, task):
-    batch, divisors = batch_of(5), {"o2m": torch.tensor(7.0), "o2o": torch.tensor(3.0)}
-    (whole,), want = gradient(model, task, [batch], divisors)
-    parts, got = gradient(
-        model, task, [part(batch, slice(0, 2)), part(batch, slice(2, 5))], divisors
-    )
+    batch = batch_of(5)
+    (whole,), want = gradient(model, task, [batch])
+    parts, got = gradient(model, task, [part(batch, slice(0, 2)), part(batch, slice(2, 5))])
     for name, value in whole.terms.items():
         torch.testing.assert_close(sum(p.terms[name] for p in parts), value)
     for name, value in whole.counts.items():
@@ -64,21 +62,26 @@ def test_terms_counts_and_gradients_of_parts_add_up_to_the_whole(model, task):
         torch.testing.assert_close(got[name], value, atol=1e-9, rtol=1e-7)
 
 
-def test_the_divisor_scales_its_own_head_only(model, task):
+def test_each_parameter_answers_to_the_terms_of_one_head_only(model, task):
+    """What lets gradients be divided by a head's count after they were summed."""
     batch = batch_of(2)
-    one = {"o2m": torch.tensor(1.0), "o2o": torch.tensor(1.0)}
-    (base,), _ = gradient(model, task, [batch], one)
-    (half,), _ = gradient(model, task, [batch], one | {"o2m": torch.tensor(2.0)})
-    for name, value in base.terms.items():
-        factor = 2 if name.startswith("o2m") else 1
-        torch.testing.assert_close(half.terms[name] * factor, value)
+    loss = task.loss(model(batch.images), batch, 0.3)
+    assert set(loss.terms) == set(task.terms)
+    assert set(loss.counts) == set(task.heads)
+    named = dict(model.named_parameters())
+    for head in task.heads:
+        total = sum(v for name, v in loss.terms.items() if name.startswith(head))
+        grads = torch.autograd.grad(total, named.values(), retain_graph=True, allow_unused=True)
+        reached = {n for n, g in zip(named, grads, strict=True) if g is not None and g.any()}
+        assert reached
+        assert {task.head_of(name) for name in reached} == {head}
 
 
 def test_an_image_that_only_fills_a_place_adds_nothing(model, task):
-    batch, divisors = batch_of(3), {"o2m": torch.tensor(5.0), "o2o": torch.tensor(5.0)}
+    batch = batch_of(3)
     filled = dataclasses.replace(batch, valid=torch.tensor([1.0, 1, 0]).double())
-    (want,), grads = gradient(model, task, [part(batch, slice(0, 2))], divisors)
-    (got,), padded = gradient(model, task, [filled], divisors)
+    (want,), grads = gradient(model, task, [part(batch, slice(0, 2))])
+    (got,), padded = gradient(model, task, [filled])
     torch.testing.assert_close(got.total(), want.total())
     torch.testing.assert_close(dict(got.counts), dict(want.counts))
     torch.testing.assert_close(padded, grads, atol=1e-9, rtol=1e-7)
@@ -87,7 +90,7 @@ def test_an_image_that_only_fills_a_place_adds_nothing(model, task):
 def test_every_parameter_gets_a_gradient_without_a_single_box(model, task):
     batch = batch_of(2)
     batch.targets[..., 0] = -1
-    _, grads = gradient(model, task, [batch], {"o2m": torch.ones(()), "o2o": torch.ones(())})
+    _, grads = gradient(model, task, [batch])
     assert grads.keys() == dict(model.named_parameters()).keys()
     assert all(torch.isfinite(g).all() for g in grads.values())
 

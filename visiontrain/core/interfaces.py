@@ -57,12 +57,15 @@ class Task(Protocol):
     """What is learned: a loss for training, predictions and scores for evaluation."""
 
     best: str  # the metric that picks the best checkpoint, higher is better
-    heads: tuple[str, ...]  # the names of the divisors
+    heads: tuple[str, ...]  # each has a count, which its terms are divided by
+    terms: tuple[str, ...]  # names of the loss terms, `head/term`
 
-    def loss(
-        self, outputs: Any, batch: Batch, divisors: Mapping[str, Tensor], progress: float
-    ) -> Loss:
+    def loss(self, outputs: Any, batch: Batch, progress: float) -> Loss:
         """Compare a model's training outputs with `batch`; `progress` runs from 0 to 1."""
+        ...
+
+    def head_of(self, parameter: str) -> str:
+        """Name the head whose terms alone reach `parameter`, by which its gradient is divided."""
         ...
 
     def decode(self, outputs: Any, batch: Batch) -> list[Detections]:
@@ -166,7 +169,6 @@ class Updatable(Protocol):
     model: nn.Module
     task: Task
     optimizer: Optimizer
-    divisors: dict[str, Tensor]  # head -> () : exponential mean of global counts
     dtype: torch.dtype  # what images are cast to
     seed: int
     step: int

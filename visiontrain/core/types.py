@@ -57,14 +57,14 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Loss terms and counts of one micro-batch; both add up over micro-batches and ranks.
+    """Sums and counts of one micro-batch, never means: they add up over micro-batches and ranks.
 
-    A term is a sum over the micro-batch, already divided by the run's divisor of its head,
-    so that the gradient of one big batch is the plain sum over its parts.
+    A parameter answers to the terms of one head only, so dividing the summed *gradient* by the
+    summed count gives the gradient of one big batch, however the batch was cut.
     """
 
-    terms: Mapping[str, Tensor]  # each (): name -> sum / divisor
-    counts: Mapping[str, Tensor]  # each (): head -> what this micro-batch adds to its divisor
+    terms: Mapping[str, Tensor]  # each (): "head/term" -> sum, gains included
+    counts: Mapping[str, Tensor]  # each (): head -> what its terms are to be divided by
 
     def total(self) -> Tensor:
         """Return the sum of the terms: what is differentiated."""
@@ -75,7 +75,7 @@ class Loss:
 class StepResult:
     """What one optimizer update did. Tensors stay on the device until they are logged."""
 
-    terms: Mapping[str, Tensor]  # each (): summed over micro-batches and ranks
+    terms: Mapping[str, Tensor]  # each (): sum over the whole batch / its head's count
     grad_norm: Tensor  # (): before clipping
 
 

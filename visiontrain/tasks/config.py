@@ -19,10 +19,6 @@ class DetectConfig(Section):
     topk: int = Field(10, ge=1, description="one-to-many: anchors per box")
     alpha: float = Field(0.5, ge=0, description="assignment: exponent of the class score")
     beta: float = Field(6.0, ge=0, description="assignment: exponent of the overlap")
-    divisor: Literal["mean", "step"] = Field(
-        "mean",
-        description="divide by an exponential mean of earlier steps' counts, or by this step's own",
-    )
     conf: float = Field(0.001, ge=0, le=1, description="drop detections below this score")
     iou: float = Field(0.7, ge=0, le=1, description="overlap above which nms=true merges")
     nms: bool = Field(False, description="suppress overlaps; the one-to-one head needs none")

@@ -1,11 +1,11 @@
-"""Object detection: the dual-head loss, decoding, and the initial divisors.
+"""Object detection: the dual-head loss, and decoding.
 
 B images, M targets, A anchors, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,28 +43,21 @@ class DetectTask:
     num_classes: int
     best: str = "map"
     heads: tuple[str, ...] = (ONE_TO_MANY, ONE_TO_ONE)
+    terms: tuple[str, ...] = tuple(
+        f"{head}/{term}" for head in (ONE_TO_MANY, ONE_TO_ONE) for term in ("box", "cls", "l1")
+    )
 
-    def initial_divisors(self, boxes_per_batch: float) -> dict[str, float]:
-        """Guess each head's first counts from the data: a few anchors of low score per box."""
-        return {
-            ONE_TO_MANY: max(1.0, boxes_per_batch * self.config.topk / 2),
-            ONE_TO_ONE: max(1.0, boxes_per_batch / 2),
-        }
+    def head_of(self, parameter: str) -> str:
+        """Name the head that trains `parameter`: the one-to-one branches see detached maps."""
+        return ONE_TO_ONE if f".{ONE_TO_ONE}." in parameter else ONE_TO_MANY
 
-    def loss(
-        self,
-        outputs: Sequence[Tensor],
-        batch: Batch,
-        divisors: Mapping[str, Tensor],
-        progress: float,
-    ) -> Loss:
+    def loss(self, outputs: Sequence[Tensor], batch: Batch, progress: float) -> Loss:
         """Compare both heads with the targets.
 
         Args:
             outputs: distances (B, A, 4) and logits (B, A, C) of the one-to-many head, then
                 of the one-to-one head.
             batch: targets in pixels of the input; `valid=0` images add to no term.
-            divisors: for each head, what its sums are divided by.
             progress: share of the run done; moves weight from the first head to the second.
         """
         many = 0.8 - 0.7 * progress  # ProgLoss of YOLO26: 0.8 to 0.1
@@ -73,8 +66,7 @@ class DetectTask:
         counts: dict[str, Tensor] = {}
         for name, (distances, logits), gain in heads:
             sums, counts[name] = self._head(name, distances, logits, batch)
-            own = counts[name].clamp(min=1) if self.config.divisor == "step" else divisors[name]
-            terms |= {f"{name}/{term}": gain * value / own for term, value in sums.items()}
+            terms |= {f"{name}/{term}": gain * value for term, value in sums.items()}
         return Loss(terms, counts)
 
     def _head(

@@ -1,0 +1,156 @@
+"""The state that training advances, and the one way to advance it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from visiontrain.core.interfaces import StateDict, Task, VisionModel
+from visiontrain.engine.optim import Schedule
+from visiontrain.strategies.base import Strategy
+
+
+@dataclass(slots=True)
+class Learner:
+    """Model, task, optimizer, weight average and how far they have come."""
+
+    strategy: Strategy
+    task: Task
+    model: VisionModel
+    optimizer: Optimizer
+    schedule: Schedule
+    clip: float
+    seed: int
+    ema: dict[str, Tensor] | None  # parameters and float buffers, averaged
+    step: int = 0
+    samples: int = 0
+    failed: Tensor = field(
+        default_factory=lambda: torch.zeros(())
+    )  # () 1.0 if the last step failed
+    nonfinite: Tensor = field(default_factory=lambda: torch.zeros(()))  # (): failed steps in a row
+    before: Sequence[Tensor] = ()  # float buffers as the running step found them
+
+    def __post_init__(self) -> None:
+        device = self.strategy.place.device
+        self.failed, self.nonfinite = self.failed.to(device), self.nonfinite.to(device)
+        fill_state(self.optimizer)
+
+    @property
+    def progress(self) -> float:
+        """Samples seen, as a share of the whole run's."""
+        return self.schedule.progress(self.samples)
+
+    def float_buffers(self) -> list[Tensor]:
+        """Return the buffers that training moves (BatchNorm statistics)."""
+        return [b for b in self.model.buffers() if b.is_floating_point()]
+
+    def begin(self) -> None:
+        """Clear gradients; remember the buffers, should the step fail."""
+        self.optimizer.zero_grad(set_to_none=True)
+        buffers = self.float_buffers()
+        self.before = torch._foreach_mul(buffers, 1.0) if buffers else []
+
+    def update(self) -> Tensor:
+        """Clip, set the learning rate, step, move the average; return the gradient norm ().
+
+        A non-finite norm suppresses the whole update on the device, without a sync.
+        """
+        norm = self.strategy.clip_grad_norm(self.model, self.clip)
+        self.failed = (~torch.isfinite(norm)).float()
+        self.nonfinite = (self.nonfinite + 1) * self.failed
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.lr(self.samples)
+        self.optimizer.found_inf = self.failed  # read by torch's fused kernels
+        self.optimizer.step()
+        self.strategy.precision.update(self.failed)
+        for buffer, old in zip(self.float_buffers(), self.before, strict=True):
+            torch.where(self.failed > 0, old, buffer, out=buffer)
+        self._average()
+        return norm
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        if self.ema is None:
+            return
+        local, live = self.strategy.local, self.averaged(self.model)
+        ema = [local(tensor) for tensor in self.ema.values()]
+        now = [local(live[name]).to(e.dtype) for name, e in zip(self.ema, ema, strict=True)]
+        share = (1 - self.schedule.ema_decay(self.samples)) * (1 - self.failed)
+        gap = torch._foreach_sub(now, ema)
+        torch._foreach_mul_(gap, share.to(ema[0].dtype))
+        torch._foreach_add_(ema, gap)
+
+    @staticmethod
+    def averaged(model: nn.Module) -> dict[str, Tensor]:
+        """Name the tensors the average is taken of."""
+        return {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+
+    @contextmanager
+    def evaluating(self) -> Iterator[VisionModel]:
+        """Hold the averaged weights in the model, in eval mode; swap back whatever happens."""
+        self.strategy.sync_buffers(self.model)
+        live = self.averaged(self.model)
+        kept = {name: live[name].detach().clone() for name in self.ema or {}}
+        try:
+            self._fill(live, self.ema or {})
+            self.model.eval()
+            yield self.model
+        finally:
+            self._fill(live, kept)
+            self.model.train()
+
+    @torch.no_grad()
+    def _fill(self, into: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.strategy.local(into[name]).copy_(self.strategy.local(value))
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Return all state as named tensors of this process: model, ema, optimizer."""
+        return {
+            "model": dict(self.model.state_dict()),
+            "ema": dict(self.ema or {}),
+            "optimizer": optimizer_tensors(self.model, self.optimizer),
+        }
+
+    def collect(self) -> dict[str, StateDict]:
+        """Return all state as whole tensors on the CPU. Collective."""
+        self.strategy.sync_buffers(self.model)
+        return {part: self.strategy.collect(named) for part, named in self.tensors().items()}
+
+    def load(self, whole: Mapping[str, StateDict]) -> None:
+        """Take state that any mode and world size collected. Collective."""
+        for part, named in self.tensors().items():
+            self.strategy.scatter(whole[part], named)
+
+
+def start_average(model: nn.Module, weights: torch.dtype) -> dict[str, Tensor]:
+    """Return the first average: the weights themselves, each placed like its parameter."""
+    return {n: t.detach().clone().to(weights) for n, t in Learner.averaged(model).items()}
+
+
+def fill_state(optimizer: Optimizer) -> None:
+    """Make the optimizer's state as zeros, so that it can be loaded and suppressed at step 0."""
+    adam = isinstance(optimizer, torch.optim.AdamW)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if adam:
+                steps = torch.zeros((), dtype=torch.float32, device=p.device)
+                moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[p] = {"step": steps} | moments
+            else:
+                optimizer.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+
+
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Name the optimizer's tensors after the model's parameters: `stem.conv.weight.exp_avg`."""
+    names = {p: name for name, p in model.named_parameters()}
+    return {
+        f"{names[p]}.{key}": value
+        for p, state in optimizer.state.items()
+        for key, value in state.items()
+    }

@@ -1,0 +1,169 @@
+"""What a training mode may change, and the one-device mode, which changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visiontrain.core.interfaces import Fitter, Metrics, StateDict, Updatable, VisionModel
+from visiontrain.core.seed import seed_model
+from visiontrain.core.types import Batch, Loss, Place
+from visiontrain.strategies.precision import Precision
+
+
+class Strategy:
+    """How training is spread over processes and devices. Base behaviour: one device.
+
+    A mode overrides only the verbs it changes. Nothing outside this package asks for a rank
+    or imports torch.distributed. `learner.model` is the plain VisionModel in every mode; a
+    wrapper stays in here.
+    """
+
+    def __init__(self, place: Place, precision: Precision) -> None:
+        self.place = place
+        self.precision = precision
+
+    # -- the model ----------------------------------------------------------------
+
+    def setup(self, model: VisionModel) -> None:
+        """Place, wrap, shard or cut the model, in place; before the optimizer is built."""
+        model.to(self.place.device, self.precision.weights)
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """Return what this process holds of a parameter, gradient or state."""
+        return tensor
+
+    def collect(self, tensors: Mapping[str, Tensor]) -> StateDict:
+        """Return whole copies on the CPU, under the same names in every mode. Collective."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+    def scatter(self, whole: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+        """Copy whole tensors into what this process holds. Inverse of `collect`. Collective."""
+        with torch.no_grad():
+            for name, tensor in into.items():
+                tensor.copy_(whole[name])
+
+    def sync_buffers(self, model: VisionModel) -> None:
+        """Make buffers equal on all ranks, before evaluating or saving. Collective."""
+
+    def micro_batches(self, accumulate: int) -> int:
+        """Return into how many micro-batches each step's batch is cut."""
+        return accumulate
+
+    # -- the step -----------------------------------------------------------------
+
+    def forward_backward(self, learner: Updatable, micro_batches: Sequence[Batch]) -> Loss:
+        """Leave the gradient of the whole batch in `.grad`; return its terms and counts.
+
+        Gradients of all micro-batches and ranks are summed, then divided by the summed count
+        of the head each parameter answers to.
+        """
+        parts = []
+        for i, micro_batch in enumerate(micro_batches):
+            batch = micro_batch.to(self.place.device, self.precision.images)
+            seed_model(learner.seed, learner.step, self.cell(i))
+            with self.grad_sync(enabled=i == len(micro_batches) - 1):
+                with self.precision.autocast(self.place.device):
+                    outputs = self.train_forward(learner.model, batch.images)
+                loss = learner.task.loss(outputs, batch, learner.progress)
+                self.precision.backward(loss.total())
+            parts.append(detach(loss))
+        return self.divide(learner, self.total(parts))
+
+    def train_forward(self, model: VisionModel, images: Tensor) -> Any:
+        """Run the model for training, through the wrapper if there is one."""
+        return model(images)
+
+    def cell(self, micro_batch: int) -> int:
+        """Number this process's micro-batch among those of all ranks."""
+        index, total = self.place.shard
+        return micro_batch * total + index
+
+    def total(self, parts: Sequence[Loss]) -> Loss:
+        """Add losses up over micro-batches and ranks, in one small collective."""
+        names = [*parts[0].terms, *parts[0].counts]
+        rows = [torch.stack([*part.terms.values(), *part.counts.values()]) for part in parts]
+        values = dict(zip(names, self.sum(torch.stack(rows).sum(0)).unbind(), strict=True))
+        terms = {name: values[name] for name in parts[0].terms}
+        return Loss(terms, {name: values[name] for name in parts[0].counts})
+
+    def divide(self, learner: Updatable, loss: Loss) -> Loss:
+        """Divide gradients and terms by the counts of the whole batch, in place."""
+        shares = {head: 1 / count.clamp(min=1) for head, count in loss.counts.items()}
+        for head, share in shares.items():
+            grads = [
+                self.local(p.grad)
+                for name, p in learner.model.named_parameters()
+                if p.grad is not None and learner.task.head_of(name) == head
+            ]
+            if grads:
+                torch._foreach_mul_(grads, share.to(grads[0].dtype) * self.precision.unscale)
+        terms = {name: value * shares[name.split("/")[0]] for name, value in loss.terms.items()}
+        return Loss(terms, loss.counts)
+
+    def grad_sync(self, *, enabled: bool) -> AbstractContextManager[None]:
+        """Hold back gradient communication for all but the last micro-batch."""
+        del enabled
+        return nullcontext()
+
+    def clip_grad_norm(self, model: nn.Module, max_norm: float) -> Tensor:
+        """Clip by the norm over all parameters everywhere; return that norm ()."""
+        grads = [self.local(p.grad) for p in model.parameters() if p.grad is not None]
+        none = torch.zeros((), device=self.place.device, dtype=self.precision.weights)
+        norms = torch.stack([none, *torch._foreach_norm(grads)])
+        norm = self.sum_shards(norms.square().sum()).sqrt()
+        if grads:
+            torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def sum_shards(self, value: Tensor) -> Tensor:
+        """Sum over the processes that hold different parameters."""
+        return value
+
+    def apply(self, learner: Updatable) -> Tensor:
+        """Turn gradients into new parameters, here or elsewhere; return their norm ()."""
+        return learner.update()
+
+    # -- evaluation ---------------------------------------------------------------
+
+    def forward(self, model: VisionModel, batch: Batch) -> Any:
+        """Run the model for evaluation; None on a process that holds no outputs."""
+        with self.precision.autocast(self.place.device):
+            return model(batch.images)
+
+    # -- talk ---------------------------------------------------------------------
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the ranks that hold different data."""
+        return values
+
+    def any(self, *, flag: bool) -> bool:
+        """Tell whether `flag` is set on any rank. Collective."""
+        return flag
+
+    def broadcast(self, value: Any) -> Any:
+        """Return the main rank's JSON value on every rank. Collective."""
+        return value
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return every rank's rows (K, columns), stacked, on every rank. Collective."""
+        return rows
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+    # -- the run ------------------------------------------------------------------
+
+    def drive(self, fitter: Fitter) -> Metrics:
+        """Run the whole training. Rounds, servers and clients live in overrides."""
+        return fitter.fit()
+
+
+def detach(loss: Loss) -> Loss:
+    """Cut a loss from its graph."""
+    terms = {name: value.detach() for name, value in loss.terms.items()}
+    return Loss(terms, {name: value.detach() for name, value in loss.counts.items()})

@@ -1,0 +1,65 @@
+"""The collectives the package uses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def all_sum(values: Tensor) -> Tensor:
+    """Sum over all ranks, into a new tensor."""
+    values = values.detach().clone()
+    dist.all_reduce(values)
+    return values
+
+
+def any_rank(*, flag: bool, device: torch.device) -> bool:
+    """Tell whether `flag` is set on any rank."""
+    votes = torch.tensor(int(flag), device=device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return bool(votes.item())
+
+
+def broadcast_json(value: Any, device: torch.device, source: int = 0) -> Any:
+    """Return rank `source`'s JSON value on every rank: text as bytes, never a pickle."""
+    text = json.dumps(value).encode() if dist.get_rank() == source else b""
+    size = torch.tensor(len(text), device=device)
+    dist.broadcast(size, source)
+    data = torch.empty(int(size.item()), dtype=torch.uint8, device=device)
+    if dist.get_rank() == source:
+        data.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+    dist.broadcast(data, source)
+    return json.loads(bytes(data.cpu().tolist()))
+
+
+def gather_rows(rows: Tensor, device: torch.device) -> Tensor:
+    """Return all ranks' rows (K, columns), stacked in rank order; K may differ."""
+    world = dist.get_world_size()
+    sizes = [torch.zeros((), dtype=torch.int64, device=device) for _ in range(world)]
+    dist.all_gather(sizes, torch.tensor(len(rows), device=device))
+    counts = [int(size.item()) for size in sizes]
+    padded = rows.new_zeros((max(counts), rows.shape[1]), device=device)
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).to(rows.device)
+
+
+def broadcast_tensors(
+    tensors: Mapping[str, Tensor], device: torch.device, source: int
+) -> dict[str, Tensor]:
+    """Return rank `source`'s named CPU tensors on every rank: a JSON header, then raw values."""
+    header = {name: (list(t.shape), str(t.dtype).split(".")[1]) for name, t in tensors.items()}
+    received = {}
+    for name, (shape, dtype) in broadcast_json(header, device, source).items():
+        value = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+        if dist.get_rank() == source:
+            value.copy_(tensors[name])
+        dist.broadcast(value, source)
+        received[name] = value.cpu()
+    return received

@@ -1,0 +1,62 @@
+"""Data parallel: every rank holds the model and reads its share of each batch."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from visiontrain.core.interfaces import VisionModel
+from visiontrain.strategies import comm
+from visiontrain.strategies.base import Strategy
+
+
+class DDP(Strategy):
+    """Replicated parameters; gradients are summed over ranks during backward."""
+
+    _wrapped: DistributedDataParallel
+
+    def setup(self, model: VisionModel) -> None:
+        super().setup(model)
+        device = self.place.device
+        # Buffers are made equal before evaluating and saving; torch renamed the key in 2.13.
+        version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+        key = "forward_sync_buffers" if version >= (2, 13) else "broadcast_buffers"
+        ids = [device] if device.type == "cuda" else None
+        self._wrapped = DistributedDataParallel(model, device_ids=ids, **{key: False})
+        self._wrapped.register_comm_hook(None, sum_bucket)
+
+    def train_forward(self, model: VisionModel, images: Tensor) -> Any:
+        del model  # the wrapper holds it
+        return self._wrapped(images)
+
+    def grad_sync(self, *, enabled: bool) -> AbstractContextManager[None]:
+        return nullcontext() if enabled else self._wrapped.no_sync()
+
+    def sync_buffers(self, model: VisionModel) -> None:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+    def sum(self, values: Tensor) -> Tensor:
+        return comm.all_sum(values)
+
+    def any(self, *, flag: bool) -> bool:
+        return comm.any_rank(flag=flag, device=self.place.device)
+
+    def broadcast(self, value: Any) -> Any:
+        return comm.broadcast_json(value, self.place.device)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return comm.gather_rows(rows, self.place.device)
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+
+def sum_bucket(_: object, bucket: dist.GradBucket) -> Future[Tensor]:
+    """Sum a bucket over ranks. DDP's own hook takes the mean, but terms here are sums."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])

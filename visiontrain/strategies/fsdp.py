@@ -1,0 +1,60 @@
+"""Fully sharded data parallel: parameters, gradients, optimizer and average are cut over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from visiontrain.core.interfaces import StateDict, VisionModel
+from visiontrain.strategies import comm
+from visiontrain.strategies.base import Strategy
+from visiontrain.strategies.ddp import DDP
+
+
+class FSDP(DDP):
+    """Each block of the model is one shard group, gathered just before it runs."""
+
+    _model: FSDPModule
+
+    def setup(self, model: VisionModel) -> None:
+        Strategy.setup(self, model)
+        mesh = init_device_mesh(self.place.device.type, (self.place.world,))
+        for block in model.blocks.values():
+            fully_shard(block, mesh=mesh)
+        self._model = fully_shard(model, mesh=mesh)  # in place: `model` is this object
+        for module in self._model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)  # terms are sums, so no mean
+
+    def train_forward(self, model: VisionModel, images: Tensor) -> Any:
+        return model(images)
+
+    def local(self, tensor: Tensor) -> Tensor:
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+    def collect(self, tensors: Mapping[str, Tensor]) -> StateDict:
+        whole = {k: t.full_tensor() if isinstance(t, DTensor) else t for k, t in tensors.items()}
+        return super().collect(whole)
+
+    def scatter(self, whole: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, tensor in into.items():
+                value = whole[name].to(self.place.device, tensor.dtype)
+                if isinstance(tensor, DTensor):
+                    value = distribute_tensor(value, tensor.device_mesh, tensor.placements)
+                self.local(tensor).copy_(self.local(value))
+
+    @contextmanager
+    def grad_sync(self, *, enabled: bool) -> Iterator[None]:
+        self._model.set_requires_gradient_sync(enabled)
+        yield
+
+    def sum_shards(self, value: Tensor) -> Tensor:
+        return comm.all_sum(value)

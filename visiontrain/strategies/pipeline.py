@@ -1,0 +1,195 @@
+"""Pipeline model parallel: every rank holds a run of blocks; micro-batches flow through."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+
+from visiontrain.core.errors import ConfigError
+from visiontrain.core.interfaces import IMAGE, StateDict, Updatable, VisionModel
+from visiontrain.core.types import Batch, Loss, Place
+from visiontrain.strategies import comm
+from visiontrain.strategies.base import Strategy, detach
+from visiontrain.strategies.cuts import balance, live_values, starts
+from visiontrain.strategies.precision import Precision
+
+SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
+
+
+class Stage(nn.Module):
+    """A run of blocks as the pipelining engine wants it: tensors in, tensors out."""
+
+    def __init__(self, model: VisionModel, bounds: tuple[int, int], precision: Precision) -> None:
+        super().__init__()
+        first, last = bounds
+        names = list(model.blocks)
+        self.model, self.names, self.precision = model, names[first:last], precision
+        self.takes = model.live(first) if first else (IMAGE,)
+        self.gives = model.live(last) if last < len(names) else tuple(names[-1:])
+
+    def forward(self, *values: Tensor) -> Any:
+        """Map the values that are live before the first block to those after the last."""
+        with self.precision.autocast(values[0].device):
+            named = dict(zip(self.takes, values, strict=True))
+            given = self.model.run(self.names, named, keep=self.gives)
+        return tuple(given) if len(given) > 1 else given[0]
+
+
+class Pipeline(Strategy):
+    """All ranks read the same batches; M micro-batches equal M accumulation steps elsewhere."""
+
+    _stage: Stage
+    _meta: VisionModel
+    _bounds: tuple[int, int]
+
+    def __init__(
+        self, place: Place, precision: Precision, schedule: str, cuts: Sequence[str] | None
+    ) -> None:
+        super().__init__(place, precision)
+        self._schedule_class, self._cuts = SCHEDULES[schedule], cuts
+        self._schedules: dict[tuple[int, ...], Any] = {}
+        self._parts: list[Loss] = []
+        self._learner: Updatable
+
+    # -- the model ----------------------------------------------------------------
+
+    def setup(self, model: VisionModel) -> None:
+        """Keep this rank's blocks; the others become empty slots, so names stay the same."""
+        super().setup(model)
+        rank, world, names = self.place.rank, self.place.world, list(model.blocks)
+        if len(names) < world:
+            raise ConfigError(
+                f"strategy.processes: {world}; the model has {len(names)} blocks to cut between"
+            )
+        self._meta = copy.deepcopy(model).to("meta")
+        first = starts(names, self._cuts, world) if self._cuts else balance(self._meta, world)
+        begin, end = [*first, len(names)][rank : rank + 2]
+        self._bounds = (begin, end)
+        self._stage = Stage(model, self._bounds, self.precision)
+        for name in [*names[:begin], *names[end:]]:
+            model.blocks[name] = nn.Identity()
+
+    def micro_batches(self, accumulate: int) -> int:
+        return max(accumulate, self.place.world)
+
+    def collect(self, tensors: Mapping[str, Tensor]) -> StateDict:
+        mine, whole = super().collect(tensors), {}
+        for source in range(self.place.world):
+            whole |= comm.broadcast_tensors(mine, self.place.device, source)
+        return whole
+
+    # -- the step -----------------------------------------------------------------
+
+    def forward_backward(self, learner: Updatable, micro_batches: Sequence[Batch]) -> Loss:
+        """Run one schedule: every stage's forward and backward over all micro-batches."""
+        size = max(len(b) for b in micro_batches)
+        batches = [self._ready(fill(b, size)) for b in micro_batches]
+        schedule = self._schedule(len(batches), tuple(batches[0].images.shape))
+        self._parts, self._learner = [], learner
+        first, last = self.place.rank == 0, self.place.rank == self.place.world - 1
+        schedule.step(
+            arg_mbs=[(b.images,) for b in batches] if first else None,
+            target_mbs=batches if last else None,
+            losses=[] if last else None,
+            return_outputs=False,
+        )
+        return self.divide(learner, self.total(self._parts or [self._nothing(learner)]))
+
+    def _ready(self, batch: Batch) -> Batch:
+        return batch.to(self.place.device, self.precision.images)
+
+    def _schedule(self, count: int, shape: tuple[int, ...]) -> Any:
+        """Return the schedule for `count` micro-batches of `shape`; a wrong shape aborts."""
+        key = (count, *shape)
+        if key not in self._schedules:
+            images = torch.empty(shape, device="meta", dtype=self.precision.images)
+            with self.precision.autocast(torch.device("meta")):
+                before = live_values(self._meta, images, self._bounds[0])
+                after = live_values(self._meta, images, self._bounds[1])
+            stage = PipelineStage(
+                self._stage,
+                self.place.rank,
+                self.place.world,
+                self.place.device,
+                input_args=before,
+                output_args=after,
+            )
+            self._schedules[key] = self._schedule_class(
+                stage, n_microbatches=count, loss_fn=self._loss, scale_grads=False
+            )
+        return self._schedules[key]
+
+    def _loss(self, outputs: Any, batch: Batch) -> Tensor:
+        loss = self._learner.task.loss(outputs, batch, self._learner.progress)
+        self._parts.append(detach(loss))
+        return loss.total() * self.precision.scale.to(loss.total().dtype)
+
+    def _nothing(self, learner: Updatable) -> Loss:
+        """A stage without outputs adds zeros to the terms and counts."""
+        zero = torch.zeros((), device=self.place.device, dtype=self.precision.weights)
+        task = learner.task
+        return Loss(dict.fromkeys(task.terms, zero), dict.fromkeys(task.heads, zero))
+
+    def sum(self, values: Tensor) -> Tensor:
+        return comm.all_sum(values)
+
+    def sum_shards(self, value: Tensor) -> Tensor:
+        return comm.all_sum(value)
+
+    # -- evaluation ---------------------------------------------------------------
+
+    def forward(self, model: VisionModel, batch: Batch) -> Any:
+        """Pass the batch from stage to stage; only the last returns outputs."""
+        del model  # the stage holds this rank's part of it
+        rank, last = self.place.rank, self.place.world - 1
+        images = torch.empty_like(batch.images, device="meta")
+        values: tuple[Tensor, ...] = (batch.images,)
+        if rank > 0:
+            shapes = live_values(self._meta, images, self._bounds[0])
+            values = tuple(torch.empty_like(s, device=self.place.device) for s in shapes)
+            for value in values:
+                dist.recv(value, rank - 1)
+        outputs = self._stage(*values)
+        if rank == last:
+            return outputs
+        for value in outputs if isinstance(outputs, tuple) else (outputs,):
+            dist.send(value.contiguous(), rank + 1)
+        return None
+
+    # -- talk ---------------------------------------------------------------------
+
+    def any(self, *, flag: bool) -> bool:
+        return comm.any_rank(flag=flag, device=self.place.device)
+
+    def broadcast(self, value: Any) -> Any:
+        return comm.broadcast_json(value, self.place.device)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return comm.gather_rows(rows, self.place.device)
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+
+def fill(batch: Batch, size: int) -> Batch:
+    """Bring a batch to `size` images; the new ones are black and `valid=0`."""
+    missing = size - len(batch)
+    if not missing:
+        return batch
+
+    def grow(tensor: Tensor, value: float) -> Tensor:
+        return torch.cat([tensor, tensor.new_full((missing, *tensor.shape[1:]), value)])
+
+    return Batch(
+        images=grow(batch.images, 0),
+        targets=grow(batch.targets, -1),
+        ids=grow(batch.ids, -1),
+        frame=grow(batch.frame, 1),
+        valid=grow(batch.valid, 0),
+    )
