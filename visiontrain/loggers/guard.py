@@ -31,8 +31,7 @@ class Guarded:
         self._try(lambda: self.logger.image(name, path, step))
 
     def state(self) -> dict[str, Any]:
-        """Return the logger's state; the last good one after it failed."""
-        self._try(lambda: self._state.update(self.logger.state()))
+        """Return the logger's state; after it failed, the one before it did."""
         return dict(self._state)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -48,6 +47,7 @@ class Guarded:
             return
         try:
             call()
+            self._state = self.logger.state()
         except Exception as error:  # noqa: BLE001 - whatever a tracker raises, training goes on
             self.on = False
             reason = " ".join(str(error).split()) or "no reason given"

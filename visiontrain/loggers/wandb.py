@@ -6,7 +6,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from visiontrain.core.config import wandb_key_set
 from visiontrain.loggers.config import LogConfig
@@ -14,6 +14,7 @@ from visiontrain.loggers.config import LogConfig
 if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run as WandbRun
 
+Mode = Literal["disabled", "offline", "online"]
 REQUEUE = 75  # saved after SIGTERM or SIGUSR1: the scheduler starts the run again
 
 
@@ -36,7 +37,7 @@ class WandbLogger:
         import wandb  # noqa: PLC0415 - 1 s, only if used
 
         resumed, self._id = bool(self._id), self._id or secrets.token_hex(4)
-        mode = self._mode()
+        mode = choose_mode(self._config.wandb_mode, key=wandb_key_set())
         settings = wandb.Settings(
             console="off",
             silent=True,
@@ -80,12 +81,14 @@ class WandbLogger:
         self._run.finish(exit_code=exit_code)
         self._run = None
 
-    def _mode(self) -> str:
-        if self._config.wandb_mode != "auto":
-            return self._config.wandb_mode
-        return "online" if wandb_key_set() else "offline"
-
     def _open(self) -> WandbRun:
         if self._run is None:
             raise RuntimeError("log before start")
         return self._run
+
+
+def choose_mode(wanted: Mode | Literal["auto"], *, key: bool) -> Mode:
+    """Return where to write: `auto` goes online only where there is a key."""
+    if wanted != "auto":
+        return wanted
+    return "online" if key else "offline"
