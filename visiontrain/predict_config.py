@@ -1,0 +1,33 @@
+"""Settings of `visiontrain predict` (imports no torch)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from visiontrain.core.config import Section
+
+
+class PredictConfig(Section):
+    """Which weights, on what, and what to write."""
+
+    weights: str = Field(description="weights file, or a run folder (its best weights)")
+    source: str = Field(description="picture, video, folder or glob")
+    conf: float = Field(0.25, ge=0, le=1, description="drop detections below this score")
+    iou: float = Field(0.7, ge=0, le=1, description="overlap above which nms=true merges")
+    nms: bool = Field(False, description="suppress overlaps; the one-to-one head needs none")
+    max_det: int = Field(300, ge=1, description="detections kept per image")
+    imgsz: int | None = Field(
+        None, ge=32, multiple_of=32, description="side of the square input; default: as trained"
+    )
+    batch: int = Field(8, ge=1, description="images per forward pass")
+    device: str = Field("auto", description="auto, cpu, cuda, or a GPU number")
+    vid_stride: int = Field(1, ge=1, description="videos: take every n-th frame")
+    save: bool = Field(True, description="write pictures and videos with boxes drawn")
+    save_txt: bool = Field(False, description="also write YOLO label files, with scores")
+    save_json: bool = Field(False, description="also write detections as COCO results JSON")
+    max_pixels: int = Field(
+        64_000_000, ge=1, description="refuse larger images from their header, before decoding"
+    )
+    out: str | None = Field(None, description="output folder; default: project/task/name")
+    project: str = Field("runs", description="folder of run folders")
+    name: str = Field("predict", description="name of the output folder, numbered when taken")
