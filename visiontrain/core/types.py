@@ -86,6 +86,7 @@ class Detections:
     boxes: Tensor  # (N, 4): x1, y1, x2, y2
     scores: Tensor  # (N,)
     classes: Tensor  # (N,) int64
+    names: tuple[str, ...] = ()  # N names of `classes`, where a Detector gave them
 
 
 @dataclass(frozen=True, slots=True)
