@@ -56,9 +56,20 @@ class VisionModel(nn.Module, ABC):
 class Task(Protocol):
     """What is learned: a loss for training, predictions and scores for evaluation."""
 
-    best: str  # the metric that picks the best checkpoint, higher is better
-    heads: tuple[str, ...]  # each has a count, which its terms are divided by
-    terms: tuple[str, ...]  # names of the loss terms, `head/term`
+    @property
+    def best(self) -> str:
+        """The metric that picks the best checkpoint, higher is better."""
+        ...
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Each has a count, which its terms are divided by."""
+        ...
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the loss terms, `head/term`."""
+        ...
 
     def loss(self, outputs: Any, batch: Batch, progress: float) -> Loss:
         """Compare a model's training outputs with `batch`; `progress` runs from 0 to 1."""
