@@ -1,1 +1,74 @@
-"""Train, validate and use object detectors on one device or many, with the same step."""
+"""Train, validate and use object detectors: `import visiontrain as vt; vt.train(data="digits")`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from visiontrain.api import TrainedRun, load, predict, train, val
+    from visiontrain.core.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DivergedError,
+        OutOfMemoryError,
+        RankError,
+        StorageError,
+        VisiontrainError,
+    )
+    from visiontrain.core.types import Detections
+    from visiontrain.engine.detector import Detector
+    from visiontrain.prediction import Predicted
+
+__version__ = "0.1.0"
+
+# Where each name lives. Importing the package imports none of them: torch takes seconds.
+_HOMES = {
+    "CheckpointError": "core.errors",
+    "ConfigError": "core.errors",
+    "DataError": "core.errors",
+    "Detections": "core.types",
+    "Detector": "engine.detector",
+    "DivergedError": "core.errors",
+    "OutOfMemoryError": "core.errors",
+    "Predicted": "prediction",
+    "RankError": "core.errors",
+    "StorageError": "core.errors",
+    "TrainedRun": "api",
+    "VisiontrainError": "core.errors",
+    "load": "api",
+    "predict": "api",
+    "train": "api",
+    "val": "api",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Detections",
+    "Detector",
+    "DivergedError",
+    "OutOfMemoryError",
+    "Predicted",
+    "RankError",
+    "StorageError",
+    "TrainedRun",
+    "VisiontrainError",
+    "__version__",
+    "load",
+    "prediction",
+    "train",
+    "val",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
