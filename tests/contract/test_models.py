@@ -56,9 +56,14 @@ def test_every_norm_trains_under_the_same_convolution_names(kind, norm):
 
 def test_the_one_to_one_head_does_not_train_the_body(model):
     outputs = model(torch.rand(1, 3, 64, 64))
-    (outputs[2].sum() + outputs[3].sum()).backward()
-    assert model.blocks["stem"].conv.weight.grad is None
-    assert model.blocks["head"].o2o[0].box[0].conv.weight.grad is not None
+    outputs[-1].sum().backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {name for name, _ in model.named_parameters() if ".o2o." in name}
+
+
+def test_the_one_to_one_head_starts_from_what_one_to_many_knows(model):
+    _, many, one = model(torch.rand(1, 3, 64, 64))
+    assert torch.equal(many, one)
 
 
 def test_state_round_trip(model):

@@ -134,29 +134,34 @@ class BottomUp(nn.Module):
         return self.fuse(torch.cat([self.down(fine), coarse], 1))
 
 
-class Branch(nn.Module):
-    """Box distances and class logits of one level."""
+class BoxBranch(nn.Sequential):
+    """Predict how far the four sides of a box are, in strides, at one level."""
 
-    def __init__(self, inputs: int, classes: int, width: tuple[int, int], *, norm: Norm) -> None:
-        super().__init__()
-        box, cls = width
-        self.box = nn.Sequential(
-            Conv(inputs, box, 3, norm=norm), Conv(box, box, 3, norm=norm), nn.Conv2d(box, 4, 1)
+    def __init__(self, inputs: int, width: int, *, norm: Norm) -> None:
+        last = nn.Conv2d(width, 4, 1)
+        nn.init.constant_(last.bias, 2.0)  # boxes start about four strides wide
+        super().__init__(
+            Conv(inputs, width, 3, norm=norm), Conv(width, width, 3, norm=norm), last, nn.Softplus()
         )
-        self.cls = nn.Sequential(
+
+
+class ClassBranch(nn.Sequential):
+    """Predict class logits at one level."""
+
+    def __init__(self, inputs: int, width: int, classes: int, *, norm: Norm) -> None:
+        super().__init__(
             Conv(inputs, inputs, 3, norm=norm, groups=inputs),
-            Conv(inputs, cls, 1, norm=norm),
-            Conv(cls, cls, 3, norm=norm, groups=cls),
-            Conv(cls, cls, 1, norm=norm),
-            nn.Conv2d(cls, classes, 1),
+            Conv(inputs, width, 1, norm=norm),
+            Conv(width, width, 3, norm=norm, groups=width),
+            Conv(width, width, 1, norm=norm),
+            nn.Conv2d(width, classes, 1),
         )
 
-    def set_prior(self, probability: float, distance: float) -> None:
-        """Start from a class `probability` and from boxes of `distance` strides a side."""
-        nn.init.constant_(self.cls[-1].bias, math.log(probability / (1 - probability)))
-        nn.init.constant_(self.box[-1].bias, distance)
+    def start_at(self, probability: float) -> None:
+        """Start from a class `probability`: most anchors are background (RetinaNet's prior)."""
+        nn.init.constant_(self[-1].bias, math.log(probability / (1 - probability)))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return distances (B, H * W, 4) in stride units and logits (B, H * W, classes)."""
-        distances = F.softplus(self.box(x)).flatten(2).transpose(1, 2)
-        return distances, self.cls(x).flatten(2).transpose(1, 2)
+    def start_silent(self) -> None:
+        """Start by adding nothing to the logits this branch corrects."""
+        nn.init.zeros_(self[-1].weight)
+        nn.init.zeros_(self[-1].bias)

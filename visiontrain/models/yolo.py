@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from visiontrain.core.interfaces import IMAGE, VisionModel
-from visiontrain.models.blocks import BottomUp, Branch, Conv, Down, PoolPyramid, TopDown
+from visiontrain.models.blocks import (
+    BottomUp,
+    BoxBranch,
+    ClassBranch,
+    Conv,
+    Down,
+    PoolPyramid,
+    TopDown,
+)
 from visiontrain.models.config import Norm
 
 STRIDES = (8, 16, 32)
@@ -32,26 +40,36 @@ SIZES = {
 
 
 class DualHead(nn.Module):
-    """One-to-many branches for training, one-to-one branches on detached maps for use."""
+    """Boxes and one-to-many classes, and a correction that makes the classes one-to-one.
+
+    The correction sees detached maps and is added to detached one-to-many logits: it starts
+    from all that they know and only learns which of several anchors answers for an object.
+    """
 
     def __init__(self, widths: tuple[int, int, int], classes: int, *, norm: Norm) -> None:
         super().__init__()
-        width = (max(16, widths[0] // 2), max(widths[0], min(classes, 100)))
-        self.o2m = nn.ModuleList(Branch(w, classes, width, norm=norm) for w in widths)
-        self.o2o = nn.ModuleList(Branch(w, classes, width, norm=norm) for w in widths)
-        for branches in (self.o2m, self.o2o):
-            for branch in branches:
-                branch.set_prior(0.01, 2.0)
+        box, cls = max(16, widths[0] // 2), max(widths[0], min(classes, 100))
+        self.box = nn.ModuleList(BoxBranch(w, box, norm=norm) for w in widths)
+        self.o2m = nn.ModuleList(ClassBranch(w, cls, classes, norm=norm) for w in widths)
+        self.o2o = nn.ModuleList(ClassBranch(w, cls, classes, norm=norm) for w in widths)
+        for many, one in zip(self.o2m, self.o2o, strict=True):
+            many.start_at(0.01)
+            one.start_silent()
 
     def forward(self, *maps: Tensor) -> tuple[Tensor, ...]:
-        """Return distances (B, A, 4) and logits (B, A, C): both heads' in training, else one."""
-        one = _merge(self.o2o, tuple(m.detach() for m in maps))
-        return (*_merge(self.o2m, maps), *one) if self.training else one
+        """Return distances (B, A, 4) in strides and logits (B, A, C): one-to-one in use.
+
+        In training the one-to-many logits come second and the one-to-one logits last.
+        """
+        distances, many = _merge(self.box, maps), _merge(self.o2m, maps)
+        one = many.detach() + _merge(self.o2o, tuple(m.detach() for m in maps))
+        return (distances, many, one) if self.training else (distances, one)
 
 
-def _merge(branches: nn.ModuleList, maps: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    parts = [branch(m) for branch, m in zip(branches, maps, strict=True)]
-    return torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts], 1)
+def _merge(branches: nn.ModuleList, maps: tuple[Tensor, ...]) -> Tensor:
+    """Run a branch on each level; return (B, A, channels), finest level first."""
+    parts = [branch(m).flatten(2) for branch, m in zip(branches, maps, strict=True)]
+    return torch.cat(parts, 2).transpose(1, 2)
 
 
 class Yolo(VisionModel):

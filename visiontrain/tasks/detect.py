@@ -36,6 +36,26 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
+class Truth:
+    """What each anchor should say."""
+
+    boxes: Tensor  # (B, A, 4) pixels; meaningless where the weight is 0
+    weight: Tensor  # (B, A): how much the anchor's box matters
+    scores: Tensor  # (B, A, C): soft class targets
+
+    @classmethod
+    def of(cls, matched: Assignment, batch: Batch, logits: Tensor) -> Truth:
+        """Look up what an assignment asks of each anchor, in the shape of `logits`."""
+        index = matched.target[..., None].expand(-1, -1, 6)
+        rows = batch.targets.to(logits.dtype).gather(1, index)  # (B, A, 6)
+        weight = matched.score * rows[..., 5] * batch.valid.to(logits.dtype)[:, None]
+        label = rows[..., :1].long().clamp(min=0)
+        return cls(
+            rows[..., 1:5], weight, torch.zeros_like(logits).scatter_(2, label, weight[..., None])
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class DetectTask:
     """Loss and decoding of a dual-head detector with `num_classes` classes."""
 
@@ -43,66 +63,48 @@ class DetectTask:
     num_classes: int
     best: str = "map"
     heads: tuple[str, ...] = (ONE_TO_MANY, ONE_TO_ONE)
-    terms: tuple[str, ...] = tuple(
-        f"{head}/{term}" for head in (ONE_TO_MANY, ONE_TO_ONE) for term in ("box", "cls", "l1")
-    )
+    terms: tuple[str, ...] = ("o2m/box", "o2m/cls", "o2m/l1", "o2o/cls")
 
     def head_of(self, parameter: str) -> str:
-        """Name the head that trains `parameter`: the one-to-one branches see detached maps."""
+        """Name the head that trains `parameter`: one-to-one branches see detached maps."""
         return ONE_TO_ONE if f".{ONE_TO_ONE}." in parameter else ONE_TO_MANY
 
     def loss(self, outputs: Sequence[Tensor], batch: Batch, progress: float) -> Loss:
-        """Compare both heads with the targets.
+        """Compare boxes and both kinds of class logits with the targets.
 
         Args:
-            outputs: distances (B, A, 4) and logits (B, A, C) of the one-to-many head, then
-                of the one-to-one head.
+            outputs: distances (B, A, 4), one-to-many logits and one-to-one logits (B, A, C).
             batch: targets in pixels of the input; `valid=0` images add to no term.
-            progress: share of the run done; moves weight from the first head to the second.
+            progress: share of the run done; this task does not need it.
         """
-        many = 0.8 - 0.7 * progress  # ProgLoss of YOLO26: 0.8 to 0.1
-        heads = zip(self.heads, (outputs[:2], outputs[2:]), (many, 1 - many), strict=True)
-        terms: dict[str, Tensor] = {}
-        counts: dict[str, Tensor] = {}
-        for name, (distances, logits), gain in heads:
-            sums, counts[name] = self._head(name, distances, logits, batch)
-            terms |= {f"{name}/{term}": gain * value for term, value in sums.items()}
-        return Loss(terms, counts)
-
-    def _head(
-        self, name: str, distances: Tensor, logits: Tensor, batch: Batch
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Return one head's sums, gains included, and the count that goes with them."""
+        del progress
         # Overlaps and logarithms need full precision, whatever the network ran in.
-        wide = torch.promote_types(distances.dtype, torch.float32)
-        distances, logits = distances.to(wide), logits.to(wide)
+        wide = torch.promote_types(outputs[0].dtype, torch.float32)
+        distances, many, one = (output.to(wide) for output in outputs)
         grid = Grid.of(batch.images, distances)
         boxes = distances_to_boxes(distances, grid.points, grid.strides)
-        targets = batch.targets.to(wide)
-        matched = self.assign(name, logits, boxes, grid, targets)
-        answered = targets.gather(1, matched.target[..., None].expand(-1, -1, 6))  # (B, A, 6)
-        weight = matched.score * answered[..., 5] * batch.valid[:, None]  # (B, A)
-        wanted = torch.zeros_like(logits).scatter_(
-            2, answered[..., :1].long().clamp(min=0), (matched.score * answered[..., 5])[..., None]
-        )
-        truth = answered[..., 1:5]
-        side = boxes_to_distances(truth, grid.points, grid.strides)
+        truth = Truth.of(self.assign(ONE_TO_MANY, many, boxes, grid, batch), batch, many)
+        single = Truth.of(self.assign(ONE_TO_ONE, one, boxes, grid, batch), batch, one)
+        sides = boxes_to_distances(truth.boxes, grid.points, grid.strides)
         # Dense, with weight 0 where unassigned: no device sync, and every parameter gets a
         # gradient also when no image has a box.
-        sums = {
-            "box": self.config.box * overlap_sum(boxes, truth, weight),
-            "cls": self.config.cls * classification_sum(logits, wanted, batch.valid),
-            "l1": self.config.l1 * distance_sum(distances, side, weight),
+        terms = {
+            "o2m/box": self.config.box * overlap_sum(boxes, truth.boxes, truth.weight),
+            "o2m/cls": self.config.cls * classification_sum(many, truth.scores, batch.valid),
+            "o2m/l1": self.config.l1 * distance_sum(distances, sides, truth.weight),
+            "o2o/cls": self.config.cls * classification_sum(one, single.scores, batch.valid),
         }
-        return sums, weight.sum().detach()
+        counts = {ONE_TO_MANY: truth.weight.sum(), ONE_TO_ONE: single.weight.sum()}
+        return Loss(terms, {head: count.detach() for head, count in counts.items()})
 
     def assign(
-        self, name: str, logits: Tensor, boxes: Tensor, grid: Grid, targets: Tensor
+        self, head: str, logits: Tensor, boxes: Tensor, grid: Grid, batch: Batch
     ) -> Assignment:
-        """Choose the anchors that answer for each target under head `name`."""
-        topk = self.config.topk if name == ONE_TO_MANY else 1
+        """Choose the anchors that answer for each target under `head`."""
+        topk = self.config.topk if head == ONE_TO_MANY else 1
         settings = Aligned(topk, self.config.alpha, self.config.beta)
-        return assign(settings, logits.detach().sigmoid(), boxes.detach(), grid.points, targets)
+        scores = logits.detach().sigmoid()
+        return assign(settings, scores, boxes.detach(), grid.points, batch.targets.to(boxes.dtype))
 
     def decode(self, outputs: Sequence[Tensor], batch: Batch) -> list[Detections]:
         """Turn one head's distances and logits into detections in original pixels.
