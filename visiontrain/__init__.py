@@ -58,7 +58,7 @@ __all__ = [
     "VisiontrainError",
     "__version__",
     "load",
-    "prediction",
+    "predict",
     "train",
     "val",
 ]
