@@ -1,0 +1,300 @@
+"""Start the processes that a mode needs, pass signals on, bring their exit code back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from visiontrain.core import errors
+from visiontrain.core.errors import ConfigError, RankError, VisiontrainError
+from visiontrain.core.types import Place
+from visiontrain.strategies.config import DDP, FSDP, Group, Pipeline, Single, StrategyConfig
+
+Entry = Callable[[str, Place], int]
+FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1")  # workers save and stop
+GROUPS = {"ddp": DDP, "fsdp": FSDP, "pipeline": Pipeline}
+TAIL = 12  # lines of a failed rank's traceback that are shown
+# Workers start from here, not through multiprocessing: that would import the user's script again,
+# which runs away without a main guard and does not exist in a notebook.
+BOOT = (
+    "import json, sys; job = json.load(open(sys.argv[1])); sys.path[:] = job['path']; "
+    "from visiontrain.strategies.launch import child; child(job)"
+)
+
+
+def run(config: StrategyConfig, device: str, entry: Entry, run_json: str) -> int:
+    """Call `entry(run_json, place)` in every process that the mode needs; return its exit code.
+
+    One device runs in this process. Other modes start `config.processes` of them through torch
+    elastic, or, under torchrun, join the processes that it started.
+
+    Args:
+        config: the mode.
+        device: auto, cpu, cuda, or GPU numbers such as 0,1.
+        entry: a module's function; it is imported anew in every process.
+        run_json: handed to `entry`.
+
+    Raises:
+        RankError: a process failed; the message names its rank and ends with its traceback.
+        VisiontrainError: whatever `entry` raised for the user.
+    """
+    joined = {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+    if isinstance(config, Single):
+        if joined and os.environ["WORLD_SIZE"] != "1":
+            raise ConfigError(
+                "strategy: single under torchrun; start it without, or take strategy=ddp"
+            )
+        return entry(run_json, Place(devices(device)[0]))
+    if joined:
+        return _member(config, device, entry, run_json)
+    check_count(config, device)
+    with tempfile.TemporaryDirectory(prefix="visiontrain-") as folder:
+        return _start(config, device, entry, run_json, Path(folder))
+
+
+# -- devices ------------------------------------------------------------------------
+
+
+def devices(text: str) -> list[torch.device]:
+    """List the devices that `device=` names: auto, cpu, cuda, cuda:1, or numbers as 0,1.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text == "cpu" or (text == "auto" and not found):
+        return [torch.device("cpu")]
+    numbers = text.removeprefix("cuda").removeprefix(":")
+    wanted = range(found) if text == "auto" or not numbers else numbers.split(",")
+    if not all(str(number).strip().isdecimal() for number in wanted):
+        raise ConfigError(f"device: {text!r}; take auto, cpu, cuda, or GPU numbers such as 0,1")
+    indices = [int(number) for number in wanted]
+    if not indices or max(indices) >= found:
+        raise ConfigError(f"device: {text!r}; torch sees {found} GPUs here, take device=cpu")
+    return [torch.device("cuda", index) for index in indices]
+
+
+def check_count(config: Group, device: str) -> None:
+    """Refuse more processes than GPUs. CPUs are shared."""
+    found = devices(device)
+    if found[0].type == "cuda" and config.processes > len(found):
+        raise ConfigError(
+            f"strategy.processes: {config.processes}; device={device} is {len(found)} GPUs, "
+            "one process takes one (or take device=cpu)"
+        )
+
+
+def threads(config: Group) -> int:
+    """Return how many CPU threads one process gets."""
+    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return config.threads or max(1, cores // config.processes)
+
+
+# -- a process among others -----------------------------------------------------------
+
+
+def _member(config: Group, device: str, entry: Entry, run_json: str) -> int:
+    """Join the group that the environment describes, run, leave."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    choices = devices(device)
+    local = choices[int(os.environ.get("LOCAL_RANK", rank)) % len(choices)]
+    is_cuda = local.type == "cuda"
+    if is_cuda:
+        torch.cuda.set_device(local)
+    dist.init_process_group(
+        "nccl" if is_cuda else "gloo",
+        timeout=timedelta(seconds=config.timeout_s),
+        device_id=local if is_cuda else None,
+    )
+    shard = (0, 1) if isinstance(config, Pipeline) else (rank, world)
+    code = entry(run_json, Place(local, rank, world, shard, is_main=rank == 0))
+    dist.destroy_process_group()  # after an error it could wait for ranks that are gone
+    return code
+
+
+def child(job: dict[str, Any]) -> None:
+    """Be one started process: run, and leave the exit code or the error in a file.
+
+    Elastic ends all processes when one exits with a code, so this one exits with 0 unless it
+    failed, and its code travels in the file.
+    """
+    rank, folder = int(os.environ["RANK"]), Path(job["folder"])
+    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    if (folder / "signal").exists():
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the entry knows how to save
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
+    torch.set_num_threads(job["threads"])
+    config = GROUPS[job["config"]["kind"]](**job["config"])
+    module, name = job["entry"]
+    try:
+        code = _member(config, job["device"], getattr(import_module(module), name), job["run"])
+        report: dict[str, Any] = {"code": code}
+    except BaseException as error:  # noqa: BLE001 - the parent raises it
+        report = _describe(error)
+    partial = folder / f"partial-{rank}"
+    partial.write_text(json.dumps(report))
+    partial.rename(folder / f"rank-{rank}.json")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if "code" in report else 1)  # a broken process group can hang in its destructor
+
+
+def _follow(parent: int) -> None:
+    """End this process when its parent is gone, however it went: nobody would stop it."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(137)
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    text = "".join(traceback.format_exception(error))
+    return {
+        "kind": type(error).__name__,
+        "message": str(error),
+        "traceback": text.splitlines()[-TAIL:],
+        # When a rank goes, the others fail too, in their next collective.
+        "follows": isinstance(error, dist.DistError) or "gloo" in str(error),
+        "time": time.time(),
+    }
+
+
+def _loopback() -> str:
+    names = [name for _, name in socket.if_nameindex()]
+    return next(name for name in names if name.startswith("lo"))
+
+
+# -- the parent -----------------------------------------------------------------------
+
+
+def _start(config: Group, device: str, entry: Entry, run_json: str, folder: Path) -> int:
+    """Start the processes, wait for them, judge how they ended."""
+    job = {
+        "path": sys.path,
+        "folder": str(folder),
+        "config": config.model_dump(),
+        "device": device,
+        "threads": threads(config),
+        "entry": [entry.__module__, entry.__qualname__],
+        "run": run_json,
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=config.processes,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "elastic")),
+        run_id="visiontrain",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        signals_to_handle="SIGHUP,SIGQUIT",
+    )
+    exits: dict[int, int] = {}
+    with _quiet_elastic(), _forward_signals(folder) as received:
+        try:
+            elastic_launch(settings, sys.executable)("-c", BOOT, str(folder / "job.json"))
+        except ChildFailedError as error:
+            exits = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        except SignalException as error:
+            return 128 + error.sigval
+    return _verdict(config.processes, folder, exits, received)
+
+
+def _verdict(world: int, folder: Path, exits: dict[int, int], received: list[int]) -> int:
+    """Return the common exit code, or raise what went wrong first."""
+    paths = {rank: folder / f"rank-{rank}.json" for rank in range(world)}
+    reports = {r: json.loads(path.read_text()) for r, path in paths.items() if path.exists()}
+    codes = [report["code"] for report in reports.values() if "code" in report]
+    if len(codes) == world:
+        return max(codes)
+    failed = {rank: report for rank, report in reports.items() if "code" not in report}
+    causes = {rank: report for rank, report in failed.items() if not report["follows"]}
+    if received and not causes:
+        return 128 + received[0]  # ended by the signal, before there was anything to save
+    killed = [rank for rank, code in exits.items() if code < 0 and rank not in reports]
+    if killed and not causes:
+        name = signal.Signals(-exits[killed[0]]).name
+        raise RankError(f"rank {killed[0]} of {world}: ended by {name}; was memory short?")
+    if not failed:
+        raise RankError(f"ranks of {world}: ended without a word; their exit codes are {exits}")
+    # A rank that only lost its peer did not fail first.
+    rank = min(causes or failed, key=lambda rank: failed[rank]["time"])
+    raise _error(failed[rank], f"rank {rank} of {world}")
+
+
+def _error(report: dict[str, Any], who: str) -> VisiontrainError:
+    """Make a rank's error again: for the user as it was, any other with its traceback."""
+    kind, message = report["kind"], report["message"]
+    own = getattr(errors, kind, None)
+    if isinstance(own, type) and issubclass(own, VisiontrainError):
+        return own(message)
+    tail = "\n".join(report["traceback"])
+    return RankError(f"{who}: {kind}: {message}; its traceback ends with\n{tail}")
+
+
+@contextmanager
+def _forward_signals(folder: Path) -> Iterator[list[int]]:
+    """Pass signals on to the workers, which save; list those that came."""
+    received: list[int] = []
+
+    def forward(number: int, _: Any) -> None:
+        received.append(number)
+        (folder / "signal").write_text(str(number))  # for processes that are still starting
+        for path in folder.glob("pid-*"):
+            text = path.read_text()
+            if text and not (folder / f"rank-{path.name[4:]}.json").exists():
+                os.kill(int(text), number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may handle signals
+        return
+    names = [*FORWARDED, "SIGHUP", "SIGQUIT"]  # elastic sets the last two and leaves them
+    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
+    for name in FORWARDED:
+        signal.signal(getattr(signal, name), forward)
+    try:
+        yield received
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+@contextmanager
+def _quiet_elastic() -> Iterator[None]:
+    """Keep elastic's reports of failed workers from the terminal: RankError says it better."""
+    prefix = "torch.distributed.elastic"
+    loggers = [
+        logging.getLogger(n) for n in logging.root.manager.loggerDict if n.startswith(prefix)
+    ]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
