@@ -141,7 +141,7 @@ def child(job: dict[str, Any]) -> None:
     """
     rank, folder = int(os.environ["RANK"]), Path(job["folder"])
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
-    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_follow, args=(job["parent"],), daemon=True).start()
     if (folder / "signal").exists():
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the entry knows how to save
@@ -193,6 +193,7 @@ def _start(config: Group, device: str, entry: Entry, run_json: str, folder: Path
     """Start the processes, wait for them, judge how they ended."""
     job = {
         "path": sys.path,
+        "parent": os.getpid(),
         "folder": str(folder),
         "config": config.model_dump(),
         "device": device,
