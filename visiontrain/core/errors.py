@@ -6,7 +6,8 @@ VisiontrainError
 ├── CheckpointError    2   a checkpoint or weights file that cannot be used
 ├── OutOfMemoryError   4   memory ran out, also after retries
 ├── DivergedError      5   the loss stayed non-finite after roll-backs
-└── RankError          1   a process of the run failed
+├── RankError          1   a process of the run failed
+└── StorageError      74   the run's folder cannot be written, as when the disk is full
 """
 
 from __future__ import annotations
@@ -50,3 +51,9 @@ class DivergedError(VisiontrainError):
 
 class RankError(VisiontrainError):
     """A process of the run failed; the message names its rank."""
+
+
+class StorageError(VisiontrainError):
+    """The run's folder cannot be written; what was written before is intact."""
+
+    exit_code = 74  # sysexits.h: EX_IOERR, the neighbour of 75

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from visiontrain.core.types import Batch, Detections, Loss
+from visiontrain.core.types import Batch, Detections, Loss, Outcome
 
 StateDict = dict[str, Tensor]
 Metrics = dict[str, Any]  # flat names -> floats; `per_class` -> {name: {metric: float}}
@@ -197,6 +197,6 @@ class Updatable(Protocol):
 class Fitter(Protocol):
     """A trainer, as `Strategy.drive` sees it."""
 
-    def fit(self) -> Metrics:
+    def fit(self) -> Outcome:
         """Train to the end, or until stopped."""
         ...

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,6 +88,15 @@ class Detections:
     scores: Tensor  # (N,)
     classes: Tensor  # (N,) int64
     names: tuple[str, ...] = ()  # N names of `classes`, where a Detector gave them
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    metrics: Mapping[str, Any]  # flat names -> numbers; empty when it was stopped
+    exit_code: int  # 0 only when complete
+    rows: Tensor | None = None  # (K, columns) float64: the evaluator's, of the final scores
 
 
 @dataclass(frozen=True, slots=True)

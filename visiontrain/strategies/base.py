@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visiontrain.core.interfaces import Fitter, Metrics, StateDict, Updatable, VisionModel
+from visiontrain.core.interfaces import Fitter, StateDict, Updatable, VisionModel
 from visiontrain.core.seed import seed_model
-from visiontrain.core.types import Batch, Loss, Place
+from visiontrain.core.types import Batch, Loss, Outcome, Place
 from visiontrain.strategies.precision import Precision
 
 
@@ -26,6 +26,7 @@ class Strategy:
     def __init__(self, place: Place, precision: Precision) -> None:
         self.place = place
         self.precision = precision
+        self.bytes_sent = 0  # by this process to others, since the run began
 
     # -- the model ----------------------------------------------------------------
 
@@ -158,7 +159,7 @@ class Strategy:
 
     # -- the run ------------------------------------------------------------------
 
-    def drive(self, fitter: Fitter) -> Metrics:
+    def drive(self, fitter: Fitter) -> Outcome:
         """Run the whole training. Rounds, servers and clients live in overrides."""
         return fitter.fit()
 

@@ -1,0 +1,80 @@
+"""Writing files so that they are either complete or absent, whenever the power goes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from visiontrain.core.errors import StorageError
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+MARGIN = 1 << 20  # bytes to leave free for directories and logs
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write `data` and wait until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put `data` in the place of `path` at once: a reader sees the old file or the new."""
+    draft = path.with_name(f".{path.name}.part")
+    write_file(draft, data)
+    draft.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in the folder `path` are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Refuse to write `size` bytes that the disk under `folder` has no room for.
+
+    Raises:
+        StorageError: when less is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size + MARGIN:
+        raise StorageError(
+            full_disk(folder, f"{size / 1e6:.1f} MB to write, {free / 1e6:.1f} free")
+        )
+
+
+def full_disk(path: Path, got: str) -> str:
+    """Say what a full disk means for the run."""
+    return (
+        f"{path}: no space left on the disk ({got}); free some space or set save.keep=1, "
+        "then add resume=true: the older checkpoints are intact"
+    )
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn a failure to write below `path` into one clear line.
+
+    Raises:
+        StorageError: for any OSError inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise StorageError(full_disk(path, error.strerror or "full")) from error
+        reason = error.strerror or str(error)
+        raise StorageError(
+            f"{path}: cannot be written ({reason}); check the disk and permissions, "
+            "then add resume=true"
+        ) from error

@@ -1,0 +1,45 @@
+"""Evaluation: every rank scores whole batches of one fixed list, so any world size agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from visiontrain.core.interfaces import Evaluator, Metrics
+from visiontrain.core.types import Batch
+from visiontrain.engine.learner import Learner
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Scores of one split, and the predictions they were computed from."""
+
+    metrics: Metrics  # the same on every rank, to the last bit
+    rows: Tensor  # (K, columns) float64, all ranks': what the evaluator gathered
+
+
+def evaluate(learner: Learner, batches: Iterable[Batch], evaluator: Evaluator) -> Evaluation:
+    """Score the averaged weights (or the plain ones where there is no average). Collective.
+
+    Args:
+        learner: whose weights; its training state is as before afterwards.
+        batches: this rank's share of the split; as many on every rank. An image with `valid=0`
+            only fills a place.
+        evaluator: a fresh one, over the whole split's ground truth.
+    """
+    strategy = learner.strategy
+    with learner.evaluating() as model, torch.no_grad():
+        strategy.sync_buffers(model)  # the averages of BatchNorm statistics differ by rank
+        for batch in batches:
+            placed = batch.to(strategy.place.device, strategy.precision.images)
+            outputs = strategy.forward(model, placed)
+            if outputs is not None:
+                predictions = learner.task.decode(outputs, placed)
+                real = [i for i, valid in enumerate(batch.valid.tolist()) if valid]
+                evaluator.update([predictions[i] for i in real], batch.ids[real])
+    rows = strategy.gather(evaluator.rows())
+    metrics = evaluator.compute(rows) if strategy.place.is_main else {}
+    return Evaluation(strategy.broadcast(metrics), rows)

@@ -1,0 +1,101 @@
+"""The folder of one run: which one it is, and what lies where inside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from visiontrain.core.errors import ConfigError
+from visiontrain.engine.durable import replace_file, storing
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of a run. Scripts rely on these names."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The whole resolved config; `visiontrain train config.yaml` repeats the run."""
+        return self.path / "config.yaml"
+
+    @property
+    def results(self) -> Path:
+        """A row of numbers per epoch."""
+        return self.path / "results.csv"
+
+    @property
+    def metrics(self) -> Path:
+        """The final numbers."""
+        return self.path / "metrics.json"
+
+    @property
+    def best(self) -> Path:
+        """The weights with the best score."""
+        return self.path / "weights" / "best.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """The weights after the last epoch."""
+        return self.path / "weights" / "last.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Everything resume needs."""
+        return self.path / "checkpoints"
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write metrics.json, whole or not at all.
+
+        Raises:
+            StorageError: when it cannot be written.
+        """
+        with storing(self.metrics):
+            replace_file(self.metrics, (json.dumps(metrics, indent=2) + "\n").encode())
+
+
+def claim(out: str | None, parent: Path, name: str) -> RunFolder:
+    """Create the folder of a new run: `out`, or `parent/name`, numbered when taken.
+
+    Raises:
+        ConfigError: when `out` exists and holds something.
+        StorageError: when it cannot be created.
+    """
+    if out is not None:
+        folder = Path(out)
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ConfigError(
+                f"out: {out} is not empty; add resume=true to go on with its run, or name another"
+            )
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return RunFolder(folder)
+    for number in count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            with storing(folder.parent):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            continue  # taken, perhaps this very moment by another run
+        return RunFolder(folder)
+    raise AssertionError  # count() never ends
+
+
+def reopen(out: str | None) -> RunFolder:
+    """Return the folder of the run to go on with.
+
+    Raises:
+        ConfigError: when `out` is not given or holds no run.
+    """
+    if out is None:
+        raise ConfigError("resume: true without a folder; add out=DIR, the folder of the run")
+    folder = RunFolder(Path(out))
+    if not folder.config.is_file():
+        raise ConfigError(f"out: {out} holds no config.yaml; leave resume away to start there")
+    return folder

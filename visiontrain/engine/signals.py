@@ -1,0 +1,60 @@
+"""Signals only set a flag; the trainer reads it between steps, saves, and ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import ExitStack
+from types import FrameType, TracebackType
+from typing import Self
+
+REQUEUE = 75  # sysexits.h: EX_TEMPFAIL, saved and worth starting again
+INTERRUPTED = 130
+EXIT_CODES = {
+    signal.SIGINT: INTERRUPTED,
+    signal.SIGTERM: REQUEUE,
+    signal.SIGUSR1: REQUEUE,
+}
+
+
+class Signals:
+    """While entered, SIGTERM, SIGINT and SIGUSR1 are noted instead of ending the process.
+
+    A second SIGINT acts at once. Outside the main thread, where Python takes no signals,
+    nothing is installed and `received` stays 0.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._undo = ExitStack()
+
+    @property
+    def exit_code(self) -> int:
+        """What to return when the run was saved because of the signal; 0 without one."""
+        return EXIT_CODES[signal.Signals(self.received)] if self.received else 0
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in EXIT_CODES:
+                old = signal.signal(number, self._note)
+                self._undo.callback(signal.signal, number, old)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._undo.close()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+
+def unsaved(received: int) -> int:
+    """Return the exit code of a run that got signal `received` and could not save."""
+    return 128 + received

@@ -1,0 +1,347 @@
+"""The run: steps, epochs, evaluation, checkpoints, and how it may end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+
+from visiontrain.core.errors import DivergedError, StorageError
+from visiontrain.core.interfaces import Logger, Progress, StateDict
+from visiontrain.core.types import Outcome
+from visiontrain.data.loader import Step
+from visiontrain.engine.checkpoint import Found
+from visiontrain.engine.config import SaveConfig
+from visiontrain.engine.evaluate import Evaluation
+from visiontrain.engine.journal import Journal, Meter, Pace
+from visiontrain.engine.learner import Learner
+from visiontrain.engine.saving import Saver
+from visiontrain.engine.signals import Signals, unsaved
+from visiontrain.engine.step import train_step
+from visiontrain.engine.weights import load_weights
+
+MAX_STREAK = 10  # non-finite steps in a row before the run is rolled back
+MAX_ROLL_BACKS = 3
+
+StepSource = Callable[[int, frozenset[int]], Iterator[Step]]  # (first step, skipped steps)
+_error = logging.getLogger(__name__).error
+
+
+class Ending(Enum):
+    """Why a pass over the steps ended."""
+
+    COMPLETE = "complete"
+    STOPPED = "stopped"  # by a signal
+    UNSTABLE = "unstable"  # too many non-finite steps in a row
+
+
+@dataclass(frozen=True, slots=True)
+class FitSettings:
+    """How long to train, and when to look, score and save."""
+
+    epochs: int
+    steps_per_epoch: int
+    save: SaveConfig
+    log_every: int = 10  # steps
+    evaluate: bool = True  # after every epoch; else after the last only
+    patience: int = 0  # epochs without a better score; 0 never stops
+    hours: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a trainer works with."""
+
+    learner: Learner
+    steps: StepSource
+    evaluate: Callable[[], Evaluation]
+    saver: Saver
+    loggers: Sequence[Logger]  # none but on the main process
+    progress: Progress
+    config: Mapping[str, Any]  # the whole config, for the loggers
+
+
+class Trainer:
+    """Trains a learner from wherever its folder says it stands."""
+
+    def __init__(self, parts: Parts, settings: FitSettings) -> None:
+        self.parts, self.settings = parts, settings
+        self.learner, self.strategy = parts.learner, parts.learner.strategy
+        self.journal, self.signals = Journal(), Signals()
+        self.meter, self.pace = Meter(self.strategy.place.device), Pace()
+        self._began = time.monotonic()
+        self._ran: deque[int] = deque(maxlen=1000)  # the newest steps, to name the bad ones
+        self._shown_epoch = -1
+
+    def fit(self) -> Outcome:
+        """Train to the end, or until a signal; leave weights, checkpoints and results.
+
+        Raises:
+            DivergedError: when steps stay non-finite after roll-backs.
+            StorageError: when the folder cannot be written.
+            CheckpointError: when the folder's checkpoints cannot be used.
+        """
+        exit_code = 1
+        with self.signals:
+            try:
+                self._open()
+                exit_code = self._train()
+                if exit_code:
+                    return Outcome({}, exit_code)
+                final = self._score_best()
+                return Outcome(self._summary(final), exit_code, final.rows)
+            finally:
+                self.parts.progress.close()
+                for logger in self.parts.loggers:
+                    logger.close(exit_code=exit_code)
+
+    # -- the loop -----------------------------------------------------------------
+
+    def _train(self) -> int:
+        while True:
+            ending = self._pass()
+            if ending is Ending.COMPLETE:
+                return 0
+            if ending is Ending.STOPPED:
+                return self._save_and_stop()
+            self._roll_back()
+
+    def _pass(self) -> Ending:
+        """Run steps from where the learner stands until something ends them."""
+        self._jump()
+        if self._epoch_is_over():
+            self._end_epoch()
+        if self._finished():
+            return Ending.COMPLETE
+        steps = self.parts.steps(self.learner.step, frozenset(self.journal.skipped))
+        ending = None
+        while ending is None:
+            step = self._next(steps)
+            ending = Ending.STOPPED if step is None else self._step(step)
+        return ending
+
+    def _next(self, steps: Iterator[Step]) -> Step | None:
+        """Wait for data; None when a signal to the whole process group ended the loaders too."""
+        self.pace.begin()
+        try:
+            step = next(steps)
+        except RuntimeError:
+            if self.signals.received and self.strategy.place.world == 1:
+                return None
+            raise
+        self.pace.fetched()
+        return step
+
+    def _step(self, step: Step) -> Ending | None:
+        """Train one step; then log, score and save what is due. None goes on."""
+        self._show_epoch(step.epoch)
+        result = train_step(self.learner, step.micro_batches, step.images)
+        self.meter.add(result.terms)
+        self._ran.append(step.step)
+        self._jump()
+        over = self._epoch_is_over()
+        look = over or self.learner.step % self.settings.log_every == 0
+        if look and self._streak() >= MAX_STREAK:
+            return Ending.UNSTABLE
+        self.journal.train_seconds += self.pace.done(step.images)
+        if look:
+            self._report()
+        return self._signalled() or self._due(over=over)
+
+    def _due(self, *, over: bool) -> Ending | None:
+        """Score and save after an epoch, or save inside one."""
+        late = self._late()
+        every = self.settings.save.every_steps
+        if over or late:
+            return Ending.COMPLETE if self._end_epoch(late=late) else None
+        if every and self.learner.step % every == 0:
+            self._save(self.learner.collect())
+        return None
+
+    def _jump(self) -> None:
+        """Move over steps that are left out, so that `learner.step` is the next to run."""
+        while self.learner.step in self.journal.skipped:
+            self.learner.step += 1
+
+    def _epoch_is_over(self) -> bool:
+        return self.learner.step // self.settings.steps_per_epoch > self.journal.epochs
+
+    def _finished(self) -> bool:
+        patience = self.settings.patience
+        tired = bool(patience) and self.journal.stale >= patience
+        return self.journal.epochs >= self.settings.epochs or tired or self._late()
+
+    def _late(self) -> bool:
+        """Tell whether the time is up by the main process's clock."""
+        hours = self.settings.hours
+        return hours is not None and self.strategy.broadcast(self._seconds() > hours * 3600)
+
+    def _seconds(self) -> float:
+        return self.journal.seconds + time.monotonic() - self._began
+
+    def _streak(self) -> int:
+        return int(self.learner.nonfinite.item())
+
+    # -- epochs -------------------------------------------------------------------
+
+    def _show_epoch(self, epoch: int) -> None:
+        if epoch != self._shown_epoch:
+            self._shown_epoch = epoch
+            steps = self.settings.steps_per_epoch
+            self.parts.progress.start_epoch(epoch + 1, self.settings.epochs, steps)
+
+    def _report(self) -> None:
+        """Show where the run stands."""
+        done = (self.learner.step - 1) % self.settings.steps_per_epoch + 1
+        numbers = {"lr": self._lr(), **self.pace.recent()}
+        self.parts.progress.step(done, self.meter.recent(), numbers)
+
+    def _lr(self) -> float:
+        return float(self.learner.optimizer.param_groups[0]["lr"])
+
+    def _end_epoch(self, *, late: bool = False) -> bool:
+        """Score, log and save an epoch; return whether it was the last."""
+        journal, steps = self.journal, self.settings.steps_per_epoch
+        epoch = -(-self.learner.step // steps)  # a part of an epoch counts
+        journal.epochs = self.learner.step // steps
+        last = late or journal.epochs >= self.settings.epochs
+        metrics: Mapping[str, Any] = {}
+        improved = False
+        if self.settings.evaluate or last:
+            metrics = self.parts.evaluate().metrics
+            improved = journal.judge(float(metrics[self.learner.task.best]), epoch)
+            last = last or self._finished()
+        self._log(epoch, metrics)
+        whole = self.learner.collect()
+        self.parts.saver.weights(whole, metrics, epoch, improved=improved)
+        if last or journal.epochs % self.settings.save.every_epochs == 0:
+            self._save(whole)
+        return last
+
+    def _log(self, epoch: int, metrics: Mapping[str, Any]) -> None:
+        """Write the epoch's row, with the columns of results.csv."""
+        train, pace = self.meter.epoch(), self.pace.epoch()
+        row: dict[str, float] = {
+            "epoch": epoch,
+            "step": self.learner.step,
+            "samples": self.learner.samples,
+            "seconds": self._seconds(),
+            **pace,
+            "lr": self._lr(),
+            **{f"train/{name}": value for name, value in train.items()},
+            **{f"val/{name}": v for name, v in metrics.items() if isinstance(v, int | float)},
+            "bytes_sent": self.strategy.bytes_sent,
+        }
+        for logger in self.parts.loggers:
+            logger.log(row, self.learner.step)
+        self.parts.progress.end_epoch(row)
+
+    # -- the end ------------------------------------------------------------------
+
+    def _signalled(self) -> Ending | None:
+        asked = self.strategy.any(flag=bool(self.signals.received))
+        return Ending.STOPPED if asked else None
+
+    def _save_and_stop(self) -> int:
+        """Save after a signal to any rank; return the exit code that tells how it went."""
+        mine = torch.tensor([[float(self.signals.received)]], dtype=torch.float64)
+        received = int(self.strategy.gather(mine).max())
+        self.signals.received = received
+        try:
+            self._save(self.learner.collect())
+        except StorageError as error:
+            if self.strategy.place.is_main:
+                _error("%s", error)
+            return unsaved(received)
+        self.parts.progress.message(f"saved at step {self.learner.step}; resume=true goes on")
+        return self.signals.exit_code
+
+    def _score_best(self) -> Evaluation:
+        """Score the weights in best.safetensors: what metrics.json reports."""
+        best = load_weights(self.parts.saver.folder.best).tensors
+        named = self.learner.tensors()
+        self.strategy.scatter(best, named["ema"] or named["model"])
+        return self.parts.evaluate()
+
+    def _summary(self, final: Evaluation) -> dict[str, Any]:
+        """Add to the scores how they were come by."""
+        journal, seconds = self.journal, self.journal.train_seconds
+        return final.metrics | {
+            "epochs": journal.epochs,
+            "best_epoch": journal.best_epoch,
+            "steps": self.learner.step,
+            "samples": self.learner.samples,
+            "seconds": self._seconds(),
+            "train_images_per_s": self.learner.samples / seconds if seconds else 0.0,
+            "skipped_steps": len(journal.skipped),
+            "bytes_sent": self.strategy.bytes_sent,
+        }
+
+    # -- saving and going on ------------------------------------------------------
+
+    def _save(self, whole: Mapping[str, StateDict]) -> None:
+        """Write a checkpoint, but not amid non-finite steps: a roll-back must not end there."""
+        if not self._streak() or not self.parts.saver.exists():
+            self.parts.saver.checkpoint(whole, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return self.journal.state() | {
+            "step": self.learner.step,
+            "samples": self.learner.samples,
+            "seconds": self._seconds(),
+            "bytes_sent": self.strategy.bytes_sent,
+            "meter": self.meter.state(),
+            "loggers": {logger.name: logger.state() for logger in self.parts.loggers},
+        }
+
+    def _open(self) -> None:
+        """Take up the folder's newest checkpoint, or leave a first one to roll back to."""
+        found = self.parts.saver.newest()
+        states = found.snapshot.progress["loggers"] if found else {}
+        for logger in self.parts.loggers:
+            if logger.name in states:
+                logger.load_state(states[logger.name])
+            logger.start(self.parts.config, self.parts.saver.folder.path)
+        if found:
+            self._restore(found)
+            self.parts.progress.message(f"going on from {found.path}")
+        else:
+            self._save(self.learner.collect())
+        self._began = time.monotonic()
+
+    def _restore(self, found: Found) -> None:
+        for line in found.rejected:
+            self.parts.progress.message(line)
+        self.parts.saver.restore(found)
+        progress = found.snapshot.progress
+        self.learner.step, self.learner.samples = progress["step"], progress["samples"]
+        self.learner.nonfinite.zero_()
+        self.strategy.bytes_sent = progress["bytes_sent"]
+        self.meter.load_state(progress["meter"])
+        self.journal.load_state(progress)
+
+    def _roll_back(self) -> None:
+        """Go back to the newest good checkpoint and leave out the steps that were not finite."""
+        bad = set(list(self._ran)[-self._streak() :])
+        skipped, times = self.journal.skipped | bad, self.journal.roll_backs + 1
+        where = f"steps {min(bad)} to {max(bad)} were not finite"
+        found = self.parts.saver.newest()
+        if times > MAX_ROLL_BACKS or found is None:
+            raise DivergedError(
+                f"training: {where}, after {times - 1} roll-backs; try a lower optim.lr, "
+                "a longer optim.warmup or precision=fp32"
+            )
+        spent = self._seconds()
+        self._restore(found)
+        self.journal.skipped, self.journal.roll_backs = skipped, times
+        self.journal.seconds, self._began = spent, time.monotonic()
+        self.parts.progress.message(
+            f"{where}; back to step {self.learner.step}, leaving them out "
+            f"({times} of {MAX_ROLL_BACKS} roll-backs)"
+        )

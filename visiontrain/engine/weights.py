@@ -1,0 +1,184 @@
+"""Weights files: tensors in safetensors, and in the header what is needed to use them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as encode_tensors
+from torch import Tensor
+
+from visiontrain.core.errors import CheckpointError
+from visiontrain.core.interfaces import StateDict
+from visiontrain.engine.durable import replace_file, require_space, storing
+
+SCHEMA = 1
+KEY = "visiontrain"  # the header's metadata: this key holds one JSON object
+RGB = {"order": "RGB", "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}  # of pixels in [0, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsMeta:
+    """What a weights file says of itself; described in weights/README.md."""
+
+    task: str
+    model: Mapping[str, Any]  # the model section of the config
+    names: Sequence[str]  # class names in the order of the output's rows
+    imgsz: int  # pixels
+    task_config: Mapping[str, Any] = field(default_factory=dict)
+    norm: Mapping[str, Any] = field(default_factory=lambda: dict(RGB))
+    license: str = ""  # of the weights, as far as its maker states one
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # on the validation split
+    epoch: int = 0
+    step: int = 0
+    config_sha256: str = ""  # of the run's config.yaml
+    version: str = ""  # of visiontrain
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A weights file in memory."""
+
+    meta: WeightsMeta
+    tensors: StateDict  # on the CPU
+
+
+def save_weights(path: Path, meta: WeightsMeta, tensors: StateDict) -> None:
+    """Write `path` and, beside it, its metadata as JSON; each whole or not at all.
+
+    Raises:
+        StorageError: when they cannot be written; an older file stays.
+    """
+    header = json.dumps(asdict(meta))
+    data = encode_tensors(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        {"format": "pt", KEY: header},
+    )
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        require_space(path.parent, len(data))
+        replace_file(path, data)
+        pretty = json.dumps(asdict(meta), indent=2) + "\n"
+        replace_file(path.with_suffix(".json"), pretty.encode())
+
+
+def load_weights(path: str | Path) -> Weights:
+    """Read a weights file, or the best weights of a run folder.
+
+    Raises:
+        CheckpointError: when there is none, or it is not one of ours.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "weights" / "best.safetensors"
+    if not file.is_file():
+        raise CheckpointError(
+            f"weights: {path} not found; give a .safetensors file or the folder of a run"
+        )
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = (opened.metadata() or {}).get(KEY)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"weights: {file} is no intact safetensors file ({error}); give one that "
+            "visiontrain wrote"
+        ) from error
+    return Weights(read_meta(header, file), tensors)
+
+
+def read_meta(header: str | None, file: Path) -> WeightsMeta:
+    """Decode the header's metadata.
+
+    Raises:
+        CheckpointError: when it is missing or of another schema.
+    """
+    try:
+        values = json.loads(header or "")
+        if values["schema"] == SCHEMA:
+            return WeightsMeta(**values)
+        got = f"schema {values['schema']}, this version reads {SCHEMA}"
+    except (ValueError, KeyError, TypeError):
+        got = f"a header without visiontrain's `{KEY}` metadata"
+    raise CheckpointError(f"weights: {file} has {got}; give a file that visiontrain wrote")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a model took from a weights file."""
+
+    tensors: StateDict  # whole tensors to load, one for each of the model's
+    line: str  # for people
+
+
+def start_from(
+    weights: Weights, own: Mapping[str, Tensor], names: Sequence[str], class_rows: frozenset[str]
+) -> Start:
+    """Take from `weights` what fits a model: equal shapes, and class rows by class name.
+
+    Args:
+        weights: where to take from.
+        own: the model's freshly made tensors, kept where nothing fits.
+        names: the model's classes.
+        class_rows: names of the tensors with one row per class.
+
+    Raises:
+        CheckpointError: when not one tensor fits.
+    """
+    old = list(weights.meta.names)
+    shared = [name for name in names if name in old]
+    result, left = dict(own), []
+    for key, mine in own.items():
+        theirs = weights.tensors.get(key)
+        if theirs is not None and key in class_rows and old != list(names):
+            ok = theirs.shape[1:] == mine.shape[1:] and len(theirs) == len(old)
+            theirs = _map_rows(theirs, mine, old, names) if ok and shared else None
+        if theirs is None or theirs.shape != mine.shape:
+            left.append(key)
+        else:
+            result[key] = theirs.to(mine.dtype)
+    if len(left) == len(own):
+        raise CheckpointError(
+            f"weights: not one of {len(weights.tensors)} tensors fits this model; the file holds "
+            f"{weights.meta.model.get('kind')}, set model to it"
+        )
+    return Start(result, _describe(weights, own, left, shared, names))
+
+
+def _map_rows(theirs: Tensor, mine: Tensor, old: Sequence[str], names: Sequence[str]) -> Tensor:
+    """Copy the rows of classes that both know by name; the others stay as made."""
+    rows = mine.detach().cpu().clone()
+    for i, name in enumerate(names):
+        if name in old:
+            rows[i] = theirs[old.index(name)].to(rows.dtype)
+    return rows
+
+
+def _describe(
+    weights: Weights,
+    own: Mapping[str, Tensor],
+    left: Sequence[str],
+    shared: Sequence[str],
+    names: Sequence[str],
+) -> str:
+    parts = [f"weights: took {len(own) - len(left)} of {len(own)} tensors"]
+    if list(weights.meta.names) != list(names):
+        parts.append(f"class rows by name for {len(shared)} of {len(names)} classes")
+    if left:
+        shown = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
+        parts.append(f"not taken: {shown}")
+    extra = sorted(weights.tensors.keys() - own.keys())
+    if extra:
+        parts.append(f"not used: {len(extra)} of the file's, such as {extra[0]}")
+    return "; ".join(parts)
+
+
+def floats_of(tensors: StateDict) -> StateDict:
+    """Bring fp64 tensors to fp32: what is shared and used is single precision."""
+    return {k: t.float() if t.dtype == torch.float64 else t for k, t in tensors.items()}
