@@ -16,7 +16,7 @@ from visiontrain.core.errors import CheckpointError, DataError
 from visiontrain.core.interfaces import Task, VisionModel
 from visiontrain.core.types import Batch, Detections
 from visiontrain.data.dataset import letterbox
-from visiontrain.data.images import decode
+from visiontrain.data.images import decode, read_bytes
 from visiontrain.engine.weights import Weights, load_weights
 from visiontrain.models.config import ModelConfig
 from visiontrain.models.registry import build_model
@@ -129,16 +129,8 @@ def _fill(weights: Weights, where: str) -> VisionModel:
 
 
 def read_pixels(path: Path, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Read a picture as (H, W, 3) RGB.
-
-    Raises:
-        DataError: when there is no such file, or it can't be decoded.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; give a picture that can be read") from error
-    return decode(data, str(path), max_pixels)
+    """Read a picture as (H, W, 3) RGB; DataError when that fails."""
+    return decode(read_bytes(str(path)), str(path), max_pixels)
 
 
 def _pixels(picture: Picture, number: int) -> Pixels:
