@@ -53,6 +53,14 @@ def test_csv_starts_anew_without_a_state(tmp_path):
     assert len(read(tmp_path)) == 1
 
 
+def test_csv_replaces_rows_after_a_roll_back(tmp_path):
+    logger = CsvLogger()
+    logger.start({}, tmp_path)
+    for epoch, loss in ((1, 5.0), (2, 9.0), (3, 9.0), (2, 4.0)):
+        logger.log(row(epoch, **{"train/box": loss}), epoch * 10)
+    assert [(r["step"], r["train/box"]) for r in read(tmp_path)] == [("10", "5"), ("20", "4")]
+
+
 def test_csv_orders_columns_and_takes_late_ones(tmp_path):
     logger = CsvLogger()
     logger.start({}, tmp_path)

@@ -32,9 +32,10 @@ class CsvLogger:
         self._write()
 
     def log(self, row: Mapping[str, float], step: int) -> None:
-        self._rows.append(
-            {key: format_number(value) for key, value in {**row, "step": step}.items()}
-        )
+        # A run that rolled back comes by the same steps again.
+        self._rows = [old for old in self._rows if int(old["step"]) < step]
+        values = {**row, "step": step}
+        self._rows.append({key: format_number(value) for key, value in values.items()})
         self._step = step
         self._write()
 
