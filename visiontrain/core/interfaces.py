@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.types import Batch, Detections, Loss, Outcome
 
 StateDict = dict[str, Tensor]
@@ -30,6 +31,27 @@ class VisionModel(nn.Module, ABC):
 
     blocks: nn.ModuleDict  # in execution order; the names are the checkpoint's keys
     inputs: Mapping[str, tuple[str, ...]]  # block -> what it reads: blocks before it, or IMAGE
+    frozen: tuple[str, ...] = ()  # blocks that do not train and stay in evaluation mode
+
+    def freeze(self, count: int) -> None:
+        """Stop the first `count` blocks from training, statistics included.
+
+        Raises:
+            ConfigError: when none would be left to train.
+        """
+        if count >= len(self.blocks):
+            raise ConfigError(f"freeze: {count}; the model has {len(self.blocks)} blocks")
+        self.frozen = tuple(self.blocks)[:count]
+        for name in self.frozen:
+            self.blocks[name].requires_grad_(requires_grad=False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training or evaluation; frozen blocks stay in evaluation."""
+        super().train(mode)
+        for name in self.frozen:
+            self.blocks[name].eval()
+        return self
 
     def forward(self, images: Tensor) -> Any:
         """Run every block on `images` (B, 3, H, W)."""

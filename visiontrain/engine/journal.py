@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +28,8 @@ class Journal:
     train_seconds: float = 0.0  # without evaluating and saving
 
     def judge(self, score: float, epoch: int) -> bool:
-        """Note a score; tell whether it is the best so far."""
+        """Note a score; tell whether it is the best so far. nan, of no boxes, is the worst."""
+        score = -1.0 if math.isnan(score) else score
         improved = self.best is None or score > self.best
         if improved:
             self.best, self.best_epoch, self.stale = score, epoch, 0

@@ -1,0 +1,371 @@
+"""From a config to a run: resolving, starting processes, and `build`, the only constructor."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import platform
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from visiontrain import __version__
+from visiontrain.core.errors import ConfigError
+from visiontrain.core.interfaces import Progress
+from visiontrain.core.types import Outcome, Place
+from visiontrain.data.dataset import EvalSet, TrainSet
+from visiontrain.data.loader import Plan, Step, eval_batches, steps_per_epoch, train_steps
+from visiontrain.data.open import DataSpec, open_dataset
+from visiontrain.data.table import Table
+from visiontrain.engine.durable import replace_file, storing
+from visiontrain.engine.evaluate import Evaluation, evaluate
+from visiontrain.engine.learner import Learner, start_average
+from visiontrain.engine.optim import Schedule, build_optimizer
+from visiontrain.engine.run_folder import RunFolder, claim, reopen
+from visiontrain.engine.saving import Saver
+from visiontrain.engine.trainer import FitSettings, Parts, Trainer
+from visiontrain.engine.weights import Weights, WeightsMeta, load_weights, start_from
+from visiontrain.loggers.console import Silent
+from visiontrain.loggers.registry import build_loggers, build_progress
+from visiontrain.metrics.detection import DetectionEvaluator
+from visiontrain.models.registry import build_model
+from visiontrain.recipe import Run
+from visiontrain.strategies import launch
+from visiontrain.strategies.base import Strategy
+from visiontrain.strategies.precision import resolve as resolve_precision
+from visiontrain.strategies.registry import build_strategy
+from visiontrain.tasks.registry import build_task
+
+FIXED = (  # what a run that goes on cannot change: its place in the data depends on it
+    ("model",),
+    ("batch",),
+    ("imgsz",),
+    ("seed",),
+    ("data", "source"),
+    ("data", "train_images"),
+    ("data", "fraction"),
+    ("data", "single_cls"),
+)
+WORKER = "visiontrain.worker"  # sits above this module and is only named here
+
+Tree = dict[str, Any]
+
+
+# -- in the parent ------------------------------------------------------------------
+
+
+def train(run: Run) -> int:
+    """Train as `run` says; return the exit code.
+
+    Raises:
+        VisiontrainError: with one line for the user.
+    """
+    return start(prepare(run), "main")
+
+
+def validate(run: Run) -> int:
+    """Score `run.weights` on `run.split`; return the exit code.
+
+    Raises:
+        VisiontrainError: with one line for the user.
+    """
+    return start(prepare_validation(run), "validate")
+
+
+def start(run: Run, entry: str) -> int:
+    """Call `worker.entry` in every process that a prepared run's mode needs."""
+    function = getattr(importlib.import_module(WORKER), entry)
+    return launch.run(run.strategy, run.device, function, run.model_dump_json())
+
+
+def prepare(run: Run) -> Run:
+    """Settle what is open, claim the run's folder (`out` of the result), write config.yaml.
+
+    Keys the caller set win over those of the run that goes on (`resume`), which win over what
+    the data set recommends.
+
+    Raises:
+        VisiontrainError: when the folder or the data cannot be used.
+    """
+    given = run.model_dump(exclude_unset=True)
+    if run.resume:
+        folder = reopen(run.out)
+        base = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+        merged = overlay(base, given)
+        check_fixed(base, Run.model_validate(merged).model_dump())
+    else:
+        merged = overlay(dict(open_dataset(run.data).defaults), given)
+        folder = claim(run.out, Path(run.project) / run.task.kind, run.name)
+    return _settle(merged, folder)
+
+
+def prepare_validation(run: Run) -> Run:
+    """Settle a validation as `prepare` does a run; what is open comes from the weights.
+
+    Raises:
+        VisiontrainError: when the folder, the weights or the data cannot be used.
+    """
+    if run.weights is None:
+        raise ConfigError("weights: none given; add weights=FILE or the folder of a run")
+    meta = load_weights(run.weights).meta
+    base: Tree = {"imgsz": meta.imgsz, "task": dict(meta.task_config)}
+    config = RunFolder(_run_of(Path(run.weights))).config
+    if config.is_file():
+        base = yaml.safe_load(config.read_text(encoding="utf-8"))
+        base.pop("strategy", None)
+        base.pop("name", None)
+    merged = overlay(base, run.model_dump(exclude_unset=True)) | {"model": dict(meta.model)}
+    folder = claim(run.out, Path(run.project) / meta.task, merged.get("name", "val"))
+    return _settle(merged, folder)
+
+
+def _run_of(weights: Path) -> Path:
+    return weights if weights.is_dir() else weights.parent.parent
+
+
+def _settle(tree: Tree, folder: RunFolder) -> Run:
+    """Replace `auto` where numbers depend on it, and write the config that repeats the run."""
+    run = Run.model_validate(tree)
+    precision = resolve_precision(run.precision, launch.devices(run.device)[0])
+    run = Run.model_validate({**run.model_dump(), "precision": precision, "out": str(folder.path)})
+    with storing(folder.config):
+        replace_file(folder.config, config_text(run).encode())
+    return run
+
+
+def config_text(run: Run) -> str:
+    """Write a run as YAML; without `out` and `resume`, so that it repeats it elsewhere."""
+    tree = run.model_dump(mode="json") | {"out": None, "resume": False}
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return f"# visiontrain {__version__}: `visiontrain train` this file to repeat the run\n{text}"
+
+
+def overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
+    """Put `top` over `base`, section by section; a section of another kind replaces it whole."""
+    result = dict(base)
+    for key, value in top.items():
+        old = result.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        if both and value.get("kind", old.get("kind")) == old.get("kind"):
+            result[key] = overlay(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def check_fixed(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run under another data order or model.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    for keys in FIXED:
+        was, now = _look(old, keys), _look(new, keys)
+        if was != now:
+            raise ConfigError(
+                f"{'.'.join(keys)}: {now}, but the run in out has {was}; "
+                "leave it away, or start a new run without resume=true"
+            )
+
+
+def _look(tree: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+# -- in every process ---------------------------------------------------------------
+
+
+def folder_of(run: Run) -> RunFolder:
+    """Return the folder of a prepared run."""
+    return RunFolder(Path(run.out or "."))
+
+
+def fit(run: Run, place: Place) -> int:
+    """Train in one process of a run; the main one writes the results. Return the exit code."""
+    trainer = build(run, place)
+    outcome = trainer.strategy.drive(trainer)
+    if not outcome.exit_code:
+        finish(run, outcome, trainer.strategy, open_dataset(run.data).table("val"))
+    return outcome.exit_code
+
+
+def build(run: Run, place: Place) -> Trainer:
+    """Make everything a process of a prepared run needs.
+
+    Raises:
+        VisiontrainError: when the data, the model or the mode cannot be used.
+    """
+    spec = open_dataset(run.data)
+    training, validation = spec.table("train"), spec.table("val")
+    strategy = build_strategy(run.strategy, place, run.precision)
+    progress = build_progress(run.log) if place.is_main else Silent()
+    schedule = Schedule(run.optim, run.epochs, len(training), run.batch)
+    learner = build_learner(run, spec.names, schedule, strategy, progress)
+    parts = Parts(
+        learner=learner,
+        steps=step_source(run, training, strategy),
+        evaluate=lambda: score_table(run, learner, validation),
+        saver=build_saver(run, spec, learner, len(training)),
+        loggers=build_loggers(run.log) if place.is_main else [],
+        progress=progress,
+        config=run.model_dump(mode="json"),
+    )
+    return Trainer(parts, fit_settings(run, len(training)))
+
+
+def build_learner(
+    run: Run, names: Sequence[str], schedule: Schedule, strategy: Strategy, progress: Progress
+) -> Learner:
+    """Make the model from the seed or from `run.weights`, place it, and what trains it."""
+    torch.manual_seed(run.seed)
+    model = build_model(run.model, len(names))
+    if run.weights is not None and not run.resume:
+        started = start_from(load_weights(run.weights), model.state_dict(), names, class_rows(run))
+        model.load_state_dict(started.tensors)
+        progress.message(started.line)
+    model.freeze(run.freeze)
+    strategy.setup(model)
+    return Learner(
+        strategy=strategy,
+        task=build_task(run.task, len(names)),
+        model=model,
+        optimizer=build_optimizer(run.optim, model),
+        schedule=schedule,
+        clip=run.optim.clip,
+        seed=run.seed,
+        ema=start_average(model, strategy.precision.weights) if run.ema else None,
+    )
+
+
+def class_rows(run: Run) -> frozenset[str]:
+    """Name the tensors with one row per class: those whose shape tells one class from two."""
+    with torch.device("meta"):
+        one, two = (build_model(run.model, count).state_dict() for count in (1, 2))
+    return frozenset(name for name in one if one[name].shape != two[name].shape)
+
+
+def step_source(run: Run, table: Table, strategy: Strategy) -> Any:
+    """Return what yields the steps from one on, leaving out some."""
+    data = TrainSet(table, run.imgsz, run.augment, run.seed, run.epochs)
+
+    def steps(first: int, skipped: frozenset[int]) -> Iterator[Step]:
+        plan = Plan(
+            batch=run.batch,
+            accumulate=strategy.micro_batches(run.accumulate),
+            shard=strategy.place.shard,
+            epochs=run.epochs,
+            seed=run.seed,
+            workers=run.data.workers,
+            skipped=skipped,
+        )
+        return train_steps(data, plan, first)
+
+    return steps
+
+
+def score_table(run: Run, learner: Learner, table: Table) -> Evaluation:
+    """Score the learner on a table. Collective."""
+    shard = learner.strategy.place.shard
+    batches = eval_batches(EvalSet(table, run.imgsz), run.batch, shard, run.data.workers)
+    return evaluate(learner, batches, DetectionEvaluator(table))
+
+
+def build_saver(run: Run, spec: DataSpec, learner: Learner, images: int) -> Saver:
+    """Make what writes weights and checkpoints."""
+    meta = WeightsMeta(
+        task=run.task.kind,
+        model=run.model.model_dump(),
+        names=list(spec.names),
+        imgsz=run.imgsz,
+        task_config=run.task.model_dump(),
+        config_sha256=hashlib.sha256(config_text(run).encode()).hexdigest(),
+        version=__version__,
+    )
+    fixed = {
+        "model": dict(meta.model),
+        "names": list(meta.names),
+        "images": images,
+        "batch": run.batch,
+        "seed": run.seed,
+    }
+    return Saver(learner, folder_of(run), meta, keep=run.save.keep, fixed=fixed)
+
+
+def fit_settings(run: Run, images: int) -> FitSettings:
+    """Take from the config how long to train, and when to look, score and save."""
+    return FitSettings(
+        epochs=run.epochs,
+        steps_per_epoch=steps_per_epoch(images, run.batch),
+        save=run.save,
+        log_every=run.log.every,
+        evaluate=run.val,
+        patience=run.patience,
+        hours=run.time,
+    )
+
+
+# -- validation ---------------------------------------------------------------------
+
+
+def score(run: Run, place: Place) -> int:
+    """Score `run.weights` in one process of a validation; return the exit code."""
+    weights = load_weights(str(run.weights))
+    table = open_dataset(run.data).table(run.split)
+    check_names(weights, table)
+    strategy = build_strategy(run.strategy, place, run.precision)
+    schedule = Schedule(run.optim, 1, len(table), run.batch)
+    learner = build_learner(
+        run.model_copy(update={"ema": False}), table.names, schedule, strategy, Silent()
+    )
+    evaluation = score_table(run, learner, table)
+    outcome = Outcome(evaluation.metrics, 0, evaluation.rows)
+    finish(run, outcome, strategy, table)
+    return 0
+
+
+def check_names(weights: Weights, table: Table) -> None:
+    """Refuse to score a model on a data set of other classes.
+
+    Raises:
+        ConfigError: with both lists.
+    """
+    theirs, ours = list(weights.meta.names), list(table.names)
+    if theirs != ours:
+        raise ConfigError(
+            f"weights: trained on {', '.join(theirs[:8])}; data has {', '.join(ours[:8])} - "
+            "score on data with the same classes in the same order"
+        )
+
+
+# -- the results --------------------------------------------------------------------
+
+
+def finish(run: Run, outcome: Outcome, strategy: Strategy, table: Table) -> None:
+    """Write metrics.json and draw the report; the main process does, all take part."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kB on Linux
+    peaks = strategy.gather(torch.tensor([[peak]], dtype=torch.float64))
+    if not strategy.place.is_main:
+        return
+    metrics = {
+        "task": run.task.kind,
+        "split": run.split,
+        "images": len(table),
+        "names": list(table.names),
+        **outcome.metrics,
+        "strategy": run.strategy.kind,
+        "processes": strategy.place.world,
+        "peak_rss_mb": round(float(peaks.max()), 1),
+        "seed": run.seed,
+        "versions": {
+            "visiontrain": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    folder_of(run).write_metrics(metrics)

@@ -1,0 +1,64 @@
+"""Where every process of every mode starts: a run as JSON, and this process's place in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from visiontrain import app
+from visiontrain.core.errors import OutOfMemoryError, StorageError
+from visiontrain.core.types import Place
+from visiontrain.engine.durable import FULL, full_disk
+from visiontrain.engine.signals import INTERRUPTED
+from visiontrain.recipe import Run
+
+CPU_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in RuntimeErrors
+
+
+def main(run_json: str, place: Place) -> int:
+    """Train; return the exit code.
+
+    Raises:
+        VisiontrainError: with one line for the user.
+    """
+    run = Run.model_validate_json(run_json)
+    try:
+        with explained(run):
+            return app.fit(run, place)
+    except KeyboardInterrupt:
+        return INTERRUPTED  # a second Ctrl-C: at once, without saving
+
+
+def validate(run_json: str, place: Place) -> int:
+    """Score a run's weights; return the exit code.
+
+    Raises:
+        VisiontrainError: with one line for the user.
+    """
+    run = Run.model_validate_json(run_json)
+    try:
+        with explained(run):
+            return app.score(run, place)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+@contextmanager
+def explained(run: Run) -> Iterator[None]:
+    """Turn memory and disk running out into errors that say what would do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StorageError(full_disk(app.folder_of(run).path, str(error))) from error
+    except (MemoryError, RuntimeError) as error:
+        sure = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not sure and not any(text in str(error).lower() for text in CPU_MEMORY):
+            raise
+        raise OutOfMemoryError(
+            f"batch: {run.batch} images of {run.imgsz} pixels do not fit in memory; set "
+            f"accumulate={2 * run.accumulate} (same result, less memory), or a smaller imgsz"
+        ) from error
