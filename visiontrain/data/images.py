@@ -1,0 +1,177 @@
+"""Pixels from files: decoded from bytes, so that damage is an error and never a grey half."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from visiontrain.core.interfaces import ImageSource
+from visiontrain.data import header
+from visiontrain.data.header import Header, ImageError
+
+Pixels = NDArray[np.uint8]
+
+# Orientation is applied here: which formats OpenCV turns depends on its version.
+FLAGS = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
+END = b"\xff\xd9"  # JPEG's end of image
+FILLER = bytes(range(254, 0, -1)) * 4  # entropy-coded data that says something
+
+
+class Paths:
+    """File paths in one blob and offsets: no string objects for loader processes to copy."""
+
+    def __init__(self, paths: Iterable[str | Path]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self.blob = np.frombuffer(b"".join(encoded), np.uint8)
+        self.offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> str:
+        return os.fsdecode(self.blob[self.offsets[row] : self.offsets[row + 1]].tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[row] for row in range(len(self)))
+
+    def select(self, rows: NDArray[np.int64]) -> Paths:
+        """Return the paths of `rows`."""
+        return Paths(self[row] for row in rows)
+
+
+class FileImages:
+    """An ImageSource of image files."""
+
+    def __init__(self, paths: Paths, max_pixels: int) -> None:
+        self.paths = paths
+        self.max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, row: int) -> Pixels:
+        """Decode image `row` (H, W, 3), RGB, upright."""
+        path = self.paths[row]
+        return decode(read_bytes(path), path, self.max_pixels)
+
+    def name(self, row: int) -> str:
+        """Return the file's path."""
+        return self.paths[row]
+
+
+class Subset:
+    """Some rows of another ImageSource."""
+
+    def __init__(self, source: ImageSource, rows: NDArray[np.int64]) -> None:
+        self.source = source
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, row: int) -> Pixels:
+        """Read row `rows[row]` of the other source."""
+        return self.source.read(int(self.rows[row]))
+
+    def name(self, row: int) -> str:
+        """Name row `rows[row]` of the other source."""
+        return self.source.name(int(self.rows[row]))
+
+
+def read_bytes(path: str) -> bytes:
+    """Read a whole file; ImageError when that fails."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError(path, "missing-image", "no such file") from error
+    except OSError as error:
+        raise ImageError(path, "corrupt-image", f"cannot be read ({error.strerror})") from error
+
+
+def read_header(data: bytes, where: str, max_pixels: int) -> tuple[int, int]:
+    """Return (width, height) as shown; see `data.header.read_header`."""
+    return header.read_header(io.BytesIO(data), where, max_pixels).size
+
+
+def decode(data: bytes, where: str, max_pixels: int) -> Pixels:
+    """Decode an image file's bytes to (H, W, 3) uint8 RGB, upright by its EXIF orientation.
+
+    Grey becomes three equal channels; 16 bit are divided by 257, whatever range is used;
+    alpha is dropped (a TIFF's is multiplied in: libtiff does so); CMYK is converted.
+
+    Raises:
+        ImageError: The image is larger than `max_pixels` (nothing was decoded), truncated,
+            damaged, or of a format or depth that is not read.
+    """
+    head = header.read_header(io.BytesIO(data), where, max_pixels)
+    raw = _imdecode(data)
+    if raw is None and head.format == "jpeg" and lacks_only_end(data):
+        raw = _imdecode(_ended(data))
+    if raw is None:
+        raise ImageError(where, "truncated-image", f"a {head.format} that is truncated or damaged")
+    if raw.dtype == np.uint16:
+        raw = cv2.convertScaleAbs(raw, alpha=1 / 257)
+    elif raw.dtype != np.uint8:
+        reason = f"has {raw.dtype} samples; convert it to 8 or 16 bit"
+        raise ImageError(where, "unknown-format", reason)
+    colour = cv2.COLOR_GRAY2RGB if raw.ndim == 2 else cv2.COLOR_BGR2RGB
+    return _upright(np.asarray(cv2.cvtColor(raw, colour), np.uint8), head, where)
+
+
+def lacks_only_end(data: bytes) -> bool:
+    """Tell whether a JPEG without its end marker has all of its picture.
+
+    What follows complete entropy-coded data is skipped by the decoder; what follows
+    truncated data is decoded. So noise put there changes the picture, or it does not.
+    """
+    clean, noisy = _imdecode(_ended(data)), _imdecode(_ended(data, FILLER))
+    return clean is not None and noisy is not None and np.array_equal(clean, noisy)
+
+
+def is_hollow(data: bytes) -> bool:
+    """Tell whether a JPEG *with* an end marker lacks data before it (shown as grey).
+
+    OpenCV decodes such a file without an error, so `decode` cannot refuse it.
+    """
+    end = data.rfind(END)
+    return end > 0 and not lacks_only_end(data[:end])
+
+
+def _ended(data: bytes, before: bytes = b"") -> bytes:
+    return data.rstrip(b"\xff") + before + END
+
+
+def _imdecode(data: bytes) -> NDArray[Any] | None:
+    try:
+        raw = cv2.imdecode(np.frombuffer(data, np.uint8), FLAGS)
+    except cv2.error:  # e.g. an unreadable header, which None does not cover
+        return None
+    return None if raw is None else np.asarray(raw)
+
+
+def _upright(image: Pixels, head: Header, where: str) -> Pixels:
+    """Turn the image by its EXIF orientation; TIFF comes upright from OpenCV."""
+    if head.format != "tiff" and head.orientation != 1:
+        image = TURNS[head.orientation](image)
+    if image.shape[1::-1] != head.size:
+        reason = f"decodes to {image.shape[1]} x {image.shape[0]}, its header says {head.size}"
+        raise ImageError(where, "corrupt-image", reason)
+    return np.ascontiguousarray(image)
+
+
+TURNS = {
+    2: np.fliplr,
+    3: lambda image: image[::-1, ::-1],
+    4: np.flipud,
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
