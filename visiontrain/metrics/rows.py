@@ -53,7 +53,8 @@ def canonical(rows: Tensor | Rows, images: int, classes: int) -> Rows:
         DivergedError: a box or a score is not finite.
         ValueError: an image or a class is not in the table, or rows are not (K, 7).
     """
-    array = np.array(rows, np.float64)
+    plain = rows.detach().cpu().numpy() if isinstance(rows, Tensor) else rows
+    array = np.asarray(plain, np.float64)
     if array.ndim != 2 or array.shape[1] != COLUMNS:
         raise ValueError(f"detections: got an array of shape {array.shape}; (K, {COLUMNS}) does")
     bad = ~np.isfinite(array).all(axis=1)

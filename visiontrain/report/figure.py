@@ -1,0 +1,106 @@
+"""What all plots share: colours, a figure that needs no screen, and how it becomes a file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+
+# Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart by colour-blind eyes; its yellow
+# is left out, being hard to see on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STRONG, FAINT, INK, GRID = "#0072B2", "#B8C4CC", "#1F2933", "#DDE3E8"
+DASHES = ("-", "--", ":")  # a second sign beside the colour, once the palette is used up
+DPI = 120
+SCRIPTS = (  # beside DejaVu, which is shipped with matplotlib, if the machine has them
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "WenQuanYi Zen Hei",
+    "Hiragino Sans",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "Malgun Gothic",
+    "Arial Unicode MS",
+)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make a figure of `width` x `height` inches that no other code of the process sees."""
+    figure = Figure((width, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def style(axes: Axes, title: str, x: str = "", y: str = "") -> Axes:
+    """Give `axes` a title, labels, a light grid, and no frame."""
+    axes.set_facecolor("white")
+    axes.set_title(title, fontsize=12, color=INK, loc="left")
+    axes.set_xlabel(x, fontsize=10, color=INK)
+    axes.set_ylabel(y, fontsize=10, color=INK)
+    axes.tick_params(labelsize=9, colors=INK, length=0)
+    axes.grid(visible=True, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    return axes
+
+
+def sign(number: int) -> tuple[str, str]:
+    """Return the colour and the dashes of line `number`."""
+    return PALETTE[number % len(PALETTE)], DASHES[number // len(PALETTE) % len(DASHES)]
+
+
+def name_lines(
+    axes: Axes, lines: Sequence[Line2D], names: Sequence[str], title: str | None = None
+) -> None:
+    """Say which line is which: inside the plot, or to the right of it under `title`.
+
+    Names are set after the legend is made: matplotlib leaves out those that start with `_`.
+    """
+    legend = axes.legend(
+        lines,
+        [str(number) for number in range(len(lines))],
+        fontsize=9,
+        title=title,
+        title_fontsize=9,
+        alignment="left",
+        frameon=title is None,
+        framealpha=0.8,
+        edgecolor="none",
+        borderaxespad=0.5 if title is None else 0.0,
+        loc="best" if title is None else "upper left",
+        bbox_to_anchor=None if title is None else (1.01, 1.0),
+    )
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
+
+
+def short(name: str, length: int = 24) -> str:
+    """Return `name` on one line, its middle left out where it is longer than `length`."""
+    name = " ".join(name.split())
+    half = (length - 1) // 2
+    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write `figure` to `path` as PNG, whatever script the names in it are in."""
+    known = font_manager.get_font_names()
+    family = ["DejaVu Sans", *(font for font in SCRIPTS if font in known)]
+    for text in figure.findobj(Text):
+        if isinstance(text, Text):
+            text.set_fontfamily(family)
+            text.set_parse_math(False)  # a `$` in a class name is a dollar
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        # A letter that no font knows is drawn as a box; the plot is good without it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        figure.savefig(path, format="png", metadata={"Software": None})
+    figure.clear()
+    return path

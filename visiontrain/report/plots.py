@@ -1,0 +1,317 @@
+"""The plots of a run: results over epochs, curves over confidence, confusion, labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, PowerNorm
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from visiontrain.data.table import Table
+from visiontrain.loggers.csv import read_rows
+from visiontrain.metrics.curves import CONFIDENCES, RECALLS, Curves, confusion_matrix, curves
+from visiontrain.report.figure import (
+    FAINT,
+    INK,
+    STRONG,
+    name_lines,
+    new_figure,
+    save,
+    short,
+    sign,
+    style,
+)
+from visiontrain.report.pictures import predictions_picture
+
+Floats = NDArray[np.floating]
+MANY = 12  # classes from which on a curve for each is too much to tell apart
+NUMBERS = 25  # classes up to which a confusion matrix shows its numbers
+PANELS = (  # of results.png, after the losses; a panel without values is left out
+    ("Average precision", ("val/map", "val/map50", "val/map75")),
+    ("At the best confidence", ("val/precision", "val/recall", "val/f1")),
+    ("Average precision by size", ("val/map_small", "val/map_medium", "val/map_large")),
+    ("Accuracy", ("val/top1", "val/top5")),
+    ("Validation loss", ("val/loss",)),
+    ("Learning rate", ("lr",)),
+    ("Images per second", ("images_per_s",)),
+    ("Share of time waiting for data", ("data_wait",)),
+)
+
+
+def results_plot(results: Path, path: Path) -> Path:
+    """Draw results.csv over epochs to `path`: losses, scores, learning rate, speed."""
+    rows = read_rows(results)
+    epochs = [float(row["epoch"]) for row in rows]
+    found = [(title, keys) for title, keys in _panels(rows) if keys]
+    columns = min(3, max(1, len(found)))
+    lines = max(1, math.ceil(len(found) / columns))
+    figure = new_figure(4.6 * columns, 3.1 * lines)
+    if not found:
+        figure.text(0.5, 0.5, "no epoch is over yet", ha="center", fontsize=12, color=INK)
+    for number, (title, keys) in enumerate(found):
+        axes = style(figure.add_subplot(lines, columns, number + 1), title)
+        drawn = [_over_epochs(axes, epochs, _column(rows, key), n) for n, key in enumerate(keys)]
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        if not title.startswith("Training"):
+            axes.set_ylim(bottom=0)
+        if len(epochs) < 20:
+            axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+        if number >= len(found) - columns:
+            axes.set_xlabel("epoch", fontsize=10, color=INK)
+        if len(keys) > 1:
+            name_lines(axes, drawn, _own_parts(keys))
+    return save(figure, path)
+
+
+def _panels(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str]]]:
+    """Sort the columns that have a finite value into panels: each loss term, then PANELS."""
+    keys = [
+        key
+        for key in dict.fromkeys(key for row in rows for key in row)
+        if np.isfinite(_column(rows, key)).any()
+    ]
+    terms: dict[str, list[str]] = {}
+    for key in keys:
+        if key.startswith("train/"):
+            terms.setdefault(key.split("/")[-1], []).append(key)
+    losses = [(f"Training loss: {term}", group) for term, group in terms.items()]
+    return losses + [(title, [key for key in group if key in keys]) for title, group in PANELS]
+
+
+def _column(rows: Sequence[Mapping[str, str]], key: str) -> Floats:
+    return np.array([_number(row.get(key, "")) for row in rows])
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _own_parts(keys: Sequence[str]) -> list[str]:
+    """Return what tells keys apart: `o2m`, `o2o` of train/o2m/box and train/o2o/box."""
+    losses = keys[0].startswith("train/")
+    return [key.split("/")[1] if losses else key.removeprefix("val/") for key in keys]
+
+
+def _over_epochs(axes: Axes, epochs: Sequence[float], values: Floats, number: int) -> Line2D:
+    colour, dashes = sign(number)
+    marker = "o" if len(epochs) < 20 else ""
+    (line,) = axes.plot(
+        epochs, values, dashes, color=colour, marker=marker, markersize=4, linewidth=1.8
+    )
+    return line
+
+
+def scored_plots(table: Table, rows: Tensor, folder: Path) -> list[Path]:
+    """Draw all that detections (K, 7) of a split show: curves, confusion, pictures."""
+    matrix = confusion_matrix(table, rows)
+    return [
+        *curve_plots(curves(table, rows), folder),
+        confusion_plot(matrix, table.names, folder / "confusion_matrix.png"),
+        confusion_plot(
+            matrix, table.names, folder / "confusion_matrix_normalized.png", normalized=True
+        ),
+        predictions_picture(table, rows, folder / "val_predictions.png"),
+    ]
+
+
+def curve_plots(found: Curves, folder: Path) -> list[Path]:
+    """Draw precision by recall, and F1, precision and recall by confidence, into `folder`."""
+    left = np.where(found.predicted > 0, found.precision, np.nan)  # no line where nothing is left
+    by_confidence = (("f1", "F1", found.f1), ("precision", "Precision", left))
+    by_confidence = (*by_confidence, ("recall", "Recall", found.recall))
+    paths = []
+    figure = new_figure(9, 5.4)
+    axes = style(figure.add_subplot(), "Precision by recall", "recall", "precision")
+    _curves(axes, found, RECALLS, found.precision_at_recall)
+    paths.append(save(figure, folder / "pr_curve.png"))
+    for name, title, values in by_confidence:
+        figure = new_figure(9, 5.4)
+        axes = style(figure.add_subplot(), f"{title} by confidence", "confidence", name)
+        _curves(axes, found, CONFIDENCES, values)
+        if name == "f1" and found.best is not None:
+            _mark(axes, found.best, float(np.nanmean(found.f1[:, found.best])))
+        paths.append(save(figure, folder / f"{name}_curve.png"))
+    return paths
+
+
+def _curves(axes: Axes, found: Curves, x: Floats, values: Floats) -> None:
+    """Draw one line per class and their mean; the legend gives each one's AP at overlap 0.5."""
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    known = np.flatnonzero(found.boxes > 0)
+    if not len(known):
+        axes.text(0.5, 0.5, "no class has a box", ha="center", fontsize=12, color=INK)
+        return
+    aps = found.ap[known]
+    (line,) = axes.plot(x, _mean_of_known(values[known]), color=STRONG, linewidth=3, zorder=4)
+    mean = f"mean of {len(known)}" if len(known) > 1 else short(found.names[known[0]])
+    named = [(line, f"{mean}  {aps.mean():.3f}")]
+    if 1 < len(known) <= MANY:
+        for number, label in enumerate(known, start=1):
+            colour, dashes = sign(number)
+            (line,) = axes.plot(x, values[label], dashes, color=colour, linewidth=1.4)
+            named.append((line, f"{short(found.names[label])}  {found.ap[label]:.3f}"))
+    elif len(known) > MANY:
+        axes.plot(x, values[known].T, color=FAINT, linewidth=0.7)
+        order = known[np.argsort(-aps, kind="stable")].tolist()
+        ends = [("best", label) for label in order[:3]] + [("worst", n) for n in order[-3:]]
+        for number, (end, label) in enumerate(ends, start=1):
+            (line,) = axes.plot(x, values[label], color=sign(number)[0], linewidth=1.6)
+            named.append((line, f"{end}: {short(found.names[label])}  {found.ap[label]:.3f}"))
+    lines, names = zip(*named, strict=True)
+    name_lines(axes, lines, names, title="AP at overlap 0.5")
+
+
+def _mean_of_known(values: Floats) -> Floats:
+    """Return the mean over rows (C, T) of what is not nan, nan where nothing is."""
+    count = np.isfinite(values).sum(axis=0)
+    out = np.full(values.shape[1], np.nan)
+    return np.divide(np.nansum(values, axis=0), count, out=out, where=count > 0)
+
+
+def _mark(axes: Axes, best: int, height: float) -> None:
+    """Mark the confidence to use."""
+    x = CONFIDENCES[best]
+    axes.axvline(x, color=INK, linewidth=1, linestyle=":")
+    side, shift = ("left", 6) if x < 0.6 else ("right", -6)
+    axes.annotate(
+        f"best mean F1 {height:.3f} at {x:.3f}",
+        (x, 0.03),
+        (shift, 0),
+        textcoords="offset points",
+        fontsize=9,
+        color=INK,
+        ha=side,
+    )
+
+
+def confusion_plot(
+    matrix: NDArray[np.int64], names: Sequence[str], path: Path, *, normalized: bool = False
+) -> Path:
+    """Draw a confusion matrix (C + 1, C + 1), row = predicted, column = true, to `path`.
+
+    Normalised, each column adds up to 1: what became of the boxes of a class.
+    """
+    values = matrix.astype(np.float64)
+    if normalized:
+        values = values / np.maximum(values.sum(axis=0, keepdims=True), 1)
+    count = len(matrix)
+    side = float(np.clip(3.0 + 0.42 * count, 4.5, 18))
+    font = float(np.clip(72 * 0.55 * (side - 2.4) / count, 4, 10))  # points that a cell holds
+    figure = new_figure(side + 1.2, side)
+    title = "Confusion, share of each true class" if normalized else "Confusion, counts"
+    axes = style(figure.add_subplot(), title, "true", "predicted")
+    axes.grid(visible=False)
+    norm = None if normalized else PowerNorm(0.5, 0, max(values.max(), 1))
+    limits = (0, 1) if normalized else (None, None)
+    image = axes.imshow(
+        np.ma.masked_equal(values, 0),  # white where nothing is
+        cmap=matplotlib.colormaps["Blues"],
+        norm=norm,
+        vmin=limits[0],
+        vmax=limits[1],
+    )
+    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02).outline.set_visible(False)
+    _name_cells(axes, names, font)
+    if count <= NUMBERS + 1:
+        _number_cells(axes, values, normalized=normalized, font=font)
+    return save(figure, path)
+
+
+def _name_cells(axes: Axes, names: Sequence[str], font: float) -> None:
+    labels = [*(short(name, 20) for name in names), "background"]
+    step = math.ceil(len(labels) / 120)  # beyond that, names would lie on each other
+    ticks = list(range(0, len(labels), step))
+    axes.set_xticks(ticks, [labels[n] for n in ticks], fontsize=font, rotation=90)
+    axes.set_yticks(ticks, [labels[n] for n in ticks], fontsize=font)
+
+
+def _number_cells(axes: Axes, values: Floats, *, normalized: bool, font: float) -> None:
+    top = max(values.max(), 1e-9)
+    for row, column in np.argwhere(values > 0):
+        value = values[row, column]
+        dark = value / top > (0.55 if normalized else 0.3)  # counts are drawn by square root
+        text = f"{value:.2f}" if normalized else f"{value:.0f}"
+        colour = "white" if dark else INK
+        size = font if len(text) < 5 else font * 4 / len(text)
+        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
+
+
+def label_plot(table: Table, path: Path, title: str = "labels") -> Path:
+    """Draw what `table` holds to `path`: boxes per class and image, where, and how large."""
+    keep = ~(table.crowd | table.difficult)
+    counts = np.bincount(table.classes[keep], minlength=len(table.names))
+    shown = min(len(counts), 60)
+    figure = new_figure(11, float(np.clip(3.4 + 0.1 * shown, 6.4, 9.4)))
+    grid = figure.add_gridspec(2, 3)
+    head = f"{keep.sum():,} boxes in {len(table):,} images: {title}"
+    axes = style(figure.add_subplot(grid[:, 0]), head, "boxes")
+    _class_bars(axes, table.names, counts, shown)
+    sizes = np.repeat(table.sizes, np.diff(table.offsets), axis=0)[keep].astype(np.float64)
+    boxes = table.boxes[keep].astype(np.float64)
+    middle, extent = (
+        (boxes[:, :2] + boxes[:, 2:]) / 2 / sizes,
+        (boxes[:, 2:] - boxes[:, :2]) / sizes,
+    )
+    axes = style(figure.add_subplot(grid[0, 1]), "Box centres", "x / width", "y / height")
+    _density(axes, middle)
+    axes.invert_yaxis()  # as in the image: y runs down
+    axes = style(figure.add_subplot(grid[0, 2]), "Box sizes", "width", "height")
+    _density(axes, extent)
+    axes = style(figure.add_subplot(grid[1, 1]), "Boxes per image", "boxes", "images")
+    owner = np.repeat(np.arange(len(table)), np.diff(table.offsets))
+    each = np.bincount(owner[keep], minlength=len(table))
+    axes.hist(each, bins=_whole_bins(each), color=STRONG)
+    axes = style(figure.add_subplot(grid[1, 2]), "Box side, share of image side", "√area", "boxes")
+    axes.hist(np.sqrt(extent.prod(axis=1)), bins=np.linspace(0, 1, 41).tolist(), color=STRONG)
+    return save(figure, path)
+
+
+def _class_bars(axes: Axes, names: Sequence[str], counts: NDArray[np.int64], shown: int) -> None:
+    """Draw a bar per class in the order of the classes; of too many, the most common."""
+    order = np.arange(len(counts))
+    if shown < len(counts):
+        order = np.argsort(-counts, kind="stable")[:shown]
+        axes.set_xlabel(f"boxes (the {shown} most common of {len(counts)} classes)")
+    bars = axes.barh(np.arange(shown), counts[order], color=STRONG)
+    axes.bar_label(bars, [f"{count:,}" for count in counts[order]], padding=3, fontsize=8)
+    font = 10 if shown <= 20 else 8
+    axes.set_yticks(np.arange(shown), [short(names[n], 18) for n in order.tolist()], fontsize=font)
+    axes.set_ylim(max(shown, 6) - 0.4, -0.6)  # a few bars aren't blocks
+    axes.margins(x=0.16)
+    axes.grid(visible=False, axis="y")
+
+
+def _density(axes: Axes, points: Floats) -> None:
+    """Draw how many points (K, 2), as shares of the image, lie where."""
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_aspect("equal")
+    if len(points):
+        axes.hist2d(
+            points[:, 0],
+            points[:, 1],
+            bins=int(np.clip(len(points) ** 0.5 / 2, 10, 60)),
+            range=[[0, 1], [0, 1]],
+            cmin=1,
+            norm=LogNorm(vmin=0.3),  # one point is to be seen
+            cmap=matplotlib.colormaps["Blues"],
+        )
+
+
+def _whole_bins(values: NDArray[np.int64]) -> list[float]:
+    """Return at most 40 bins of whole width around the integers `values`."""
+    top = int(values.max(initial=0))
+    step = max(1, math.ceil((top + 1) / 40))
+    return [start - 0.5 for start in range(0, top + 1 + step, step)]
