@@ -19,6 +19,7 @@ from visiontrain.data.sampler import Key
 from visiontrain.data.table import Table
 
 Pixels = NDArray[np.uint8]
+Rows = NDArray[np.float32]  # (M, 6) targets
 _warn = logging.getLogger(__name__).warning
 
 
@@ -60,28 +61,23 @@ class TrainSet:
     def __getitem__(self, key: Key) -> Sample:
         """Return the sample of `key`: (epoch, row)."""
         epoch, wanted = key
-        row = self.reader.readable(wanted)
+        row, image = self.reader.readable(wanted)
         if self.change is None:
-            square, frame = letterbox(self._image(row), self.imgsz)
+            square, frame = letterbox(image, self.imgsz)
             return Sample(square, boxed(self.table.targets(row), frame), frame, row)
         random = generator(self.seed, "place", epoch, wanted)
         mosaic = epoch < self.mosaic_epochs and random.random() < self.config.mosaic
-        square, rows = (self._four if mosaic else self._one)(row, random)
+        square, rows = (self._four if mosaic else self._one)(row, image, random)
         square, rows = self.change(square, rows, (self.seed, epoch, wanted))
         side = self.imgsz
         return Sample(square, rows, np.array([1, 0, 0, side, side], np.float32), row)
 
-    def _image(self, row: int) -> Pixels:
-        image = self.reader.read(row)
-        assert image is not None  # `readable` found it so
-        return image
-
     def _zoom(self, random: np.random.Generator) -> float:
         return float(random.uniform(1 - self.config.scale, 1 + self.config.scale))
 
-    def _one(self, row: int, random: np.random.Generator) -> tuple[Pixels, NDArray[np.float32]]:
+    def _one(self, row: int, image: Pixels, random: np.random.Generator) -> tuple[Pixels, Rows]:
         """Zoom and shift one image."""
-        image, side = self._image(row), self.imgsz
+        side = self.imgsz
         height, width = image.shape[:2]
         scale = side / max(height, width) * self._zoom(random)
         shift = random.uniform(-self.config.translate, self.config.translate, 2) * side
@@ -90,19 +86,18 @@ class TrainSet:
         where = Placement(scale, float(x), float(y), (0, 0, side, side))
         return canvas, place(image, self.table.targets(row), where, canvas)
 
-    def _four(self, row: int, random: np.random.Generator) -> tuple[Pixels, NDArray[np.float32]]:
+    def _four(self, row: int, image: Pixels, random: np.random.Generator) -> tuple[Pixels, Rows]:
         """Put the image and three others around a point near the middle."""
         side = self.imgsz
-        partners = [self.reader.readable(int(r)) for r in random.integers(len(self.table), size=3)]
-        rows = [row, *partners]
-        images = [self._image(r) for r in rows]
-        sizes = [(image.shape[1], image.shape[0]) for image in images]
+        drawn = random.integers(len(self.table), size=3)
+        chosen = [(row, image), *(self.reader.readable(int(partner)) for partner in drawn)]
+        sizes = [(pixels.shape[1], pixels.shape[0]) for _, pixels in chosen]
         centre = random.uniform(side * 0.25, side * 0.75, 2)
         canvas = blank(side)
         where = tiles(sizes, side, self._zoom(random), (float(centre[0]), float(centre[1])))
         parts = [
-            place(image, self.table.targets(r), spot, canvas)
-            for image, r, spot in zip(images, rows, where, strict=True)
+            place(pixels, self.table.targets(r), spot, canvas)
+            for (r, pixels), spot in zip(chosen, where, strict=True)
         ]
         return canvas, np.concatenate(parts)
 
@@ -125,14 +120,15 @@ class Reader:
             _warn("%s", error)
             return None
 
-    def readable(self, row: int) -> int:
-        """Return the first row at or after `row`, around the end, that can be read.
+    def readable(self, row: int) -> tuple[int, Pixels]:
+        """Return the first row at or after `row`, around the end, that can be read, and it.
 
         Raises:
             DataError: when none can.
         """
         for k in range(len(self.table)):
             candidate = (row + k) % len(self.table)
-            if candidate not in self.bad and self.read(candidate) is not None:
-                return candidate
+            image = self.read(candidate)
+            if image is not None:
+                return candidate, image
         raise DataError("data: no image can be read; run `visiontrain check` to see why")
