@@ -11,13 +11,15 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from visiontrain.models.config import Norm
 
-GROUP_CHANNELS = 8  # channels per group of norm=group
+GROUP_CHANNELS = 8  # channels per group of norm=group, more where that does not divide
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:
     """Return the normalisation layer `kind` for `channels`."""
     if kind == "group":
-        return nn.GroupNorm(max(1, channels // GROUP_CHANNELS), channels)
+        most = max(1, channels // GROUP_CHANNELS)
+        groups = next(n for n in range(most, 0, -1) if channels % n == 0)
+        return nn.GroupNorm(groups, channels)
     if kind == "frozen":
         return FrozenBatchNorm2d(channels, eps=1e-3)
     if kind == "sync":

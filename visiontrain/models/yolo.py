@@ -5,6 +5,7 @@ Layout after YOLO26 and YOLOv10 (arXiv 2606.03748, 2405.14458) as described in t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,8 +43,8 @@ SIZES = {
 class DualHead(nn.Module):
     """Boxes and one-to-many classes, and a correction that makes the classes one-to-one.
 
-    The correction sees detached maps and is added to detached one-to-many logits: it starts
-    from all that they know and only learns which of several anchors answers for an object.
+    The correction sees detached maps and one-to-many logits, and is added to the latter: it
+    starts from all that they know and only learns which of several anchors should answer.
     """
 
     def __init__(self, widths: tuple[int, int, int], classes: int, *, norm: Norm) -> None:
@@ -51,7 +52,7 @@ class DualHead(nn.Module):
         box, cls = max(16, widths[0] // 2), max(widths[0], min(classes, 100))
         self.box = nn.ModuleList(BoxBranch(w, box, norm=norm) for w in widths)
         self.o2m = nn.ModuleList(ClassBranch(w, cls, classes, norm=norm) for w in widths)
-        self.o2o = nn.ModuleList(ClassBranch(w, cls, classes, norm=norm) for w in widths)
+        self.o2o = nn.ModuleList(ClassBranch(w + classes, cls, classes, norm=norm) for w in widths)
         for many, one in zip(self.o2m, self.o2o, strict=True):
             many.start_at(0.01)
             one.start_silent()
@@ -61,15 +62,18 @@ class DualHead(nn.Module):
 
         In training the one-to-many logits come second and the one-to-one logits last.
         """
-        distances, many = _merge(self.box, maps), _merge(self.o2m, maps)
-        one = many.detach() + _merge(self.o2o, tuple(m.detach() for m in maps))
+        scores = [branch(m) for branch, m in zip(self.o2m, maps, strict=True)]
+        seen = [torch.cat([m, s], 1).detach() for m, s in zip(maps, scores, strict=True)]
+        fixes = [branch(x) for branch, x in zip(self.o2o, seen, strict=True)]
+        distances = _flat([branch(m) for branch, m in zip(self.box, maps, strict=True)])
+        many = _flat(scores)
+        one = many.detach() + _flat(fixes)
         return (distances, many, one) if self.training else (distances, one)
 
 
-def _merge(branches: nn.ModuleList, maps: tuple[Tensor, ...]) -> Tensor:
-    """Run a branch on each level; return (B, A, channels), finest level first."""
-    parts = [branch(m).flatten(2) for branch, m in zip(branches, maps, strict=True)]
-    return torch.cat(parts, 2).transpose(1, 2)
+def _flat(levels: Sequence[Tensor]) -> Tensor:
+    """Put maps (B, channels, H, W) of all levels behind each other: (B, A, channels)."""
+    return torch.cat([level.flatten(2) for level in levels], 2).transpose(1, 2)
 
 
 class Yolo(VisionModel):

@@ -1,0 +1,134 @@
+"""Samples of a table: augmented for training, letterboxed for evaluation."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visiontrain.core.errors import DataError
+from visiontrain.core.seed import generator
+from visiontrain.core.types import Sample
+from visiontrain.data.augment import Augment
+from visiontrain.data.config import AugmentConfig
+from visiontrain.data.letterbox import boxed, letterbox
+from visiontrain.data.mosaic import Placement, blank, place, tiles
+from visiontrain.data.sampler import Key
+from visiontrain.data.table import Table
+
+Pixels = NDArray[np.uint8]
+Rows = NDArray[np.float32]  # (M, 6) targets
+_warn = logging.getLogger(__name__).warning
+
+
+class EvalSet:
+    """Every image once, letterboxed, nothing random."""
+
+    def __init__(self, table: Table, imgsz: int) -> None:
+        self.table, self.imgsz = table, imgsz
+        self.reader = Reader(table)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return image `index`; an unreadable one is replaced, under its own id, by grey."""
+        image = self.reader.read(index)
+        if image is None:
+            width, height = (int(side) for side in self.table.sizes[index])
+            image = np.full((height, width, 3), 114, np.uint8)
+        square, frame = letterbox(image, self.imgsz)
+        return Sample(square, boxed(self.table.targets(index), frame), frame, index)
+
+
+class TrainSet:
+    """Augmented samples; each is a pure function of (seed, epoch, row) and the files."""
+
+    def __init__(
+        self, table: Table, imgsz: int, augment: AugmentConfig, *, seed: int, epochs: int
+    ) -> None:
+        self.table, self.imgsz, self.config, self.seed = table, imgsz, augment, seed
+        self.reader = Reader(table)
+        # Never more than half of a short run goes without mosaic.
+        self.mosaic_epochs = epochs - min(augment.close_mosaic, epochs // 2)
+        self.change = Augment(augment) if augment.kind == "standard" else None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, key: Key) -> Sample:
+        """Return the sample of `key`: (epoch, row)."""
+        epoch, wanted = key
+        row, image = self.reader.readable(wanted)
+        if self.change is None:
+            square, frame = letterbox(image, self.imgsz)
+            return Sample(square, boxed(self.table.targets(row), frame), frame, row)
+        random = generator(self.seed, "place", epoch, wanted)
+        mosaic = epoch < self.mosaic_epochs and random.random() < self.config.mosaic
+        square, rows = (self._four if mosaic else self._one)(row, image, random)
+        square, rows = self.change(square, rows, (self.seed, epoch, wanted))
+        side = self.imgsz
+        return Sample(square, rows, np.array([1, 0, 0, side, side], np.float32), row)
+
+    def _zoom(self, random: np.random.Generator) -> float:
+        return float(random.uniform(1 - self.config.scale, 1 + self.config.scale))
+
+    def _one(self, row: int, image: Pixels, random: np.random.Generator) -> tuple[Pixels, Rows]:
+        """Zoom and shift one image."""
+        side = self.imgsz
+        height, width = image.shape[:2]
+        scale = side / max(height, width) * self._zoom(random)
+        shift = random.uniform(-self.config.translate, self.config.translate, 2) * side
+        x, y = (side - width * scale) / 2 + shift[0], (side - height * scale) / 2 + shift[1]
+        canvas = blank(side)
+        where = Placement(scale, float(x), float(y), (0, 0, side, side))
+        return canvas, place(image, self.table.targets(row), where, canvas)
+
+    def _four(self, row: int, image: Pixels, random: np.random.Generator) -> tuple[Pixels, Rows]:
+        """Put the image and three others around a point near the middle."""
+        side = self.imgsz
+        drawn = random.integers(len(self.table), size=3)
+        chosen = [(row, image), *(self.reader.readable(int(partner)) for partner in drawn)]
+        sizes = [(pixels.shape[1], pixels.shape[0]) for _, pixels in chosen]
+        centre = random.uniform(side * 0.25, side * 0.75, 2)
+        canvas = blank(side)
+        where = tiles(sizes, side, self._zoom(random), (float(centre[0]), float(centre[1])))
+        parts = [
+            place(pixels, self.table.targets(r), spot, canvas)
+            for (r, pixels), spot in zip(chosen, where, strict=True)
+        ]
+        return canvas, np.concatenate(parts)
+
+
+@dataclass(slots=True)
+class Reader:
+    """Reads images, remembering which cannot be read."""
+
+    table: Table
+    bad: set[int] = field(default_factory=set)
+
+    def read(self, row: int) -> Pixels | None:
+        """Return image `row`, or None when it cannot be read; said once per process."""
+        if row in self.bad:
+            return None
+        try:
+            return self.table.images.read(row)
+        except DataError as error:
+            self.bad.add(row)
+            _warn("%s", error)
+            return None
+
+    def readable(self, row: int) -> tuple[int, Pixels]:
+        """Return the first row at or after `row`, around the end, that can be read, and it.
+
+        Raises:
+            DataError: when none can.
+        """
+        for k in range(len(self.table)):
+            candidate = (row + k) % len(self.table)
+            image = self.read(candidate)
+            if image is not None:
+                return candidate, image
+        raise DataError("data: no image can be read; run `visiontrain check` to see why")

@@ -1,0 +1,140 @@
+"""Steps of a run and batches of an evaluation, loaded in processes or here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from visiontrain.core.types import Batch, Sample
+from visiontrain.data.dataset import EvalSet, TrainSet
+from visiontrain.data.sampler import Plan, StepKeys, step_keys, steps_per_epoch
+
+__all__ = ["Plan", "Step", "eval_batches", "resolve_workers", "steps_per_epoch", "train_steps"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one rank trains on in one optimizer step."""
+
+    epoch: int
+    step: int  # counted over the whole run, from 0
+    images: int  # in the global batch
+    micro_batches: Sequence[Batch]
+
+
+def train_steps(dataset: TrainSet, plan: Plan, start: int) -> Iterator[Step]:
+    """Yield every step from `start` to the end of the run; the same for any `plan.workers`."""
+    keys = step_keys(len(dataset), plan, start)
+    return iter(_loader(_Steps(dataset), keys, plan.workers))
+
+
+def eval_batches(
+    dataset: EvalSet, batch: int, shard: tuple[int, int], workers: int
+) -> Iterator[Batch]:
+    """Yield this rank's batches of the one fixed list: batch k goes to rank k mod W.
+
+    Every rank gets equally many, a missing one being an image with valid=0 and id -1: some
+    modes must run the model in step.
+    """
+    index, total = shard
+    lists = [range(i, min(i + batch, len(dataset))) for i in range(0, len(dataset), batch)]
+    lists += [range(0)] * (-len(lists) % total)
+    return iter(_loader(_Batches(dataset), iter(lists[index::total]), workers))
+
+
+def resolve_workers(workers: int | Literal["auto"], processes: int) -> int:
+    """Turn `auto` into loader processes per rank: a core each beside the one that trains, to 8.
+
+    On one or two cores loading in the training process is as fast: see DECISIONS.md.
+    """
+    if workers != "auto":
+        return workers
+    cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
+    return 0 if cores <= 2 else min(8, max(1, cores // processes - 1))
+
+
+class _Steps(Dataset[Step]):
+    """A step is one item, so that its images are collated where they are loaded."""
+
+    def __init__(self, samples: TrainSet) -> None:
+        self.samples = samples
+
+    def __getitem__(self, keys: StepKeys) -> Step:
+        side = self.samples.imgsz
+        cells = [[self.samples[key] for key in cell] for cell in keys.cells]
+        batches = [collate(cell, side) for cell in cells]
+        return Step(keys.epoch, keys.step, keys.images, batches)
+
+
+class _Batches(Dataset[Batch]):
+    def __init__(self, samples: EvalSet) -> None:
+        self.samples = samples
+
+    def __getitem__(self, rows: range) -> Batch:
+        return collate([self.samples[row] for row in rows], self.samples.imgsz)
+
+
+def _loader(dataset: Dataset[Any], keys: Iterator[Any], workers: int) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_size=None,  # an item is a whole batch already
+        sampler=_Keys(keys),
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_start_worker,
+        prefetch_factor=2 if workers else None,
+    )
+
+
+class _Keys:
+    """An iterator as the one-time sampler that DataLoader wants."""
+
+    def __init__(self, keys: Iterator[Any]) -> None:
+        self.keys = keys
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.keys
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _start_worker(worker: int) -> None:
+    """One thread each: loaders run side by side, and beside training."""
+    del worker
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def collate(samples: Sequence[Sample], side: int) -> Batch:
+    """Stack samples; targets are padded with class -1. None at all become one empty image."""
+    if not samples:
+        blank = np.zeros((side, side, 3), np.uint8)
+        frame = np.array([1, 0, 0, side, side], np.float32)
+        empty = Sample(blank, np.zeros((0, 6), np.float32), frame, -1)
+        return _stack([empty], valid=0.0)
+    return _stack(samples, valid=1.0)
+
+
+def _stack(samples: Sequence[Sample], *, valid: float) -> Batch:
+    most = max(1, *(len(sample.targets) for sample in samples))
+    targets = torch.zeros(len(samples), most, 6)
+    targets[..., 0] = -1
+    for row, sample in zip(targets, samples, strict=True):
+        row[: len(sample.targets)] = torch.from_numpy(sample.targets)
+    images = np.stack([sample.image for sample in samples]).transpose(0, 3, 1, 2)
+    return Batch(
+        images=torch.from_numpy(np.ascontiguousarray(images)),
+        targets=targets,
+        ids=torch.tensor([sample.id for sample in samples]),
+        frame=torch.from_numpy(np.stack([sample.frame for sample in samples])),
+        valid=torch.full((len(samples),), valid),
+    )
