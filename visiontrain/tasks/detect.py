@@ -101,11 +101,8 @@ class DetectTask:
         self, head: str, logits: Tensor, boxes: Tensor, grid: Grid, batch: Batch
     ) -> Assignment:
         """Choose the anchors that answer for each target under `head`."""
-        config = self.config
-        settings = Aligned(config.topk, config.alpha, config.beta)
-        if head == ONE_TO_ONE:
-            import os
-            settings = Aligned(1, float(os.environ.get("A","1")), float(os.environ.get("BB","2")))
+        topk = self.config.topk if head == ONE_TO_MANY else 1
+        settings = Aligned(topk, self.config.alpha, self.config.beta)
         scores = logits.detach().sigmoid()
         return assign(settings, scores, boxes.detach(), grid.points, batch.targets.to(boxes.dtype))
 
