@@ -1,0 +1,49 @@
+import os
+import signal
+import threading
+
+import pytest
+
+from visiontrain.engine.signals import Signals, unsaved
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
+def test_a_signal_only_sets_a_flag(number, code):
+    before = signal.getsignal(number)
+    with Signals() as signals:
+        assert signals.exit_code == 0
+        os.kill(os.getpid(), number)
+        assert signals.received == number
+        assert signals.exit_code == code
+    assert signal.getsignal(number) == before
+    assert unsaved(number) == 128 + number
+
+
+def test_a_second_interrupt_acts_at_once():
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signals.exit_code == 130
+
+
+def test_terminating_twice_still_saves():
+    with Signals() as signals:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.exit_code == 75
+
+
+def test_another_thread_installs_nothing():
+    before, inside = signal.getsignal(signal.SIGTERM), []
+
+    def enter():
+        with Signals() as signals:
+            inside.append((signals.received, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert inside == [(0, before)]
