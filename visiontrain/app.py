@@ -18,7 +18,14 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Progress
 from visiontrain.core.types import Outcome, Place
 from visiontrain.data.dataset import EvalSet, TrainSet
-from visiontrain.data.loader import Plan, Step, eval_batches, steps_per_epoch, train_steps
+from visiontrain.data.loader import (
+    Plan,
+    Step,
+    eval_batches,
+    resolve_workers,
+    steps_per_epoch,
+    train_steps,
+)
 from visiontrain.data.open import DataSpec, open_dataset
 from visiontrain.data.table import Table
 from visiontrain.engine.durable import replace_file, storing
@@ -252,7 +259,7 @@ def class_rows(run: Run) -> frozenset[str]:
 
 def step_source(run: Run, table: Table, strategy: Strategy) -> Any:
     """Return what yields the steps from one on, leaving out some."""
-    data = TrainSet(table, run.imgsz, run.augment, run.seed, run.epochs)
+    data = TrainSet(table, run.imgsz, run.augment, seed=run.seed, epochs=run.epochs)
 
     def steps(first: int, skipped: frozenset[int]) -> Iterator[Step]:
         plan = Plan(
@@ -261,7 +268,7 @@ def step_source(run: Run, table: Table, strategy: Strategy) -> Any:
             shard=strategy.place.shard,
             epochs=run.epochs,
             seed=run.seed,
-            workers=run.data.workers,
+            workers=resolve_workers(run.data.workers, strategy.place.world),
             skipped=skipped,
         )
         return train_steps(data, plan, first)
@@ -271,8 +278,9 @@ def step_source(run: Run, table: Table, strategy: Strategy) -> Any:
 
 def score_table(run: Run, learner: Learner, table: Table) -> Evaluation:
     """Score the learner on a table. Collective."""
-    shard = learner.strategy.place.shard
-    batches = eval_batches(EvalSet(table, run.imgsz), run.batch, shard, run.data.workers)
+    place = learner.strategy.place
+    workers = resolve_workers(run.data.workers, place.world)
+    batches = eval_batches(EvalSet(table, run.imgsz), run.batch, place.shard, workers)
     return evaluate(learner, batches, DetectionEvaluator(table))
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from visiontrain.core.errors import StorageError
 
@@ -29,6 +32,19 @@ def replace_file(path: Path, data: bytes) -> None:
     write_file(draft, data)
     draft.replace(path)
     sync_folder(path.parent)
+
+
+def to_json(value: Any) -> bytes:
+    """Encode for people and scripts: indented; nan, which JSON has no word for, becomes null."""
+    return (json.dumps(_known(value), indent=2, allow_nan=False) + "\n").encode()
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _known(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sync_folder(path: Path) -> None:

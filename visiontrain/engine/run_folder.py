@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from visiontrain.core.errors import ConfigError
-from visiontrain.engine.durable import replace_file, storing
+from visiontrain.engine.durable import replace_file, storing, to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class RunFolder:
             StorageError: when it cannot be written.
         """
         with storing(self.metrics):
-            replace_file(self.metrics, (json.dumps(metrics, indent=2) + "\n").encode())
+            replace_file(self.metrics, to_json(metrics))
 
 
 def claim(out: str | None, parent: Path, name: str) -> RunFolder:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from visiontrain.core.errors import CheckpointError
 from visiontrain.core.interfaces import StateDict
-from visiontrain.engine.durable import replace_file, require_space, storing
+from visiontrain.engine.durable import replace_file, require_space, storing, to_json
 
 SCHEMA = 1
 KEY = "visiontrain"  # the header's metadata: this key holds one JSON object
@@ -55,17 +55,16 @@ def save_weights(path: Path, meta: WeightsMeta, tensors: StateDict) -> None:
     Raises:
         StorageError: when they cannot be written; an older file stays.
     """
-    header = json.dumps(asdict(meta))
+    described = to_json(asdict(meta))
     data = encode_tensors(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
-        {"format": "pt", KEY: header},
+        {"format": "pt", KEY: described.decode()},
     )
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         require_space(path.parent, len(data))
         replace_file(path, data)
-        pretty = json.dumps(asdict(meta), indent=2) + "\n"
-        replace_file(path.with_suffix(".json"), pretty.encode())
+        replace_file(path.with_suffix(".json"), described)
 
 
 def load_weights(path: str | Path) -> Weights:
