@@ -10,6 +10,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
@@ -33,7 +34,8 @@ SCRIPTS = (  # beside DejaVu, which is shipped with matplotlib, if the machine h
 
 def new_figure(width: float, height: float) -> Figure:
     """Make a figure of `width` x `height` inches that no other code of the process sees."""
-    figure = Figure((width, height), dpi=DPI, layout="constrained", facecolor="white")
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)  # inches around each plot
+    figure = Figure((width, height), dpi=DPI, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 

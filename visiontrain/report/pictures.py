@@ -120,6 +120,7 @@ def _cell(picture: Picture, names: Sequence[str]) -> Image.Image:
     )
     pen = ImageDraw.Draw(fitted)
     scores = picture.scores if picture.scores is not None else np.zeros(len(picture.boxes))
+    font = font_of(FONT if len(scores) <= 12 else FONT - 3)
     for number in np.argsort(scores, kind="stable"):
         label = int(picture.classes[number])
         text = short(names[label], 20)
@@ -127,7 +128,7 @@ def _cell(picture: Picture, names: Sequence[str]) -> Image.Image:
             text = f"{text} {scores[number]:.2f}"
         left, top, right, bottom = (round(v) for v in (picture.boxes[number] * scale).tolist())
         corners = (left, top, max(left, right), max(top, bottom))
-        _box(pen, corners, text, colour_of(label), font_of(FONT))
+        _box(pen, corners, text, colour_of(label), font)
     cell = Image.new("RGB", (CELL, CELL), (238, 241, 244))
     cell.paste(fitted, ((CELL - fitted.width) // 2, (CELL - fitted.height) // 2))
     return cell

@@ -273,6 +273,7 @@ def label_plot(table: Table, path: Path, title: str = "labels") -> Path:
     owner = np.repeat(np.arange(len(table)), np.diff(table.offsets))
     each = np.bincount(owner[keep], minlength=len(table))
     axes.hist(each, bins=_whole_bins(each), color=STRONG)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes = style(figure.add_subplot(grid[1, 2]), "Box side, share of image side", "√area", "boxes")
     axes.hist(np.sqrt(extent.prod(axis=1)), bins=np.linspace(0, 1, 41).tolist(), color=STRONG)
     return save(figure, path)
