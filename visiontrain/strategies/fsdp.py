@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,8 @@ class FSDP(DDP):
     _model: FSDPModule
 
     def setup(self, model: VisionModel) -> None:
+        # torch warns of views, which in-place writes would cut off; blocks never write in place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         Strategy.setup(self, model)
         mesh = init_device_mesh(self.place.device.type, (self.place.world,))
         for block in model.blocks.values():
@@ -32,6 +35,7 @@ class FSDP(DDP):
         for module in self._model.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # terms are sums, so no mean
+                module.set_force_sum_reduction_for_comms(True)  # gloo lacks fp32's PREMUL_SUM
 
     def train_forward(self, model: VisionModel, images: Tensor) -> Any:
         return model(images)
