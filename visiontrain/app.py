@@ -99,14 +99,14 @@ def prepare(run: Run) -> Run:
         VisiontrainError: when the folder or the data cannot be used.
     """
     given = run.model_dump(exclude_unset=True)
-    if run.resume:
-        folder = reopen(run.out)
+    folder = reopen(run.out) if run.resume else None
+    if folder and folder.config.is_file():
         base = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
         merged = overlay(base, given)
         check_fixed(base, Run.model_validate(merged).model_dump())
     else:
         merged = overlay(dict(open_dataset(run.data).defaults), given)
-        folder = claim(run.out, Path(run.project) / run.task.kind, run.name)
+        folder = folder or claim(run.out, Path(run.project) / run.task.kind, run.name)
     return _settle(merged, folder)
 
 

@@ -67,7 +67,7 @@ def claim(out: str | None, parent: Path, name: str) -> RunFolder:
     """
     if out is not None:
         folder = Path(out)
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and not _is_empty(folder):
             raise ConfigError(
                 f"out: {out} is not empty; add resume=true to go on with its run, or name another"
             )
@@ -87,7 +87,7 @@ def claim(out: str | None, parent: Path, name: str) -> RunFolder:
 
 
 def reopen(out: str | None) -> RunFolder:
-    """Return the folder of the run to go on with.
+    """Return the folder of the run to go on with; a run killed at once left it empty.
 
     Raises:
         ConfigError: when `out` is not given or holds no run.
@@ -95,6 +95,11 @@ def reopen(out: str | None) -> RunFolder:
     if out is None:
         raise ConfigError("resume: true without a folder; add out=DIR, the folder of the run")
     folder = RunFolder(Path(out))
-    if not folder.config.is_file():
+    if not folder.config.is_file() and not (folder.path.is_dir() and _is_empty(folder.path)):
         raise ConfigError(f"out: {out} holds no config.yaml; leave resume away to start there")
     return folder
+
+
+def _is_empty(path: Path) -> bool:
+    """Tell whether nothing is there but files that were being written when a run was killed."""
+    return all(child.name.startswith(".") for child in path.iterdir())

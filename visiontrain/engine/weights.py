@@ -58,7 +58,7 @@ def save_weights(path: Path, meta: WeightsMeta, tensors: StateDict) -> None:
     described = to_json(asdict(meta))
     data = encode_tensors(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
-        {"format": "pt", KEY: described.decode()},
+        {KEY: described.decode()},  # one key: safetensors writes several in any order
     )
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
