@@ -1,0 +1,46 @@
+"""ALIASES: the names YOLO users type, and where they lead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+MAIN_FIELD = {"data": "source"}  # what a scalar given to a section sets; `kind` elsewhere
+STRATEGY_ALIASES = {"centralized": "single"}
+
+
+def same(value: Any) -> Any:
+    """Pass a value on as it is."""
+    return value
+
+
+ALIASES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "workers": ("data.workers", same),
+    "cache": ("data.cache", lambda v: {True: "ram", False: "none"}.get(v, v)),
+    "fraction": ("data.fraction", same),
+    "single_cls": ("data.single_cls", same),
+    "lr0": ("optim.lr", same),
+    "lrf": ("optim.lr_final", same),
+    "optimizer": ("optim.kind", lambda v: v.lower() if isinstance(v, str) else v),
+    "momentum": ("optim.momentum", same),
+    "weight_decay": ("optim.weight_decay", same),
+    "warmup_epochs": ("optim.warmup", same),
+    "cos_lr": ("optim.schedule", lambda v: {True: "cosine", False: "linear"}.get(v, v)),
+    "amp": ("precision", lambda v: {True: "auto", False: "fp32"}.get(v, v)),
+    "conf": ("task.conf", same),
+    "iou": ("task.iou", same),
+    "max_det": ("task.max_det", same),
+    "nms": ("task.nms", same),
+    "box": ("task.box", same),
+    "cls": ("task.cls", same),
+    "plots": ("log.plots", same),
+    "close_mosaic": ("augment.close_mosaic", same),
+    "mosaic": ("augment.mosaic", same),
+    "hsv_h": ("augment.hsv_h", same),
+    "hsv_s": ("augment.hsv_s", same),
+    "hsv_v": ("augment.hsv_v", same),
+    "fliplr": ("augment.fliplr", same),
+    "flipud": ("augment.flipud", same),
+    "scale": ("augment.scale", same),
+    "translate": ("augment.translate", same),
+}

@@ -1,0 +1,95 @@
+"""YAML as people mean it: version 1.2 scalars, no repeated keys, no alias bombs, no objects."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+from visiontrain.core.errors import ConfigError
+
+MAX_ALIASES = 50  # a list of lists of aliases grows without bound in a few hundred bytes
+MAX_CHARACTERS = 10_000_000
+
+CORE_SCHEMA = {  # YAML 1.2, section 10.3; first character -> what it may be
+    "tag:yaml.org,2002:null": (r"^(?:~|null|Null|NULL|)$", "~nN\0"),
+    "tag:yaml.org,2002:bool": (r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    "tag:yaml.org,2002:int": (r"^(?:[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+)$", "-+0123456789"),
+    "tag:yaml.org,2002:float": (
+        r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$"
+        r"|^\.(?:nan|NaN|NAN)$",
+        "-+0123456789.",
+    ),
+}
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the rules above. `no`, `on`, 007 and dates stay strings."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - filled once, below
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Count aliases while composing."""
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MAX_ALIASES:
+                mark = self.peek_event().start_mark
+                raise yaml.YAMLError(f"line {mark.line + 1}: more than {MAX_ALIASES} aliases")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        """Refuse repeated keys: the first would be lost without a word."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: {key!r} twice")
+            seen.add(key if isinstance(key, Hashable) else id(key))
+        return super().construct_mapping(node, deep=deep)
+
+
+for _tag, (_pattern, _first) in CORE_SCHEMA.items():
+    for _character in _first:
+        _resolvers = Loader.yaml_implicit_resolvers.setdefault(_character.replace("\0", ""), [])
+        _resolvers.append((_tag, re.compile(_pattern)))
+
+
+def load_yaml(text: str, where: str) -> Any:
+    """Read one YAML document.
+
+    Args:
+        text: the document; a byte order mark is ignored.
+        where: what to call it in an error, a path or a key.
+
+    Raises:
+        ConfigError: with the line, when it is not YAML, repeats a key or nests aliases.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise ConfigError(f"{where}: {len(text)} characters; at most {MAX_CHARACTERS}")
+    try:
+        return yaml.load(text.removeprefix("\ufeff"), Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{where}{line}: {error.problem}; write plain YAML") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}; write plain YAML") from error
+
+
+def dump_yaml(tree: Any) -> str:
+    """Write `tree` so that `load_yaml` reads the same again."""
+    return yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes strings that either version of YAML would read as something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write repeated values out."""
+        del data
+        return True
