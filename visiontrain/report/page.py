@@ -32,6 +32,8 @@ th { font-weight: 500; font-size: .9rem; white-space: nowrap; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 td.name { min-width: 7rem; max-width: 20rem; }
 meter { width: 5rem; height: .8rem; margin-left: .6rem; vertical-align: middle; }
+meter::-webkit-meter-optimum-value { background: var(--strong); }
+meter::-moz-meter-bar { background: var(--strong); }
 figure { margin: 0 0 1.8rem; }
 figure img { display: block; width: 100%; height: auto; background: #fff; border-radius: .6rem;
   border: 1px solid var(--line); padding: .5rem; }

@@ -34,7 +34,7 @@ MEANINGS = {  # of metrics.json, in the order shown
     "precision": ("Precision", "share of detections that are right, at the best confidence"),
     "recall": ("Recall", "share of boxes that are found, at the best confidence"),
     "f1": ("F1", "harmonic mean of the two, highest at the best confidence"),
-    "conf": ("Best confidence", "the `conf` to use: here mean F1 is highest"),
+    "conf": ("Best confidence", "the confidence to cut at: here mean F1 is highest"),
     "top1": ("Top-1", "share of images whose class is named first"),
     "top5": ("Top-5", "share of images whose class is among the first five"),
     "loss": ("Loss", "mean validation loss"),
