@@ -60,13 +60,18 @@ def load(root: type[S], arguments: Sequence[str], presets: Path) -> S:
     return build(root, tree)
 
 
-def from_keys(root: type[S], keys: Mapping[str, Any]) -> S:
+def from_keys(root: type[S], keys: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> S:
     """Make a `root` from Python values by the same names, aliases and rules.
+
+    Args:
+        root: the config's class.
+        keys: names, dotted names or aliases, and their values.
+        base: what a preset says (`read_preset`); `keys` go on top.
 
     Raises:
         ConfigError: as `load`.
     """
-    tree: Tree = {}
+    tree: Tree = dict(base or {})
     for key, value in keys.items():
         assign(root, tree, key, _plain(value))
     return build(root, tree)
