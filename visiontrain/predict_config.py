@@ -7,11 +7,10 @@ from pydantic import Field
 from visiontrain.core.config import Section
 
 
-class PredictConfig(Section):
-    """Which weights, on what, and what to write."""
+class DetectorConfig(Section):
+    """Which weights, and what counts as a detection."""
 
     weights: str = Field(description="weights file, or a run folder (its best weights)")
-    source: str = Field(description="picture, video, folder or glob")
     conf: float = Field(0.25, ge=0, le=1, description="drop detections below this score")
     iou: float = Field(0.7, ge=0, le=1, description="overlap above which nms=true merges")
     nms: bool = Field(False, description="suppress overlaps; the one-to-one head needs none")
@@ -19,8 +18,14 @@ class PredictConfig(Section):
     imgsz: int | None = Field(
         None, ge=32, multiple_of=32, description="side of the square input; default: as trained"
     )
-    batch: int = Field(8, ge=1, description="images per forward pass")
     device: str = Field("auto", description="auto, cpu, cuda, or a GPU number")
+
+
+class PredictConfig(DetectorConfig):
+    """A detector, on what to use it, and what to write."""
+
+    source: str = Field(description="picture, video, folder or glob")
+    batch: int = Field(8, ge=1, description="images per forward pass")
     vid_stride: int = Field(1, ge=1, description="videos: take every n-th frame")
     save: bool = Field(True, description="write pictures and videos with boxes drawn")
     save_txt: bool = Field(False, description="also write YOLO label files, with scores")

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from visiontrain.core.errors import DataError
 from visiontrain.core.types import Detections
 from visiontrain.data.inputs import Input, find_inputs, frame_rate, read_frames
-from visiontrain.engine.detector import load_detector, read_pixels
+from visiontrain.engine.detector import Detector, load_detector, read_pixels
 from visiontrain.engine.durable import storing
 from visiontrain.engine.run_folder import claim
-from visiontrain.predict_config import PredictConfig
+from visiontrain.predict_config import DetectorConfig, PredictConfig
 from visiontrain.report.detections import (
     Film,
     coco_rows,
@@ -68,6 +68,17 @@ class Predicted:
         return f"{counts}, {speed:.1f} images/s: {self.folder}"
 
 
+def load(config: DetectorConfig) -> Detector:
+    """Read the weights that `config` names, ready for use on its device.
+
+    Raises:
+        CheckpointError: when the weights can't be used.
+        ConfigError: when there is no such device.
+    """
+    decoding = {key: getattr(config, key) for key in ("conf", "iou", "nms", "max_det")}
+    return load_detector(config.weights, decoding, imgsz=config.imgsz, device=config.device)
+
+
 def predict(config: PredictConfig, say: Say) -> Predicted:
     """Predict on `config.source`; `say` is told of files that can't be read, and the end.
 
@@ -77,8 +88,7 @@ def predict(config: PredictConfig, say: Say) -> Predicted:
         StorageError: when the results can't be written.
     """
     inputs = find_inputs(config.source)
-    decoding = {key: getattr(config, key) for key in ("conf", "iou", "nms", "max_det")}
-    detector = load_detector(config.weights, decoding, imgsz=config.imgsz, device=config.device)
+    detector = load(config)
     parent = Path(config.project) / detector.kind
     folder = claim(config.out, parent, config.name).path
     began = time.perf_counter()

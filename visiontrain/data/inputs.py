@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visiontrain.core.errors import DataError
+from visiontrain.data.header import SUFFIXES
 
-PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
 VIDEOS = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"))
 
 
@@ -98,8 +98,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _is_known(path: Path) -> bool:
-    return path.suffix.lower() in PICTURES | VIDEOS
+    return path.suffix.lower() in SUFFIXES | VIDEOS
 
 
 def _suffixes() -> str:
-    return " ".join(sorted(PICTURES | VIDEOS))
+    return " ".join(sorted(SUFFIXES | VIDEOS))

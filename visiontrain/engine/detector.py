@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from visiontrain.core.errors import CheckpointError, DataError
 from visiontrain.core.interfaces import Task, VisionModel
 from visiontrain.core.types import Batch, Detections
-from visiontrain.data.dataset import letterbox
 from visiontrain.data.images import decode, read_bytes
+from visiontrain.data.letterbox import letterbox
 from visiontrain.engine.weights import Weights, load_weights
 from visiontrain.models.config import ModelConfig
 from visiontrain.models.registry import build_model

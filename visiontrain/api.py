@@ -1,0 +1,184 @@
+"""The Python side of the verbs: the same keys as on the command line, typed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+from visiontrain import app, prediction
+from visiontrain.core.config import from_keys, read_preset
+from visiontrain.core.shipped import shipped
+from visiontrain.engine.detector import Detector
+from visiontrain.engine.run_folder import RunFolder
+from visiontrain.predict_config import DetectorConfig, PredictConfig
+from visiontrain.prediction import Predicted
+from visiontrain.recipe import Run
+
+Keys = Mapping[str, Any]  # the keys of a section
+_log = logging.getLogger(__name__).info
+
+
+class TrainKeys(TypedDict, total=False):
+    """The keys of `train` and `val`, aliases included; sections as a main value or a mapping."""
+
+    data: str | Path | Keys
+    augment: str | Keys
+    model: str | Keys
+    task: str | Keys
+    optim: str | Keys
+    strategy: str | Keys
+    save: Keys
+    log: Keys
+    epochs: int
+    batch: int
+    accumulate: int
+    imgsz: int
+    precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"]
+    device: str
+    ema: bool
+    freeze: int
+    patience: int
+    time: float | None
+    val: bool
+    seed: int
+    weights: str | Path | None
+    split: Literal["train", "val", "test"]
+    save_json: bool
+    resume: bool
+    out: str | Path | None
+    project: str | Path
+    name: str
+    # Aliases that YOLO users know; core/keys.py says where they lead.
+    workers: int | Literal["auto"]
+    cache: bool | Literal["none", "ram", "disk"]
+    fraction: float
+    single_cls: bool
+    lr0: float | None
+    lrf: float
+    optimizer: str
+    momentum: float
+    weight_decay: float
+    warmup_epochs: float
+    cos_lr: bool
+    amp: bool
+    conf: float
+    iou: float
+    max_det: int
+    nms: bool
+    box: float
+    cls: float
+    plots: bool
+    close_mosaic: int
+    mosaic: float
+    hsv_h: float
+    hsv_s: float
+    hsv_v: float
+    fliplr: float
+    flipud: float
+    scale: float
+    translate: float
+
+
+class LoadKeys(TypedDict, total=False):
+    """The keys of `load`: what counts as a detection, and where to compute."""
+
+    conf: float
+    iou: float
+    nms: bool
+    max_det: int
+    imgsz: int | None
+    device: str
+
+
+class PredictKeys(LoadKeys, total=False):
+    """The keys of `predict`."""
+
+    weights: str | Path
+    source: str | Path
+    batch: int
+    vid_stride: int
+    save: bool
+    save_txt: bool
+    save_json: bool
+    max_pixels: int
+    out: str | Path | None
+    project: str | Path
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRun:
+    """A run that is over, or was stopped by a signal and can go on with `resume=True`."""
+
+    folder: Path
+    metrics: Mapping[str, Any]  # as in metrics.json; empty when the run was stopped
+    weights: Path  # the best; the last where none was scored
+    config: Run  # whole, with everything that was chosen
+    exit_code: int  # 0 complete; 75 or 130 saved after a signal
+
+
+def train(preset: str | Path | None = None, /, **keys: Unpack[TrainKeys]) -> TrainedRun:
+    """Train a model.
+
+    Args:
+        preset: a preset's name or a YAML file, such as a run's config.yaml.
+        keys: as on the command line, see cfg/README.md. A section takes its main value or a
+            mapping: `strategy="ddp"`, `strategy={"kind": "ddp", "processes": 2}`, or, dotted,
+            `**{"strategy.processes": 2}`.
+
+    Raises:
+        VisiontrainError: with one line that says where, what it got, and what would do.
+    """
+    run = app.prepare(_run(preset, keys))
+    exit_code = app.start(run, "main")
+    folder = app.folder_of(run)
+    return _result(run, folder.best if folder.best.is_file() else folder.last, exit_code)
+
+
+def val(preset: str | Path | None = None, /, **keys: Unpack[TrainKeys]) -> TrainedRun:
+    """Score `weights` on `split` of `data`; keys as for `train`.
+
+    Raises:
+        VisiontrainError: with one line that says where, what it got, and what would do.
+    """
+    run = app.prepare_validation(_run(preset, keys))
+    exit_code = app.start(run, "validate")
+    weights = Path(run.weights or "")
+    return _result(run, RunFolder(weights).best if weights.is_dir() else weights, exit_code)
+
+
+def predict(**keys: Unpack[PredictKeys]) -> Predicted:
+    """Find objects in the files of `source`, write pictures and predictions.json.
+
+    To get detections of pictures in memory, see `load`.
+
+    Raises:
+        VisiontrainError: with one line that says where, what it got, and what would do.
+    """
+    return prediction.predict(from_keys(PredictConfig, keys), _log)
+
+
+def load(weights: str | Path, **keys: Unpack[LoadKeys]) -> Detector:
+    """Read a weights file, or the best weights of a run folder, ready to predict.
+
+    Raises:
+        VisiontrainError: with one line that says where, what it got, and what would do.
+    """
+    return prediction.load(from_keys(DetectorConfig, {**keys, "weights": weights}))
+
+
+def _run(preset: str | Path | None, keys: TrainKeys) -> Run:
+    base = None if preset is None else read_preset(Run, str(preset), shipped("cfg"))
+    return from_keys(Run, keys, base)
+
+
+def _result(run: Run, weights: Path, exit_code: int) -> TrainedRun:
+    folder = app.folder_of(run)
+    metrics: dict[str, Any] = {}
+    if not exit_code:
+        metrics = json.loads(folder.metrics.read_text(encoding="utf-8"))
+    return TrainedRun(folder.path, metrics, weights, run, exit_code)
