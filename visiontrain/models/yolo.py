@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visiontrain.core.interfaces import IMAGE, VisionModel
@@ -52,7 +53,8 @@ class DualHead(nn.Module):
         box, cls = max(16, widths[0] // 2), max(widths[0], min(classes, 100))
         self.box = nn.ModuleList(BoxBranch(w, box, norm=norm) for w in widths)
         self.o2m = nn.ModuleList(ClassBranch(w, cls, classes, norm=norm) for w in widths)
-        self.o2o = nn.ModuleList(ClassBranch(w + classes, cls, classes, norm=norm) for w in widths)
+        seen = [w + classes + len(widths) - 1 for w in widths]
+        self.o2o = nn.ModuleList(ClassBranch(s, cls, classes, norm=norm) for s in seen)
         for many, one in zip(self.o2m, self.o2o, strict=True):
             many.start_at(0.01)
             one.start_silent()
@@ -63,12 +65,29 @@ class DualHead(nn.Module):
         In training the one-to-many logits come second and the one-to-one logits last.
         """
         scores = [branch(m) for branch, m in zip(self.o2m, maps, strict=True)]
-        seen = [torch.cat([m, s], 1).detach() for m, s in zip(maps, scores, strict=True)]
-        fixes = [branch(x) for branch, x in zip(self.o2o, seen, strict=True)]
+        fixes = [
+            branch(torch.cat([m, s, *_peaks_of_others(scores, s)], 1).detach())
+            for branch, m, s in zip(self.o2o, maps, scores, strict=True)
+        ]
         distances = _flat([branch(m) for branch, m in zip(self.box, maps, strict=True)])
         many = _flat(scores)
         one = many.detach() + _flat(fixes)
         return (distances, many, one) if self.training else (distances, one)
+
+
+def _peaks_of_others(scores: Sequence[Tensor], mine: Tensor) -> list[Tensor]:
+    """Return the other levels' best class logits (B, 1, H, W), at the size of `mine`.
+
+    The same object shows on several levels; without seeing them none can stand back.
+    """
+    size = mine.shape[-2:]
+    others = [score.detach().amax(1, keepdim=True) for score in scores if score is not mine]
+    return [
+        F.adaptive_max_pool2d(peak, size)
+        if peak.shape[-1] > size[-1]
+        else F.interpolate(peak, size)
+        for peak in others
+    ]
 
 
 def _flat(levels: Sequence[Tensor]) -> Tensor:

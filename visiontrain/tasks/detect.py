@@ -20,6 +20,9 @@ from visiontrain.ops.losses import classification_sum, distance_sum, overlap_sum
 from visiontrain.tasks.config import DetectConfig
 
 ONE_TO_MANY, ONE_TO_ONE = "o2m", "o2o"
+# One-to-one takes the anchor that scores best already, as suppression would: which of several
+# good boxes overlaps best changes from step to step and cannot be learned.
+CONSISTENT = Aligned(topk=1, alpha=1.0, beta=1 / 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +104,9 @@ class DetectTask:
         self, head: str, logits: Tensor, boxes: Tensor, grid: Grid, batch: Batch
     ) -> Assignment:
         """Choose the anchors that answer for each target under `head`."""
-        topk = self.config.topk if head == ONE_TO_MANY else 1
-        settings = Aligned(topk, self.config.alpha, self.config.beta)
+        config = self.config
+        many = Aligned(config.topk, config.alpha, config.beta)
+        settings = many if head == ONE_TO_MANY else CONSISTENT
         scores = logits.detach().sigmoid()
         return assign(settings, scores, boxes.detach(), grid.points, batch.targets.to(boxes.dtype))
 
