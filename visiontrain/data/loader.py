@@ -66,19 +66,19 @@ class _Steps(Dataset[Step]):
     def __init__(self, samples: TrainSet) -> None:
         self.samples = samples
 
-    def __getitem__(self, keys: StepKeys) -> Step:
+    def __getitem__(self, index: StepKeys) -> Step:
         side = self.samples.imgsz
-        cells = [[self.samples[key] for key in cell] for cell in keys.cells]
+        cells = [[self.samples[key] for key in cell] for cell in index.cells]
         batches = [collate(cell, side) for cell in cells]
-        return Step(keys.epoch, keys.step, keys.images, batches)
+        return Step(index.epoch, index.step, index.images, batches)
 
 
 class _Batches(Dataset[Batch]):
     def __init__(self, samples: EvalSet) -> None:
         self.samples = samples
 
-    def __getitem__(self, rows: range) -> Batch:
-        return collate([self.samples[row] for row in rows], self.samples.imgsz)
+    def __getitem__(self, index: range) -> Batch:
+        return collate([self.samples[row] for row in index], self.samples.imgsz)
 
 
 def _loader(dataset: Dataset[Any], keys: Iterator[Any], workers: int) -> DataLoader[Any]:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ class Parts:
     learner: Learner
     steps: StepSource
     evaluate: Callable[[], Evaluation]
+    finish: Callable[[Outcome], Mapping[str, Path]]  # writes results; pictures by name
     saver: Saver
     loggers: Sequence[Logger]  # none but on the main process
     progress: Progress
@@ -91,11 +93,10 @@ class Trainer:
         with self.signals:
             try:
                 self._open()
-                exit_code = self._train()
-                if exit_code:
-                    return Outcome({}, exit_code)
-                final = self._score_best()
-                return Outcome(self._summary(final), exit_code, final.rows)
+                stopped = self._train()
+                outcome = Outcome({}, stopped) if stopped else self._finish()
+                exit_code = outcome.exit_code
+                return outcome
             finally:
                 self.parts.progress.close()
                 for logger in self.parts.loggers:
@@ -261,6 +262,15 @@ class Trainer:
             return unsaved(received)
         self.parts.progress.message(f"saved at step {self.learner.step}; resume=true goes on")
         return self.signals.exit_code
+
+    def _finish(self) -> Outcome:
+        """Leave the final scores and pictures."""
+        final = self._score_best()
+        outcome = Outcome(self._summary(final), 0, final.rows)
+        for name, path in self.parts.finish(outcome).items():
+            for logger in self.parts.loggers:
+                logger.image(name, path, self.learner.step)
+        return outcome
 
     def _score_best(self) -> Evaluation:
         """Score the weights in best.safetensors: what metrics.json reports."""
