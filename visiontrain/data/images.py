@@ -125,6 +125,11 @@ def decode(data: bytes, where: str, max_pixels: int) -> Pixels:
     return _upright(np.asarray(cv2.cvtColor(raw, colour), np.uint8), head, where)
 
 
+def is_decodable(data: bytes) -> bool:
+    """Tell whether OpenCV takes the bytes as they are: not without an end marker."""
+    return _imdecode(data) is not None
+
+
 def lacks_only_end(data: bytes) -> bool:
     """Tell whether a JPEG without its end marker has all of its picture.
 
