@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -82,6 +83,8 @@ class _Batches(Dataset[Batch]):
 
 
 def _loader(dataset: Dataset[Any], keys: Iterator[Any], workers: int) -> DataLoader[Any]:
+    # More processes than cores is the user's choice; torch would warn of it in every run.
+    warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
     return DataLoader(
         dataset,
         batch_size=None,  # an item is a whole batch already
