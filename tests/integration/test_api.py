@@ -1,5 +1,6 @@
 """The Python API, as docs/api.md shows it, and from a program without a main guard."""
 
+import os
 import re
 import subprocess
 import sys
@@ -41,9 +42,14 @@ def test_docs_run_as_they_stand(tmp_path, monkeypatch, capsys):
 
 
 def test_two_processes_from_a_program_without_a_file(tmp_path):
-    command = [sys.executable, "-"]
     done = subprocess.run(
-        command, input=PROGRAM, cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-"],
+        input=PROGRAM,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout.split() == ["0", "ddp", "2", "True"], done.stderr
 
