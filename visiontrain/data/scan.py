@@ -32,7 +32,6 @@ class Scan:
     """What the headers of N images say."""
 
     sizes: NDArray[np.int32]  # (N, 2): width, height as shown; zeros where unusable
-    rotated: NDArray[np.bool_]  # (N,): EXIF says it was taken turned
     defects: tuple[Defect, ...]
 
     @property
@@ -46,7 +45,6 @@ class Found:
     """What one header says."""
 
     size: tuple[int, int] = (0, 0)
-    rotated: bool = False
     defect: Defect | None = None
 
 
@@ -65,7 +63,6 @@ def scan(paths: Paths, max_pixels: int, cache: Path) -> Scan:
         found = list(pool.map(lambda path: look(path, max_pixels), paths, chunksize=64))
     result = Scan(
         sizes=np.array([item.size for item in found], np.int32).reshape(-1, 2),
-        rotated=np.array([item.rotated for item in found], np.bool_),
         defects=tuple(item.defect for item in found if item.defect is not None),
     )
     if len(paths) >= REMEMBERED:
@@ -114,7 +111,7 @@ def _look(path: str, max_pixels: int) -> Found:
         if not complete:
             file.seek(0)
             defect = _judge_end(file.read(), path, head.format, max_pixels)
-    return Found(head.size, head.orientation != 1, defect)
+    return Found(head.size, defect)
 
 
 def _judge_end(data: bytes, path: str, kind: str, max_pixels: int) -> Defect | None:
@@ -129,7 +126,7 @@ def _save(kept: Path, result: Scan) -> None:
     defects = json.dumps([[d.file, d.line, d.kind, d.reason] for d in result.defects])
     buffer = io.BytesIO()
     text = np.frombuffer(defects.encode(), np.uint8)
-    np.savez_compressed(buffer, sizes=result.sizes, rotated=result.rotated, defects=text)
+    np.savez_compressed(buffer, sizes=result.sizes, defects=text)
     replace_file(kept, buffer.getvalue())
 
 
@@ -138,7 +135,7 @@ def _load(kept: Path, count: int) -> Scan | None:
     try:
         with np.load(kept, allow_pickle=False) as arrays:
             rows: Sequence[tuple[str, None, str, str]] = json.loads(arrays["defects"].tobytes())
-            scanned = Scan(arrays["sizes"], arrays["rotated"], tuple(Defect(*row) for row in rows))
+            scanned = Scan(arrays["sizes"], tuple(Defect(*row) for row in rows))
     except (OSError, ValueError, KeyError, EOFError):
         return None
     return scanned if scanned.sizes.shape == (count, 2) else None

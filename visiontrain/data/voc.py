@@ -164,7 +164,9 @@ def _add_object(
     corners = [_number(item, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
     match corners:
         case [float(x1), float(y1), float(x2), float(y2)]:
-            box = (x1 - 1, y1 - 1, x2, y2)  # VOC counts pixels from 1 and includes the last one
+            # VOC counts pixels from 1 and includes the last one. A box of one pixel's width is
+            # a slip of the mouse, so it is left without area, to be dropped.
+            box = (x1 - (x1 != x2), y1 - (y1 != y2), x2, y2)
         case _:
             reason = f"object {place} ({name}): no complete bndbox"
             labels.defects.append(Defect(file, None, "malformed-row", reason))
