@@ -118,7 +118,7 @@ class Trainer:
         self._jump()
         if self._epoch_is_over():
             self._end_epoch()
-        if self._finished():
+        if self._finished() or (self.journal.best is not None and self._late()):
             return Ending.COMPLETE
         steps = self.parts.steps(self.learner.step, frozenset(self.journal.skipped))
         ending = None
@@ -176,7 +176,7 @@ class Trainer:
     def _finished(self) -> bool:
         patience = self.settings.patience
         tired = bool(patience) and self.journal.stale >= patience
-        return self.journal.epochs >= self.settings.epochs or tired or self._late()
+        return self.journal.epochs >= self.settings.epochs or tired
 
     def _late(self) -> bool:
         """Tell whether the time is up by the main process's clock."""
