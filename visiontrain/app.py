@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import platform
-import resource
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from visiontrain import __version__
+from visiontrain.core.config import build as build_config
+from visiontrain.core.config import merge
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Progress
-from visiontrain.core.types import Outcome, Place
+from visiontrain.core.types import Batch, Outcome, Place
+from visiontrain.core.yaml_loader import dump_yaml, load_yaml
 from visiontrain.data.dataset import EvalSet, TrainSet
 from visiontrain.data.loader import (
     Plan,
@@ -28,35 +29,34 @@ from visiontrain.data.loader import (
 )
 from visiontrain.data.open import DataSpec, open_dataset
 from visiontrain.data.table import Table
+from visiontrain.engine.checkpoint import CheckpointStore
 from visiontrain.engine.durable import replace_file, storing
 from visiontrain.engine.evaluate import Evaluation, evaluate
 from visiontrain.engine.learner import Learner, start_average
 from visiontrain.engine.optim import Schedule, build_optimizer
+from visiontrain.engine.parity import Parity, Report
 from visiontrain.engine.run_folder import RunFolder, claim, reopen
 from visiontrain.engine.saving import Saver
-from visiontrain.engine.trainer import FitSettings, Parts, Trainer
+from visiontrain.engine.trainer import FitSettings, Parts, StepSource, Trainer
 from visiontrain.engine.weights import Weights, WeightsMeta, load_weights, start_from
 from visiontrain.loggers.console import Silent
 from visiontrain.loggers.registry import build_loggers, build_progress
 from visiontrain.metrics.detection import DetectionEvaluator
 from visiontrain.models.registry import build_model
-from visiontrain.recipe import Run
+from visiontrain.recipe import Run, check_fixed
+from visiontrain.report.results import (
+    TRAIN_BATCHES,
+    Scored,
+    draw,
+    peak_rss_mb,
+    write_results,
+)
 from visiontrain.strategies import launch
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.precision import resolve as resolve_precision
 from visiontrain.strategies.registry import build_strategy
 from visiontrain.tasks.registry import build_task
 
-FIXED = (  # what a run that goes on cannot change: its place in the data depends on it
-    ("model",),
-    ("batch",),
-    ("imgsz",),
-    ("seed",),
-    ("data", "source"),
-    ("data", "train_images"),
-    ("data", "fraction"),
-    ("data", "single_cls"),
-)
 WORKER = "visiontrain.worker"  # sits above this module and is only named here
 
 Tree = dict[str, Any]
@@ -85,8 +85,11 @@ def validate(run: Run) -> int:
 
 def start(run: Run, entry: str) -> int:
     """Call `worker.entry` in every process that a prepared run's mode needs."""
-    function = getattr(importlib.import_module(WORKER), entry)
-    return launch.run(run.strategy, run.device, function, run.model_dump_json())
+    return launch.run(run.strategy, run.device, _entry(entry), run.model_dump_json())
+
+
+def _entry(name: str) -> launch.Entry:
+    return getattr(importlib.import_module(WORKER), name)
 
 
 def prepare(run: Run) -> Run:
@@ -101,11 +104,11 @@ def prepare(run: Run) -> Run:
     given = run.model_dump(exclude_unset=True)
     folder = reopen(run.out) if run.resume else None
     if folder and folder.config.is_file():
-        base = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-        merged = overlay(base, given)
-        check_fixed(base, Run.model_validate(merged).model_dump())
+        base = read_config(folder)
+        merged = merge(base, given)
+        check_fixed(base, build_config(Run, merged).model_dump())
     else:
-        merged = overlay(dict(open_dataset(run.data).defaults), given)
+        merged = merge(open_dataset(run.data).defaults, given)
         folder = folder or claim(run.out, Path(run.project) / run.task.kind, run.name)
     return _settle(merged, folder)
 
@@ -120,14 +123,25 @@ def prepare_validation(run: Run) -> Run:
         raise ConfigError("weights: none given; add weights=FILE or the folder of a run")
     meta = load_weights(run.weights).meta
     base: Tree = {"imgsz": meta.imgsz, "task": dict(meta.task_config)}
-    config = RunFolder(_run_of(Path(run.weights))).config
-    if config.is_file():
-        base = yaml.safe_load(config.read_text(encoding="utf-8"))
+    old = RunFolder(_run_of(Path(run.weights)))
+    if old.config.is_file():
+        base = read_config(old)
         base.pop("strategy", None)
         base.pop("name", None)
-    merged = overlay(base, run.model_dump(exclude_unset=True)) | {"model": dict(meta.model)}
+    merged = merge(base, run.model_dump(exclude_unset=True)) | {"model": dict(meta.model)}
     folder = claim(run.out, Path(run.project) / meta.task, merged.get("name", "val"))
     return _settle(merged, folder)
+
+
+def parity(run: Run) -> Report:
+    """Measure whether `run.strategy` trains as one device does.
+
+    Raises:
+        VisiontrainError: with one line for the user.
+    """
+    tree = merge(open_dataset(run.data).defaults, run.model_dump(exclude_unset=True))
+    whole = build_config(Run, tree)
+    return Parity(whole.model_dump(mode="json"), whole.strategy, _entry("traced")).measure()
 
 
 def _run_of(weights: Path) -> Path:
@@ -136,53 +150,31 @@ def _run_of(weights: Path) -> Path:
 
 def _settle(tree: Tree, folder: RunFolder) -> Run:
     """Replace `auto` where numbers depend on it, and write the config that repeats the run."""
-    run = Run.model_validate(tree)
+    run = build_config(Run, tree)
     precision = resolve_precision(run.precision, launch.devices(run.device)[0])
-    run = Run.model_validate({**run.model_dump(), "precision": precision, "out": str(folder.path)})
+    run = run.model_copy(update={"precision": precision, "out": str(folder.path)})
     with storing(folder.config):
         replace_file(folder.config, config_text(run).encode())
     return run
 
 
+def read_config(folder: RunFolder) -> Tree:
+    """Read the config.yaml that a run left.
+
+    Raises:
+        ConfigError: when it is not one.
+    """
+    tree = load_yaml(folder.config.read_text(encoding="utf-8"), str(folder.config))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{folder.config}: no config; give the folder of a run")
+    return tree
+
+
 def config_text(run: Run) -> str:
     """Write a run as YAML; without `out` and `resume`, so that it repeats it elsewhere."""
     tree = run.model_dump(mode="json") | {"out": None, "resume": False}
-    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-    return f"# visiontrain {__version__}: `visiontrain train` this file to repeat the run\n{text}"
-
-
-def overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
-    """Put `top` over `base`, section by section; a section of another kind replaces it whole."""
-    result = dict(base)
-    for key, value in top.items():
-        old = result.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        if both and value.get("kind", old.get("kind")) == old.get("kind"):
-            result[key] = overlay(old, value)
-        else:
-            result[key] = value
-    return result
-
-
-def check_fixed(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run under another data order or model.
-
-    Raises:
-        ConfigError: naming the key.
-    """
-    for keys in FIXED:
-        was, now = _look(old, keys), _look(new, keys)
-        if was != now:
-            raise ConfigError(
-                f"{'.'.join(keys)}: {now}, but the run in out has {was}; "
-                "leave it away, or start a new run without resume=true"
-            )
-
-
-def _look(tree: Any, keys: Sequence[str]) -> Any:
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree
+    head = f"# visiontrain {__version__}: `visiontrain train` this file to repeat the run\n"
+    return head + dump_yaml(tree)
 
 
 # -- in every process ---------------------------------------------------------------
@@ -194,12 +186,9 @@ def folder_of(run: Run) -> RunFolder:
 
 
 def fit(run: Run, place: Place) -> int:
-    """Train in one process of a run; the main one writes the results. Return the exit code."""
+    """Train in one process of a run; return the exit code."""
     trainer = build(run, place)
-    outcome = trainer.strategy.drive(trainer)
-    if not outcome.exit_code:
-        finish(run, outcome, trainer.strategy, open_dataset(run.data).table("val"))
-    return outcome.exit_code
+    return trainer.strategy.drive(trainer).exit_code
 
 
 def build(run: Run, place: Place) -> Trainer:
@@ -218,6 +207,7 @@ def build(run: Run, place: Place) -> Trainer:
         learner=learner,
         steps=step_source(run, training, strategy),
         evaluate=lambda: score_table(run, learner, validation),
+        finish=lambda outcome: finish(run, outcome, strategy, validation, training),
         saver=build_saver(run, spec, learner, len(training)),
         loggers=build_loggers(run.log) if place.is_main else [],
         progress=progress,
@@ -226,13 +216,24 @@ def build(run: Run, place: Place) -> Trainer:
     return Trainer(parts, fit_settings(run, len(training)))
 
 
+def build_traced(run_json: str, place: Place) -> tuple[Learner, Iterator[Step]]:
+    """Make what `visiontrain parity` trains with: a fresh learner and its steps."""
+    run = Run.model_validate_json(run_json)
+    spec = open_dataset(run.data)
+    table = spec.table("train")
+    strategy = build_strategy(run.strategy, place, run.precision)
+    schedule = Schedule(run.optim, run.epochs, len(table), run.batch)
+    learner = build_learner(run, spec.names, schedule, strategy, Silent())
+    return learner, step_source(run, table, strategy)(0, frozenset())
+
+
 def build_learner(
     run: Run, names: Sequence[str], schedule: Schedule, strategy: Strategy, progress: Progress
 ) -> Learner:
     """Make the model from the seed or from `run.weights`, place it, and what trains it."""
     torch.manual_seed(run.seed)
     model = build_model(run.model, len(names))
-    if run.weights is not None and not run.resume:
+    if run.weights is not None and not CheckpointStore(folder_of(run).checkpoints, 1):
         started = start_from(load_weights(run.weights), model.state_dict(), names, class_rows(run))
         model.load_state_dict(started.tensors)
         progress.message(started.line)
@@ -257,8 +258,8 @@ def class_rows(run: Run) -> frozenset[str]:
     return frozenset(name for name in one if one[name].shape != two[name].shape)
 
 
-def step_source(run: Run, table: Table, strategy: Strategy) -> Any:
-    """Return what yields the steps from one on, leaving out some."""
+def step_source(run: Run, table: Table, strategy: Strategy) -> StepSource:
+    """Return what yields the steps from a first one on, leaving some out."""
     data = TrainSet(table, run.imgsz, run.augment, seed=run.seed, epochs=run.epochs)
 
     def steps(first: int, skipped: frozenset[int]) -> Iterator[Step]:
@@ -332,8 +333,7 @@ def score(run: Run, place: Place) -> int:
         run.model_copy(update={"ema": False}), table.names, schedule, strategy, Silent()
     )
     evaluation = score_table(run, learner, table)
-    outcome = Outcome(evaluation.metrics, 0, evaluation.rows)
-    finish(run, outcome, strategy, table)
+    finish(run, Outcome(evaluation.metrics, 0, evaluation.rows), strategy, table)
     return 0
 
 
@@ -354,26 +354,26 @@ def check_names(weights: Weights, table: Table) -> None:
 # -- the results --------------------------------------------------------------------
 
 
-def finish(run: Run, outcome: Outcome, strategy: Strategy, table: Table) -> None:
-    """Write metrics.json and draw the report; the main process does, all take part."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kB on Linux
-    peaks = strategy.gather(torch.tensor([[peak]], dtype=torch.float64))
+def finish(
+    run: Run, outcome: Outcome, strategy: Strategy, table: Table, training: Table | None = None
+) -> Mapping[str, Path]:
+    """Write metrics.json and draw the report, on the main process; return the pictures.
+
+    Collective: the memory of all processes is asked for.
+    """
+    peaks = strategy.gather(torch.tensor([[peak_rss_mb()]], dtype=torch.float64))
     if not strategy.place.is_main:
-        return
-    metrics = {
-        "task": run.task.kind,
-        "split": run.split,
-        "images": len(table),
-        "names": list(table.names),
-        **outcome.metrics,
-        "strategy": run.strategy.kind,
-        "processes": strategy.place.world,
-        "peak_rss_mb": round(float(peaks.max()), 1),
-        "seed": run.seed,
-        "versions": {
-            "visiontrain": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    folder_of(run).write_metrics(metrics)
+        return {}
+    place = strategy.place
+    scored = Scored(run, folder_of(run), table, outcome, place.world, float(peaks.max()))
+    write_results(scored, __version__)
+    if not run.log.plots:
+        return {}
+    return draw(scored, training, lambda: first_batches(run, training) if training else [])
+
+
+def first_batches(run: Run, table: Table) -> list[Batch]:
+    """Make the first batches of a run again, as one device reads them."""
+    data = TrainSet(table, run.imgsz, run.augment, seed=run.seed, epochs=run.epochs)
+    plan = Plan(batch=run.batch, epochs=run.epochs, seed=run.seed)
+    return [step.micro_batches[0] for step in islice(train_steps(data, plan, 0), TRAIN_BATCHES)]

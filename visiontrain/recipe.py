@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import Field
 
 from visiontrain.core.config import Section
+from visiontrain.core.errors import ConfigError
 from visiontrain.data.config import AugmentConfig, DataConfig
 from visiontrain.engine.config import OptimConfig, SaveConfig
 from visiontrain.loggers.config import LogConfig
 from visiontrain.models.config import ModelConfig, YoloN
 from visiontrain.strategies.config import Single, StrategyConfig
 from visiontrain.tasks.config import DetectConfig
+
+FIXED = (  # what a run that goes on cannot change: its place in the data depends on it
+    ("model",),
+    ("batch",),
+    ("imgsz",),
+    ("seed",),
+    ("data", "source"),
+    ("data", "train_images"),
+    ("data", "fraction"),
+    ("data", "single_cls"),
+)
 
 
 class Run(Section):
@@ -48,3 +61,24 @@ class Run(Section):
     out: str | None = Field(None, description="run folder; default: project/task/name")
     project: str = Field("runs", description="folder of run folders")
     name: str = Field("train", description="name of the run folder, numbered when taken")
+
+
+def check_fixed(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run under another data order or model.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    for keys in FIXED:
+        was, now = _look(old, keys), _look(new, keys)
+        if was != now:
+            raise ConfigError(
+                f"{'.'.join(keys)}: {now}, but the run in out has {was}; "
+                "leave it away, or start a new run without resume=true"
+            )
+
+
+def _look(tree: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree

@@ -11,6 +11,7 @@ from visiontrain import app
 from visiontrain.core.errors import OutOfMemoryError, StorageError
 from visiontrain.core.types import Place
 from visiontrain.engine.durable import FULL, full_disk
+from visiontrain.engine.parity import trace
 from visiontrain.engine.signals import INTERRUPTED
 from visiontrain.recipe import Run
 
@@ -43,6 +44,11 @@ def validate(run_json: str, place: Place) -> int:
             return app.score(run, place)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def traced(job_json: str, place: Place) -> int:
+    """Be one process of a training that `visiontrain parity` traces; return the exit code."""
+    return trace(job_json, place, app.build_traced)
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def _with_kinds(root: type[Section], tree: Mapping[str, Any]) -> Tree:
     out = dict(tree)
     for name, value in tree.items():
         field = root.model_fields.get(name)
-        if field and isinstance(field.default, Section) and isinstance(value, Mapping):
+        if field and len(_sections(field.annotation)) > 1 and isinstance(value, Mapping):
             out[name] = {**_kind(field.default), **value}
     return out
 

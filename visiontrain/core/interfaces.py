@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -199,10 +198,9 @@ class Progress(Protocol):
 class Updatable(Protocol):
     """A learner, as a strategy sees it."""
 
-    model: nn.Module
+    model: VisionModel
     task: Task
     optimizer: Optimizer
-    dtype: torch.dtype  # what images are cast to
     seed: int
     step: int
 

@@ -18,8 +18,8 @@ CORE_SCHEMA = {  # YAML 1.2, section 10.3; first character -> what it may be
     "tag:yaml.org,2002:bool": (r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
     "tag:yaml.org,2002:int": (r"^(?:[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+)$", "-+0123456789"),
     "tag:yaml.org,2002:float": (
-        r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$"
-        r"|^\.(?:nan|NaN|NAN)$",
+        r"^[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?$|^[-+]?[0-9]+[eE][-+]?[0-9]+$"
+        r"|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$",
         "-+0123456789.",
     ),
 }
@@ -93,3 +93,11 @@ class Dumper(yaml.SafeDumper):
         """Write repeated values out."""
         del data
         return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Quote what version 1.2 would not read as text; PyYAML itself minds version 1.1."""
+        plain = not any(re.match(pattern, data) for pattern, _ in CORE_SCHEMA.values())
+        return self.represent_scalar("tag:yaml.org,2002:str", data, None if plain else "'")
+
+
+Dumper.add_representer(str, Dumper.represent_str)

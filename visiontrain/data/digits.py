@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from visiontrain.core.seed import derive, generator
+from visiontrain.data.description import SPLITS, Choice, Description
 from visiontrain.data.table import Table
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
-NAMES = tuple("0123456789")
+NAMES: tuple[str, ...] = tuple("0123456789")
 SHARES = {"train": (0.0, 0.7), "val": (0.7, 0.85), "test": (0.85, 1.0)}  # of each class's digits
 CELL = 8  # side of a digit in the grid, pixels
 INK = 0.35  # coverage from which a pixel counts as ink, for the box
@@ -31,6 +34,43 @@ class Recipe:
     canvas: int = 160  # side, pixels
     digits: tuple[int, int] = (2, 8)  # fewest, most per scene
     heights: tuple[int, int] = (20, 64)  # of a digit, pixels
+
+
+class DigitReader:
+    """The embedded scenes, as a data set: `train`, `val` and `test` say how many there are."""
+
+    names = NAMES
+
+    def __init__(self, description: Description) -> None:
+        description.check_keys((*SPLITS, "canvas", "digits", "heights"))
+        values, default = description.values, Recipe()
+        self.root = description.folder
+        self.recipe = Recipe(
+            canvas=values.get("canvas", default.canvas),
+            digits=_pair(description, "digits", default.digits),
+            heights=_pair(description, "heights", default.heights),
+        )
+        self.splits: Mapping[str, Any] = {
+            split: values[split] for split in SPLITS if values.get(split)
+        }
+        for key, value in {"canvas": self.recipe.canvas, **self.splits}.items():
+            if not isinstance(value, int) or value < 1:
+                raise description.fail(key, f"got {value!r}", "give a positive number")
+        if self.recipe.heights[1] * 1.5 > self.recipe.canvas:
+            raise description.fail("heights", f"up to {self.recipe.heights[1]}", "enlarge canvas")
+
+    def read(self, split: str, choice: Choice) -> Table:
+        """Compose as many scenes as are asked for, not only as many as there are by default."""
+        total = choice.images or self.splits[split]
+        return compose(self.recipe, split, max(1, round(total * choice.fraction)))
+
+
+def _pair(description: Description, key: str, default: tuple[int, int]) -> tuple[int, int]:
+    value = description.values.get(key, list(default))
+    match value:
+        case [int(low), int(high)] if 1 <= low <= high:
+            return low, high
+    raise description.fail(key, f"got {value!r}", "give [least, most]")
 
 
 class DigitScenes:

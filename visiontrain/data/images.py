@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL.JpegImagePlugin import JpegImageFile
 
 from visiontrain.core.interfaces import ImageSource
 from visiontrain.data import header
@@ -125,13 +127,18 @@ def decode(data: bytes, where: str, max_pixels: int) -> Pixels:
     return _upright(np.asarray(cv2.cvtColor(raw, colour), np.uint8), head, where)
 
 
+def is_decodable(data: bytes) -> bool:
+    """Tell whether OpenCV takes the bytes as they are: not without an end marker."""
+    return _imdecode(data) is not None
+
+
 def lacks_only_end(data: bytes) -> bool:
     """Tell whether a JPEG without its end marker has all of its picture.
 
     What follows complete entropy-coded data is skipped by the decoder; what follows
     truncated data is decoded. So noise put there changes the picture, or it does not.
     """
-    clean, noisy = _imdecode(_ended(data)), _imdecode(_ended(data, FILLER))
+    clean, noisy = _quietly(_ended(data)), _quietly(_ended(data, FILLER))
     return clean is not None and noisy is not None and np.array_equal(clean, noisy)
 
 
@@ -146,6 +153,15 @@ def is_hollow(data: bytes) -> bool:
 
 def _ended(data: bytes, before: bytes = b"") -> bytes:
     return data.rstrip(b"\xff") + before + END
+
+
+def _quietly(data: bytes) -> NDArray[np.uint8] | None:
+    """Decode a JPEG with Pillow, which prints nothing about its damage; OpenCV's does."""
+    try:
+        with JpegImageFile(io.BytesIO(data)) as image:
+            return np.asarray(image)
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return None
 
 
 def _imdecode(data: bytes) -> NDArray[Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -66,22 +67,24 @@ class _Steps(Dataset[Step]):
     def __init__(self, samples: TrainSet) -> None:
         self.samples = samples
 
-    def __getitem__(self, keys: StepKeys) -> Step:
+    def __getitem__(self, index: StepKeys) -> Step:
         side = self.samples.imgsz
-        cells = [[self.samples[key] for key in cell] for cell in keys.cells]
+        cells = [[self.samples[key] for key in cell] for cell in index.cells]
         batches = [collate(cell, side) for cell in cells]
-        return Step(keys.epoch, keys.step, keys.images, batches)
+        return Step(index.epoch, index.step, index.images, batches)
 
 
 class _Batches(Dataset[Batch]):
     def __init__(self, samples: EvalSet) -> None:
         self.samples = samples
 
-    def __getitem__(self, rows: range) -> Batch:
-        return collate([self.samples[row] for row in rows], self.samples.imgsz)
+    def __getitem__(self, index: range) -> Batch:
+        return collate([self.samples[row] for row in index], self.samples.imgsz)
 
 
 def _loader(dataset: Dataset[Any], keys: Iterator[Any], workers: int) -> DataLoader[Any]:
+    # More processes than cores is the user's choice; torch would warn of it in every run.
+    warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
     return DataLoader(
         dataset,
         batch_size=None,  # an item is a whole batch already

@@ -65,7 +65,8 @@ class Learner:
         self.nonfinite = (self.nonfinite + 1) * self.failed
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.lr(self.samples)
-        self.optimizer.found_inf = self.failed  # read by torch's fused kernels
+        # Fused kernels, and our SGD, look for it.
+        self.optimizer.found_inf = self.failed  # pyrefly: ignore
         self.optimizer.step()
         self.strategy.precision.update(self.failed)
         for buffer, old in zip(self.float_buffers(), self.before, strict=True):
@@ -148,7 +149,7 @@ def fill_state(optimizer: Optimizer) -> None:
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Name the optimizer's tensors after the model's parameters: `stem.conv.weight.exp_avg`."""
-    names = {p: name for name, p in model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {
         f"{names[p]}.{key}": value
         for p, state in optimizer.state.items()

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ class Parts:
     learner: Learner
     steps: StepSource
     evaluate: Callable[[], Evaluation]
+    finish: Callable[[Outcome], Mapping[str, Path]]  # writes results; pictures by name
     saver: Saver
     loggers: Sequence[Logger]  # none but on the main process
     progress: Progress
@@ -91,11 +93,10 @@ class Trainer:
         with self.signals:
             try:
                 self._open()
-                exit_code = self._train()
-                if exit_code:
-                    return Outcome({}, exit_code)
-                final = self._score_best()
-                return Outcome(self._summary(final), exit_code, final.rows)
+                stopped = self._train()
+                outcome = Outcome({}, stopped) if stopped else self._finish()
+                exit_code = outcome.exit_code
+                return outcome
             finally:
                 self.parts.progress.close()
                 for logger in self.parts.loggers:
@@ -117,7 +118,7 @@ class Trainer:
         self._jump()
         if self._epoch_is_over():
             self._end_epoch()
-        if self._finished():
+        if self._finished() or (self.journal.best is not None and self._late()):
             return Ending.COMPLETE
         steps = self.parts.steps(self.learner.step, frozenset(self.journal.skipped))
         ending = None
@@ -175,7 +176,7 @@ class Trainer:
     def _finished(self) -> bool:
         patience = self.settings.patience
         tired = bool(patience) and self.journal.stale >= patience
-        return self.journal.epochs >= self.settings.epochs or tired or self._late()
+        return self.journal.epochs >= self.settings.epochs or tired
 
     def _late(self) -> bool:
         """Tell whether the time is up by the main process's clock."""
@@ -261,6 +262,15 @@ class Trainer:
             return unsaved(received)
         self.parts.progress.message(f"saved at step {self.learner.step}; resume=true goes on")
         return self.signals.exit_code
+
+    def _finish(self) -> Outcome:
+        """Leave the final scores and pictures."""
+        final = self._score_best()
+        outcome = Outcome(self._summary(final), 0, final.rows)
+        for name, path in self.parts.finish(outcome).items():
+            for logger in self.parts.loggers:
+                logger.image(name, path, self.learner.step)
+        return outcome
 
     def _score_best(self) -> Evaluation:
         """Score the weights in best.safetensors: what metrics.json reports."""

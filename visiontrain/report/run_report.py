@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import math
@@ -95,8 +96,6 @@ def read_files(folder: Path) -> RunFiles:
     notes: list[str] = []
     config = _text(folder / "config.yaml", notes)
     raw = _text(folder / "metrics.json", notes)
-    if not (folder / "results.csv").is_file():
-        notes.append("results.csv is missing: nothing is known of single epochs.")
     plots = sorted((folder / "plots").glob("*.png"), key=_order)
     if not plots:
         notes.append("plots/ holds no picture.")
@@ -105,7 +104,7 @@ def read_files(folder: Path) -> RunFiles:
         config=config,
         settings=_mapping("config.yaml", yaml.safe_load, config, notes),
         metrics=_mapping("metrics.json", json.loads, raw, notes),
-        epochs=read_rows(folder / "results.csv"),
+        epochs=_epochs(folder / "results.csv", notes),
         plots=plots,
         notes=notes,
     )
@@ -116,6 +115,16 @@ def _text(path: Path, notes: list[str]) -> str | None:
         notes.append(f"{path.name} is missing.")
         return None
     return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _epochs(path: Path, notes: list[str]) -> Sequence[Mapping[str, str]]:
+    if not path.is_file():
+        notes.append(f"{path.name} is missing: nothing is known of single epochs.")
+    try:
+        return read_rows(path)
+    except (ValueError, csv.Error) as error:
+        notes.append(f"{path.name} can't be read: {error}.")
+        return []
 
 
 def _mapping(name: str, read: Any, text: str | None, notes: list[str]) -> Mapping[str, Any]:

@@ -25,8 +25,9 @@ class DDP(Strategy):
         # Buffers are made equal before evaluating and saving; torch renamed the key in 2.13.
         version = tuple(int(part) for part in torch.__version__.split(".")[:2])
         key = "forward_sync_buffers" if version >= (2, 13) else "broadcast_buffers"
+        keys: dict[str, Any] = {key: False}
         ids = [device] if device.type == "cuda" else None
-        self._wrapped = DistributedDataParallel(model, device_ids=ids, **{key: False})
+        self._wrapped = DistributedDataParallel(model, device_ids=ids, **keys)
         self._wrapped.register_comm_hook(None, sum_bucket)
 
     def train_forward(self, model: VisionModel, images: Tensor) -> Any:

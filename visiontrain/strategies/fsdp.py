@@ -32,7 +32,7 @@ class FSDP(DDP):
         for block in model.blocks.values():
             fully_shard(block, mesh=mesh)
         self._model = fully_shard(model, mesh=mesh)  # in place: `model` is this object
-        for module in self._model.modules():
+        for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # terms are sums, so no mean
                 module.set_force_sum_reduction_for_comms(True)  # gloo lacks fp32's PREMUL_SUM

@@ -35,7 +35,8 @@ class Grid:
     @classmethod
     def of(cls, images: Tensor, like: Tensor) -> Grid:
         """Make the grid for `images` (B, 3, H, W), in the type of `like`."""
-        return cls(*anchor_points(*images.shape[-2:], STRIDES, like))
+        height, width = images.shape[-2:]
+        return cls(*anchor_points(height, width, STRIDES, like))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,258 @@
+import csv
+import errno
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from small import STEPS, config, prepared, scores, watched, weights_of
+
+from visiontrain import app, worker
+from visiontrain.core.config import load
+from visiontrain.core.errors import (
+    ConfigError,
+    DivergedError,
+    OutOfMemoryError,
+    StorageError,
+)
+from visiontrain.core.types import Place
+from visiontrain.engine import durable, trainer
+from visiontrain.engine.run_folder import RunFolder
+from visiontrain.engine.weights import load_weights
+from visiontrain.recipe import Run
+
+CPU = Place(torch.device("cpu"))
+PROMISED = {
+    *("task", "split", "images", "names", "map", "map50", "map75", "per_class", "epochs", "steps"),
+    *("samples", "seconds", "train_images_per_s", "strategy", "processes", "bytes_sent"),
+    *("peak_rss_mb", "seed", "versions"),
+}
+COLUMNS = ["epoch", "step", "samples", "seconds", "images_per_s", "data_wait", "lr"]
+
+
+def test_a_run_leaves_what_is_promised(tmp_path):
+    out = tmp_path / "run"
+    assert app.train(config(out, save_json=True, **{"log.plots": True})) == 0
+    folder = RunFolder(out)
+    metrics = json.loads(folder.metrics.read_text())
+    assert metrics.keys() >= PROMISED
+    assert (metrics["epochs"], metrics["steps"], metrics["samples"]) == (2, 2 * STEPS, 24)
+    assert metrics["images"] == 4
+    assert metrics["train_images_per_s"] > 0
+    with folder.results.open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[: len(COLUMNS)] == COLUMNS
+    assert list(rows[0])[-1] == "bytes_sent"
+    assert {"train/o2m/box", "val/map"} <= rows[0].keys()
+    assert [row["step"] for row in rows] == ["3", "6"]
+    best = max(rows, key=lambda row: float(row["val/map"]))
+    assert metrics["map"] == pytest.approx(float(best["val/map"]), rel=1e-6)
+    meta = load_weights(out).meta
+    assert meta.metrics["map"] == metrics["map"]
+    assert (meta.task, meta.imgsz, list(meta.names)) == ("detect", 64, metrics["names"])
+    assert (out / "report.html").stat().st_size > 10_000
+    assert (out / "plots" / "results.png").is_file()
+    detections = json.loads((out / "detections.json").read_text())
+    assert {"image_id", "file_name", "category_id", "bbox", "score"} == detections[0].keys()
+
+    again = load(Run, [str(folder.config)], tmp_path)
+    assert again.model_copy(update={"out": str(out)}) == app.prepare(
+        config(tmp_path / "b", save_json=True, **{"log.plots": True})
+    ).model_copy(update={"out": str(out)})
+
+    scored = tmp_path / "scored"
+    assert app.validate(config(scored, weights=out)) == 0
+    assert json.loads((scored / "metrics.json").read_text())["per_class"] == metrics["per_class"]
+    assert (scored / "config.yaml").is_file()
+
+
+def test_data_set_then_preset_then_user(tmp_path):
+    run = app.prepare(load(Run, ["data=tiny", f"out={tmp_path}", "epochs=7"], tmp_path))
+    assert (run.epochs, run.imgsz, run.augment.fliplr) == (7, 128, 0.0)
+    assert run.precision == "fp32"
+
+
+def test_a_taken_folder_is_refused_and_a_taken_name_numbered(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"out: .* is not empty; add resume=true"):
+        app.prepare(config(tmp_path))
+    project = tmp_path / "runs"
+    folders = [app.prepare(config(None, project=str(project))).out for _ in range(3)]
+    assert folders == [str(project / "detect" / name) for name in ("train", "train-2", "train-3")]
+
+
+def test_patience_ends_a_run_and_the_best_epoch_is_kept(tmp_path):
+    _, fitter = prepared(tmp_path, epochs=9, patience=2)
+    values = [0.1, 0.3, 0.2, float("nan"), 0.9]  # the last is of the best weights, at the end
+    outcome = scores(fitter, values).fit()
+    assert outcome.exit_code == 0
+    assert (outcome.metrics["epochs"], outcome.metrics["best_epoch"]) == (4, 2)
+    assert load_weights(tmp_path).meta.epoch == 2
+    assert load_weights(RunFolder(tmp_path).last).meta.epoch == 4
+
+
+def test_without_val_only_the_last_epoch_is_scored(tmp_path):
+    _, fitter = prepared(tmp_path, epochs=3, val=False)
+    watch = watched(scores(fitter, [0.5, 0.5]))
+    fitter.fit()
+    assert ["val/map" in row for row in watch.rows] == [False, False, True]
+
+
+def test_time_ends_a_run_early_but_complete(tmp_path):
+    _, fitter = prepared(tmp_path, epochs=50, time=1e-9)
+    outcome = scores(fitter, [0.5, 0.5]).fit()
+    assert (outcome.exit_code, outcome.metrics["steps"]) == (0, 1)
+    assert load_weights(tmp_path).meta.step == 1
+
+
+def test_progress_is_told_true_numbers(tmp_path):
+    _, fitter = prepared(tmp_path)
+    watch = watched(scores(fitter, [0.1] * 3))
+    fitter.fit()
+    assert [(epoch, done) for epoch, done, *_ in watch.steps] == [(1, 3), (2, 3)]
+    numbers = watch.steps[0][3]
+    assert numbers["lr"] == fitter.learner.schedule.lr(8)
+    assert 0 < numbers["data_wait"] < 1
+    seconds = watch.rows[-1]["seconds"]
+    assert watch.rows[0]["images_per_s"] > 12 / seconds  # evaluating and saving don't count
+
+
+# -- steps that are not finite --------------------------------------------------------
+
+
+def poison(fitter, bad):
+    """Give the steps that `bad` holds targets that are not numbers."""
+    clean = fitter.parts.steps
+
+    def steps(first, skipped):
+        for step in clean(first, skipped):
+            if bad(step.step):
+                for batch in step.micro_batches:
+                    batch.targets[..., 1:5] = float("nan")
+            yield step
+
+    fitter.parts = replace(fitter.parts, steps=steps)
+    return fitter
+
+
+def test_a_bad_step_or_two_change_nothing(tmp_path):
+    _, fitter = prepared(tmp_path)
+    before = {}
+
+    def look(step):
+        before[step] = weights_of(fitter)
+        return step == 4
+
+    outcome = scores(poison(fitter, look), [0.1] * 3).fit()
+    assert outcome.exit_code == 0
+    assert outcome.metrics["skipped_steps"] == 0
+    assert all(torch.equal(before[4][k], v) for k, v in before[5].items() if v.is_floating_point())
+    assert any(not torch.equal(before[3][k], v) for k, v in before[4].items())
+
+
+def test_ten_bad_steps_roll_back_and_are_left_out(tmp_path):
+    bad = range(7, 19)
+    keys = {"epochs": 8, "log.every": 5}
+    _, fitter = prepared(tmp_path / "a", **keys)
+    watch = watched(scores(poison(fitter, lambda step: step in bad), [0.1] * 20))
+    outcome = fitter.fit()
+    assert outcome.exit_code == 0
+    (line,) = [line for line in watch.lines if "roll-backs" in line]
+    assert "steps 7 to 17 were not finite; back to step 6" in line
+    assert sorted(fitter.journal.skipped) == list(range(7, 18))
+
+    _, other = prepared(tmp_path / "b", **keys)  # steps that were never there
+    scores(poison(other, lambda step: step == 18), [0.1] * 20)
+    other.journal.skipped = set(range(7, 18))
+    other.fit()
+    ours, theirs = weights_of(fitter), weights_of(other)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_bad_steps_without_end_are_divergence(tmp_path):
+    _, fitter = prepared(tmp_path, batch=1, epochs=6)
+    scores(poison(fitter, lambda step: step >= 2), [0.1] * 99)
+    with pytest.raises(DivergedError, match=r"after 3 roll-backs; try a lower optim\.lr") as caught:
+        fitter.fit()
+    assert caught.value.exit_code == 5
+
+
+# -- running out ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+    ],
+)
+def test_out_of_memory_says_what_would_do(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(trainer, "train_step", fail)
+    run = app.prepare(config(tmp_path))
+    with pytest.raises(OutOfMemoryError, match=r"batch: 4 images of 64 .* accumulate=2") as caught:
+        worker.main(run.model_dump_json(), CPU)
+    assert caught.value.exit_code == 4
+
+
+def test_other_errors_stay_what_they_are(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(trainer, "train_step", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        worker.main(app.prepare(config(tmp_path)).model_dump_json(), CPU)
+
+
+def test_a_disk_that_fills_up_costs_nothing_that_was_saved(tmp_path, monkeypatch):
+    run, fitter = prepared(tmp_path / "a")
+    real, on_disk = os.fsync, []
+
+    def fsync(handle):
+        if watch.rows:
+            on_disk.append(handle)
+        if len(on_disk) > 12:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    watch = watched(fitter)
+    monkeypatch.setattr(durable.os, "fsync", fsync)
+    with pytest.raises(StorageError, match=r"no space left on the disk.*resume=true"):
+        fitter.fit()
+    monkeypatch.undo()
+    worker.main(run.model_copy(update={"resume": True}).model_dump_json(), CPU)
+    _, whole = prepared(tmp_path / "b")
+    whole.fit()
+    ours, theirs = load_weights(tmp_path / "a").tensors, load_weights(tmp_path / "b").tensors
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# -- starting from weights ------------------------------------------------------------
+
+
+def test_weights_start_a_run_and_frozen_blocks_stay(tmp_path, capsys):
+    app.train(config(tmp_path / "a", epochs=1))
+    _, fitter = prepared(
+        tmp_path / "b", weights=tmp_path / "a", freeze=2, log={"to": ["console"], "plots": False}
+    )
+    assert "weights: took" in capsys.readouterr().out
+    start = weights_of(fitter)
+    given = load_weights(tmp_path / "a").tensors
+    assert all(torch.equal(start[name], given[name]) for name in given)
+    watched(scores(fitter, [0.1] * 3))
+    fitter.fit()
+    names = tuple(f"blocks.{name}." for name in list(fitter.learner.model.blocks)[:2])
+    after = fitter.learner.model.state_dict()
+    moved = {name for name in start if not torch.equal(start[name], after[name])}
+    assert not [name for name in moved if name.startswith(names)]
+    assert any(name.startswith("blocks.stage4.") for name in moved)
+
+
+def test_freezing_everything_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="freeze: 10; the model has 10 blocks"):
+        prepared(tmp_path, freeze=10)

@@ -1,0 +1,157 @@
+"""Config: what may be typed, what it means, and what an error says."""
+
+from pathlib import Path
+
+import pytest
+
+from visiontrain.core.config import ConfigError, all_keys, annotation_of, from_keys, load
+from visiontrain.core.keys import ALIASES
+from visiontrain.core.shipped import shipped
+from visiontrain.core.yaml_loader import dump_yaml, load_yaml
+from visiontrain.predict_config import PredictConfig
+from visiontrain.recipe import Run
+
+PRESETS = shipped("cfg")
+
+
+def given(*words):
+    return load(Run, words, PRESETS).model_dump(exclude_unset=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "want"),
+    [
+        (["epochs=5", "batch=4"], {"epochs": 5, "batch": 4}),
+        (["--epochs", "5", "--batch=4"], {"epochs": 5, "batch": 4}),
+        (["epochs", "=", "5"], {"epochs": 5}),
+        (["data=my.yaml"], {"data": {"source": "my.yaml"}}),
+        (["strategy=centralized"], {"strategy": {"kind": "single"}}),
+        (
+            ["strategy.processes=3", "strategy=ddp"],
+            {"strategy": {"kind": "ddp", "processes": 3}},
+        ),
+        (["lr0=1e-3", "optimizer=AdamW"], {"optim": {"lr": 0.001, "kind": "adamw"}}),
+        (["cos_lr=false", "amp=false"], {"optim": {"schedule": "linear"}, "precision": "fp32"}),
+        (["device=0,1"], {"device": "0,1"}),
+        (["device=0", "name=12"], {"device": "0", "name": "12"}),
+        (["log.to=[console, wandb]"], {"log": {"to": ["console", "wandb"]}}),
+        (["weights=null"], {"weights": None}),
+        (["modes/ddp", "strategy.processes=4"], {"strategy": {"kind": "ddp", "processes": 4}}),
+        (["ddp", "strategy=fsdp"], {"strategy": {"kind": "fsdp", "processes": 2}}),
+    ],
+)
+def test_words_become_keys(words, want):
+    assert given(*words) == want
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["epoch=5"], "epoch: no such key; did you mean epochs?"),
+        (["momentun=1"], "momentun: no such key; did you mean momentum?"),
+        (["optim.learning=1"], "optim.learning: no such key; "),
+        (["strategy=dpp"], "strategy: 'dpp'; did you mean ddp? take one of single, ddp, "),
+        (["optim.kind=adam"], "optim.kind: 'adam'; did you mean adamw? take one of auto, adamw"),
+        (["epochs=ten"], "epochs: 'ten'; input should be a valid integer"),
+        (["epochs=0"], "epochs: 0; input should be greater than or equal to 1"),
+        (["imgsz=100"], "imgsz: 100; input should be a multiple of 32"),
+        (["strategy.processes=2"], "strategy.processes: strategy=single has no such key; "),
+        (["--epochs"], "--epochs: no value; write epochs=VALUE"),
+        (
+            ["detect/yolo_m"],
+            "detect/yolo_m: no such file or preset, and no key=value; did you mean ",
+        ),
+        (["ema=yes"], "ema: 'yes'; input should be a valid boolean"),
+    ],
+)
+def test_errors_are_one_line_with_where_what_and_what_would_do(words, message):
+    with pytest.raises(ConfigError) as caught:
+        given(*words)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_later_words_win_over_presets_and_presets_may_extend(tmp_path):
+    (tmp_path / "base.yaml").write_text("epochs: 7\nbatch: 3\noptim: {lr: 1e-3}\n")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\nbatch: 5\noptim: {momentum: 0.5}\n")
+    got = given(str(tmp_path / "mine.yaml"), "epochs=9")
+    assert got == {"epochs": 9, "batch": 5, "optim": {"lr": 0.001, "momentum": 0.5}}
+
+
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*/*.yaml")), ids=lambda p: p.stem)
+def test_every_preset_loads(path):
+    assert given(str(path))
+
+
+def test_a_preset_with_a_typo_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text("epoch: 7\n")
+    with pytest.raises(ConfigError, match="did you mean epochs"):
+        given(str(tmp_path / "mine.yaml"))
+
+
+def test_every_alias_leads_to_a_key():
+    assert all(annotation_of(Run, key) is not None for key, _ in ALIASES.values())
+
+
+def test_python_values_follow_the_same_rules():
+    run = from_keys(Run, {"data": "tiny", "optim.lr": 0.1, "lrf": 0.5, "out": Path("x")})
+    assert (run.data.source, run.optim.lr, run.optim.lr_final, run.out) == ("tiny", 0.1, 0.5, "x")
+
+
+def test_the_config_round_trips_through_yaml():
+    run = load(Run, ["strategy=pipeline", "strategy.cuts=[up4]", "lr0=1e-5", "time=0.5"], PRESETS)
+    assert Run.model_validate(load_yaml(dump_yaml(run.model_dump()), "x")) == run
+
+
+def test_required_keys_are_asked_for():
+    with pytest.raises(ConfigError, match="weights: not given; add weights=VALUE"):
+        load(PredictConfig, ["source=x"], PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("no", "no"),
+        ("on", "on"),
+        ("007", "007"),
+        ("12:30", "12:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("1_000", "1_000"),
+        ("0x10", 16),
+        ("-4", -4),
+        ("~", None),
+        ("", None),
+        ("True", True),
+        (".5", 0.5),
+        ("-.inf", float("-inf")),
+        ("1.2.3", "1.2.3"),
+    ],
+)
+def test_scalars_are_read_as_yaml_1_2(text, value):
+    got = load_yaml(text, "x")
+    assert got == value
+    assert type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: 1\na: 2",
+        "a: [1",
+        "!!python/object/apply:os.system ['true']",
+        "a: &a [x, x]\n" + "\n".join(f"b{i}: *a" for i in range(60)),
+    ],
+)
+def test_yaml_that_hides_something_is_refused(text):
+    with pytest.raises(ConfigError, match=r"^file\.yaml"):
+        load_yaml(text, "file.yaml")
+
+
+def test_what_is_dumped_loads_the_same():
+    tree = {"a": "no", "b": "1e-3", "c": "007", "d": "null", "e": [1e-7, True, None], "f": "ü: x"}
+    assert load_yaml(dump_yaml(tree), "x") == tree
+
+
+def test_no_key_is_ambiguous_with_a_short_name():
+    assert not set(ALIASES) & {key for key in all_keys(Run) if "." not in key}

@@ -1,0 +1,95 @@
+"""SGD and schedules: equal to torch's, suppressible, functions of samples alone."""
+
+import pytest
+import torch
+
+from visiontrain.engine.config import OptimConfig
+from visiontrain.engine.learner import fill_state
+from visiontrain.engine.optim import Schedule, build_optimizer
+from visiontrain.engine.sgd import SGD
+
+
+def parameters():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(n, generator=generator)) for n in (3, 50)]
+
+
+def steps(optimizer, params, count):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(count):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_sgd_equals_torchs_nesterov(weight_decay):
+    mine, theirs = parameters(), parameters()
+    own = SGD([{"params": mine, "weight_decay": weight_decay, "lr": 0.1}], momentum=0.9)
+    fill_state(own)
+    reference = torch.optim.SGD(
+        theirs, lr=0.1, momentum=0.9, nesterov=True, weight_decay=weight_decay
+    )
+    steps(own, mine, 5)
+    steps(reference, theirs, 5)
+    torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_failed_step_leaves_everything_bit_identical(kind, first):
+    model = torch.nn.Linear(4, 3)
+    optimizer = build_optimizer(OptimConfig(kind=kind), model)
+    fill_state(optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    if not first:
+        steps(optimizer, list(model.parameters()), 2)
+
+    def everything():
+        state = [v for s in optimizer.state.values() for v in s.values()]
+        return [t.detach().clone() for t in (*model.parameters(), *state)]
+
+    before = everything()
+    optimizer.found_inf = torch.tensor(1.0)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, float("nan"))
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, everything(), strict=True))
+    optimizer.found_inf = torch.tensor(0.0)
+    steps(optimizer, list(model.parameters()), 1)
+    after = everything()
+    assert not torch.equal(before[0], after[0])
+    assert all(torch.isfinite(t).all() for t in after)
+
+
+def test_norms_and_biases_do_not_decay():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    optimizer = build_optimizer(OptimConfig(weight_decay=0.3), model)
+    decay = {p: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert [decay[p] for p in model.parameters()] == [0.3, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine", "constant"])
+def test_the_rate_rises_to_its_peak_and_falls_to_its_end(shape):
+    config = OptimConfig(lr=1.0, lr_final=0.1, schedule=shape, warmup=2)
+    schedule = Schedule(config, epochs=50, images=100, batch=10)
+    rates = [schedule.lr(samples) for samples in range(0, 5000, 10)]
+    warm = 20  # steps: 2 epochs of 10
+    assert rates[0] == pytest.approx(1 / warm, rel=1e-2)
+    assert rates[:warm] == sorted(rates[:warm])
+    assert rates[warm:] == sorted(rates[warm:], reverse=True)
+    assert schedule.lr(5000) == pytest.approx(1.0 if shape == "constant" else 0.1)
+
+
+def test_warm_up_takes_at_most_a_tenth_of_the_run():
+    schedule = Schedule(OptimConfig(lr=1.0, warmup=3, schedule="constant"), 3, 100, 10)
+    assert schedule.lr(30) == 1.0
+
+
+def test_the_average_starts_at_the_weights_and_slows_down():
+    schedule = Schedule(OptimConfig(ema=0.99, ema_horizon=0.1), 10, 100, 10)
+    decays = [schedule.ema_decay(samples) for samples in range(0, 1000, 10)]
+    assert decays[0] == 0
+    assert decays == sorted(decays)
+    assert decays[-1] == pytest.approx(0.99, rel=1e-3)

@@ -1,0 +1,199 @@
+"""predict: the same numbers as evaluation, everything written, nothing fatal in one bad file."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from visiontrain.core.errors import CheckpointError, ConfigError, DataError
+from visiontrain.data.dataset import EvalSet
+from visiontrain.data.images import FileImages, Paths
+from visiontrain.data.loader import eval_batches
+from visiontrain.data.table import Table
+from visiontrain.engine.weights import WeightsMeta, load_weights, save_weights
+from visiontrain.models.config import YoloN
+from visiontrain.models.registry import build_model
+from visiontrain.predict_config import DetectorConfig, PredictConfig
+from visiontrain.prediction import load, predict
+from visiontrain.report.detections import Film
+from visiontrain.tasks.config import DetectConfig
+
+SIZES = ((90, 50), (64, 64), (40, 120))  # width, height
+NAMES = ["cell", "platelet", "dust"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A run folder with weights that know nothing, but are the same every time."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    model = build_model(YoloN(), len(NAMES))
+    meta = WeightsMeta(
+        task="detect",
+        model=YoloN().model_dump(),
+        names=NAMES,
+        imgsz=64,
+        task_config=DetectConfig().model_dump(),
+    )
+    save_weights(folder / "weights" / "best.safetensors", meta, dict(model.state_dict()))
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for i, (width, height) in enumerate(SIZES):
+        pixels = random.integers(0, 255, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def anything(weights, **keys):
+    return load(DetectorConfig(weights=str(weights), conf=0.0, max_det=20, **keys))
+
+
+def table_of(paths):
+    count = len(paths)
+    return Table(
+        names=tuple(NAMES),
+        images=FileImages(Paths(paths), 10_000),
+        sizes=np.array(SIZES, np.int32),
+        offsets=np.zeros(count + 1, np.int64),
+        boxes=np.empty((0, 4), np.float32),
+        classes=np.empty(0, np.int32),
+        crowd=np.empty(0, np.bool_),
+        difficult=np.empty(0, np.bool_),
+        area=np.empty(0, np.float32),
+    )
+
+
+def test_predicts_what_evaluation_sees(weights, pictures):
+    detector = anything(weights)
+    paths = sorted(pictures.iterdir())
+    (batch,) = eval_batches(EvalSet(table_of(paths), 64), 3, (0, 1), 0)
+    placed = batch.to(torch.device("cpu"))
+    with torch.no_grad():
+        expected = detector.task.decode(detector.model(placed.images), placed)
+    found = detector.predict(paths)
+    for mine, theirs, (width, height) in zip(found, expected, SIZES, strict=True):
+        assert len(mine.boxes) == 20
+        assert torch.equal(mine.boxes, theirs.boxes)
+        assert torch.equal(mine.scores, theirs.scores)
+        assert mine.names == tuple(NAMES[k] for k in theirs.classes.tolist())
+        assert mine.boxes.amin() >= 0
+        assert mine.boxes.amax(0)[2] <= width
+        assert mine.boxes.amax(0)[3] <= height
+
+
+def test_paths_and_arrays_one_or_many_in_any_batches_agree(weights, pictures):
+    detector = anything(weights, device="cpu")
+    paths = sorted(pictures.iterdir())
+    arrays = [np.asarray(Image.open(path)) for path in paths]
+    many = detector.predict(arrays, batch=2)
+    one = [detector.predict(str(path))[0] for path in paths]
+    assert [len(detector.predict(array)) for array in arrays] == [1, 1, 1]
+    for a, b in zip(many, one, strict=True):
+        torch.testing.assert_close(a.scores, b.scores, rtol=1e-4, atol=1e-6)
+    assert detector.predict([]) == []
+
+
+def test_the_keys_of_a_detector_count(weights, pictures):
+    paths = sorted(pictures.iterdir())
+    assert [len(d.boxes) for d in load(DetectorConfig(weights=str(weights))).predict(paths)] == [
+        *(0, 0, 0)  # an untrained model is never 25% sure
+    ]
+    few = load(DetectorConfig(weights=str(weights), conf=0.0, max_det=2, imgsz=96))
+    assert few.imgsz == 96
+    assert [len(d.boxes) for d in few.predict(paths)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("picture", "got"),
+    [
+        (np.zeros((8, 8), np.uint8), r"images\[0\]: an array \(8, 8\) of uint8; "),
+        (np.zeros((8, 8, 3), np.float32), r"images\[0\]: an array \(8, 8, 3\) of float32; "),
+        ("absent.jpg", r"absent\.jpg: "),
+    ],
+)
+def test_what_is_no_picture_is_named(weights, picture, got):
+    with pytest.raises(DataError, match=got):
+        anything(weights).predict(picture)
+
+
+def test_one_run_leaves_everything_and_names_what_it_left_out(weights, pictures, tmp_path, capfd):
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    (pictures / "clip.mp4").write_bytes(b"no video")
+    film = Film(pictures / "tour.mp4", 5.0)
+    nothing = replace(anything(weights).predict(np.zeros((9, 9, 3), np.uint8))[0], names=())
+    for _ in range(4):
+        film.add(np.zeros((48, 64, 3), np.uint8), nothing, NAMES)
+    film.close()
+    said = []
+    config = PredictConfig(
+        weights=str(weights),
+        source=str(pictures),
+        project=str(tmp_path / "runs"),
+        conf=0.0,
+        max_det=3,
+        batch=4,
+        vid_stride=2,
+        save_txt=True,
+        save_json=True,
+    )
+    result = predict(config, said.append)
+    assert result.folder == tmp_path / "runs" / "detect" / "predict"
+    names = ["0.png", "1.png", "2.png", "tour.mp4#000000", "tour.mp4#000002"]
+    assert [row["file_name"] for row in result.rows] == names
+    assert [line.split(":")[0] for line in said[:2]] == ["left out", "left out"]
+    assert said[2].startswith("5 images, 2 unreadable left out, 15 objects, ")
+    assert said[2].endswith(f" images/s: {result.folder}")
+    content = json.loads((result.folder / "predictions.json").read_text())
+    assert content["images"] == result.rows
+    assert [(row["width"], row["height"]) for row in result.rows[:3]] == list(SIZES)
+    assert len(json.loads((result.folder / "detections.json").read_text())) == 15
+    written = {p.relative_to(result.folder).as_posix() for p in result.folder.rglob("*.*")}
+    assert written == {
+        *("predictions.json", "detections.json", "images/tour.mp4"),
+        *(f"images/{i}.png" for i in range(3)),
+        *(f"labels/{i}.txt" for i in range(3)),
+        *("labels/tour/000000.txt", "labels/tour/000002.txt"),
+    }
+    again = predict(config.model_copy(update={"save": False}), said.append)
+    assert again.folder.name == "predict-2"
+    assert again.rows == result.rows
+    assert not (again.folder / "images").exists()
+
+
+def test_two_pictures_of_one_stem_keep_two_label_files(weights, pictures, tmp_path):
+    Image.open(pictures / "0.png").save(pictures / "0.bmp")
+    config = PredictConfig(
+        weights=str(weights), source=str(pictures / "0.*"), out=str(tmp_path / "o"), save_txt=True
+    )
+    predict(config, lambda _: None)
+    assert sorted(p.name for p in (tmp_path / "o" / "labels").iterdir()) == ["0.png.txt", "0.txt"]
+
+
+def test_nothing_readable_is_an_error(weights, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"")
+    said = []
+    config = PredictConfig(
+        weights=str(weights), source=str(tmp_path / "a.jpg"), out=str(tmp_path / "out")
+    )
+    with pytest.raises(DataError, match=r"nothing in .* could be read"):
+        predict(config, said.append)
+    assert len(said) == 1
+
+
+def test_weights_that_do_not_fit_and_devices_that_do_not_exist(weights, tmp_path):
+    good = load_weights(weights)
+    meta = replace(good.meta, names=NAMES[:2])
+    save_weights(tmp_path / "bad.safetensors", meta, good.tensors)
+    with pytest.raises(CheckpointError, match=r"bad\.safetensors does not fit the model it names"):
+        load(DetectorConfig(weights=str(tmp_path / "bad.safetensors")))
+    with pytest.raises(ConfigError, match="device: "):
+        load(DetectorConfig(weights=str(weights), device="cuda:99"))

@@ -1,0 +1,182 @@
+"""Write the help pages and cfg/README.md from the config's classes.
+
+`python tools/make_docs.py` writes them; `--check` only tells whether they are current.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic_core import PydanticUndefined
+
+from visiontrain.cli import VERBS
+from visiontrain.core.config import Section, all_keys, annotation_of
+from visiontrain.core.keys import ALIASES
+from visiontrain.predict_config import PredictConfig
+from visiontrain.recipe import Run
+
+TOP = Path(__file__).resolve().parent.parent
+PAGES = TOP / "visiontrain" / "help"
+ROOTS: dict[str, type[Section]] = {
+    "train": Run,
+    "val": Run,
+    "predict": PredictConfig,
+    "check": Run,
+    "parity": Run,
+}
+EXAMPLES = {
+    "train": (
+        "visiontrain train",
+        "visiontrain train data=my/data.yaml epochs=100 imgsz=640 batch=16",
+        "visiontrain train data=bccd strategy=ddp strategy.processes=2",
+        "visiontrain train out=runs/detect/train resume=true",
+    ),
+    "val": ("visiontrain val weights=runs/detect/train data=my/data.yaml split=test",),
+    "predict": ("visiontrain predict weights=runs/detect/train source=pictures/",),
+    "check": ("visiontrain check data=my/data.yaml", "visiontrain check data=my/data.yaml --json"),
+    "parity": ("visiontrain parity data=tiny strategy=ddp model.norm=group imgsz=64 batch=4",),
+}
+
+
+def sections_of(annotation: Any) -> list[type[Section]]:
+    """Return the sections an annotation allows."""
+    if get_origin(annotation) in (Annotated, Union, types.UnionType):
+        parts = get_args(annotation)
+        parts = parts[:1] if get_origin(annotation) is Annotated else parts
+        return [section for part in parts for section in sections_of(part)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, Section) else []
+
+
+def type_name(annotation: Any) -> str:
+    """Write a type for people: `a|b` for choices."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "|".join(map(str, parts))
+    if origin in (Union, types.UnionType):
+        return "|".join(type_name(part) for part in parts if part is not type(None))
+    if origin is Annotated:
+        return type_name(parts[0])
+    if origin is list:
+        return f"[{type_name(parts[0])}, ...]"
+    return {"str": "text", "bool": "true|false", "float": "number", "int": "integer"}.get(
+        annotation.__name__, annotation.__name__
+    )
+
+
+def rows(root: type[Section]) -> list[tuple[str, str, str, str]]:
+    """List (key, type, default, meaning) of every key that takes a plain value."""
+    found = []
+    for key in all_keys(root):
+        if sections_of(annotation_of(root, key)):
+            continue
+        field, kinds = field_of(root, key)
+        if key.endswith(".kind"):
+            kinds_of = "|".join(k.model_fields["kind"].default for k in kinds)
+            default = getattr(default_of(root, key), "kind", kinds[0].model_fields["kind"].default)
+            kind = kinds_of if len(kinds) > 1 else type_name(field.annotation)
+            meaning = field.description or "; ".join(
+                f"{k.model_fields['kind'].default}: {(k.__doc__ or '').splitlines()[0]}"
+                for k in kinds
+            )
+            found.append((key, kind, str(default), meaning))
+            continue
+        found.append((key, type_name(field.annotation), text_of(field.default), field.description))
+    return found
+
+
+def text_of(default: Any) -> str:
+    """Write a default as it would be typed."""
+    if default is PydanticUndefined:
+        return "(required)"
+    return default if isinstance(default, str) else json.dumps(default)
+
+
+def field_of(root: type[Section], key: str) -> tuple[Any, list[type[Section]]]:
+    """Return a key's field and the sections of its level that have it."""
+    first, _, rest = key.partition(".")
+    if not rest:
+        return root.model_fields[first], [root]
+    kinds = [s for s in sections_of(root.model_fields[first].annotation) if annotation_of(s, rest)]
+    return field_of(kinds[0], rest)[0], kinds
+
+
+def default_of(root: type[Section], key: str) -> Any:
+    """Return the default section that holds a key."""
+    return root.model_fields[key.split(".", maxsplit=1)[0]].default
+
+
+def page(verb: str) -> str:
+    """Write the help page of a verb."""
+    lines = [f"visiontrain {verb}: {VERBS[verb]}", "", "Examples:"]
+    lines += [f"  {example}" for example in EXAMPLES[verb]]
+    lines += ["", "Keys (key=value or --key value), type, default:"]
+    for key, kind, default, meaning in rows(ROOTS[verb]):
+        lines.append(f"  {key:24} {kind} [{default}]")
+        lines.append(f"  {'':24} {meaning}")
+    if ROOTS[verb] is Run:
+        lines += ["", "Short names:"]
+        lines += [f"  {alias:24} {key}" for alias, (key, _) in ALIASES.items()]
+    lines += [
+        "",
+        "Presets are YAML files of the same keys: visiontrain train detect/bccd epochs=10",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def overview() -> str:
+    """Write the page of `visiontrain --help`."""
+    lines = ["visiontrain VERB [PRESET] [key=value ...]", "", "Verbs:"]
+    lines += [f"  {verb:10} {meaning}" for verb, meaning in VERBS.items()]
+    lines += [
+        "",
+        "visiontrain VERB --help lists a verb's keys; visiontrain --version the version.",
+        "Exit codes: 0 complete; 2 usage or config; 3 data; 4 out of memory; 5 diverged;",
+        "75 saved after SIGTERM or SIGUSR1, requeue; 130 saved after Ctrl-C; else failed.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def reference() -> str:
+    """Write cfg/README.md: presets, and every key of a run."""
+    lines = [
+        "# Presets and keys",
+        "",
+        "Presets are YAML files of the keys below: `visiontrain train detect/bccd epochs=10`.",
+        "A preset may extend another with `extends: other.yaml`; what is typed wins over presets,",
+        "presets over what a data set recommends. Generated by `python tools/make_docs.py`.",
+        "",
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    cells = ([str(cell).replace("|", "\\|") for cell in row] for row in rows(Run))
+    lines += ["| " + " | ".join(row) + " |" for row in cells]
+    lines += ["", "Short names that YOLO users type:", "", "| name | key |", "|---|---|"]
+    lines += [f"| {alias} | {key} |" for alias, (key, _) in ALIASES.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Write the files, or with --check compare them."""
+    files = {PAGES / f"{verb}.txt": page(verb) for verb in VERBS}
+    files |= {PAGES / "visiontrain.txt": overview(), TOP / "cfg" / "README.md": reference()}
+    stale = [
+        path
+        for path, text in files.items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+    if "--check" in sys.argv:
+        for path in stale:
+            print(f"{path.relative_to(TOP)}: not current; run python tools/make_docs.py")
+        return 1 if stale else 0
+    PAGES.mkdir(exist_ok=True)
+    for path in stale:
+        path.write_text(files[path], encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

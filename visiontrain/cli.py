@@ -1,0 +1,130 @@
+"""The command line: `visiontrain VERB [PRESET] [key=value ...]`."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+VERBS = {
+    "train": "train a detector; without arguments, on the handwritten digits that ship",
+    "val": "score weights on a split of a data set",
+    "predict": "draw boxes on pictures, folders and videos",
+    "check": "read a data set and list everything that is wrong with it",
+    "parity": "measure whether a training mode equals one device on your configuration",
+}
+USAGE_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code, with errors as one line on stderr."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["--version"]:
+        from visiontrain import __version__  # noqa: PLC0415
+
+        print(__version__)
+        return 0
+    if not words or words[0] in {"help", "-h", "--help"} or {"-h", "--help"} & set(words):
+        print(_help(next((word for word in words if word in VERBS), None)), end="")
+        return 0
+    verb, *rest = words
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        meant = f"did you mean {close[0]}?" if close else f"take one of {', '.join(VERBS)}"
+        return _complain(f"{verb}: no such verb; {meant}", USAGE_ERROR)
+    return _run(RUN[verb], rest)
+
+
+def _help(verb: str | None) -> str:
+    """Return a page that was generated from the config: importing that would take a second."""
+    name = f"{verb or 'visiontrain'}.txt"
+    return (Path(__file__).parent / "help" / name).read_text(encoding="utf-8")
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"visiontrain: {text}", file=sys.stderr)
+    return code
+
+
+def _run(verb: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
+    from visiontrain.core.errors import VisiontrainError  # noqa: PLC0415
+
+    try:
+        return verb(words)
+    except VisiontrainError as error:
+        return _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _complain("interrupted before there was anything to save", 130)
+
+
+# Each verb imports what it needs when it runs: a typo is told without waiting for torch.
+
+
+def _train(words: Sequence[str]) -> int:
+    run = _load_run(words)
+    from visiontrain.app import train  # noqa: PLC0415
+
+    return train(run)
+
+
+def _val(words: Sequence[str]) -> int:
+    run = _load_run(words)
+    from visiontrain.app import validate  # noqa: PLC0415
+
+    return validate(run)
+
+
+def _predict(words: Sequence[str]) -> int:
+    from visiontrain.core.config import load  # noqa: PLC0415
+    from visiontrain.core.shipped import shipped  # noqa: PLC0415
+    from visiontrain.predict_config import PredictConfig  # noqa: PLC0415
+
+    config = load(PredictConfig, words, shipped("cfg"))
+    from visiontrain.prediction import predict  # noqa: PLC0415
+
+    predict(config, print)
+    return 0
+
+
+def _check(words: Sequence[str]) -> int:
+    as_json = "--json" in words
+    run = _load_run([word for word in words if word != "--json"])
+    from visiontrain.data.check import check  # noqa: PLC0415
+    from visiontrain.data.open import open_dataset  # noqa: PLC0415
+
+    report = check(open_dataset(run.data))
+    print(report.as_json() if as_json else "\n".join(report.lines()))
+    return report.exit_code
+
+
+def _parity(words: Sequence[str]) -> int:
+    run = _load_run(words)
+    from visiontrain.app import parity  # noqa: PLC0415
+
+    report = parity(run)
+    for row in report.rows():
+        print(f"{row[0]:5} {row[1]:46} {row[2]:>8} {row[3]:>8}  {row[4]}")
+    print(f"{report.mode}: {report.verdict}{_reasons(report.reasons)}")
+    return 0
+
+
+def _reasons(reasons: Sequence[str]) -> str:
+    return f" ({'; '.join(reasons)})" if reasons else ""
+
+
+def _load_run(words: Sequence[str]):  # noqa: ANN202 - importing Run for the type takes a second
+    from visiontrain.core.config import load  # noqa: PLC0415
+    from visiontrain.core.shipped import shipped  # noqa: PLC0415
+    from visiontrain.recipe import Run  # noqa: PLC0415
+
+    return load(Run, words, shipped("cfg"))
+
+
+RUN: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "val": _val,
+    "predict": _predict,
+    "check": _check,
+    "parity": _parity,
+}

@@ -1,0 +1,174 @@
+"""From raw boxes of any format to a table: judged, clipped, counted, in flat arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visiontrain.data.images import FileImages
+from visiontrain.data.scan import Scan
+from visiontrain.data.table import Defect, Table
+
+TOLERANCE = 0.01  # share of a side by which a box may pass the border without a word
+
+
+@dataclass(slots=True)
+class Labels:
+    """Raw boxes of one split while they are read, one list entry per box."""
+
+    image: list[int] = field(default_factory=list)  # row of the path it belongs to
+    line: list[int] = field(default_factory=list)  # of the label file, 1-based; 0 for none
+    box: list[tuple[float, float, float, float]] = field(default_factory=list)  # xyxy, pixels
+    label: list[int] = field(default_factory=list)
+    crowd: list[bool] = field(default_factory=list)
+    difficult: list[bool] = field(default_factory=list)
+    area: list[float] = field(default_factory=list)  # NaN: the box's
+    dropped: set[int] = field(default_factory=set)  # images whose labels cannot be read
+    defects: list[Defect] = field(default_factory=list)
+
+    def add(  # noqa: PLR0913 - one box is this many facts
+        self,
+        image: int,
+        label: int,
+        box: tuple[float, float, float, float],
+        *,
+        line: int = 0,
+        crowd: bool = False,
+        difficult: bool = False,
+        area: float = np.nan,
+    ) -> None:
+        """Append one box."""
+        self.image.append(image)
+        self.line.append(line)
+        self.box.append(box)
+        self.label.append(label)
+        self.crowd.append(crowd)
+        self.difficult.append(difficult)
+        self.area.append(area)
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """K raw boxes as arrays."""
+
+    image: NDArray[np.int64]  # (K,)
+    line: NDArray[np.int64]  # (K,)
+    box: NDArray[np.float64]  # (K, 4): x1, y1, x2, y2
+    label: NDArray[np.int64]  # (K,)
+    crowd: NDArray[np.bool_]  # (K,)
+    difficult: NDArray[np.bool_]  # (K,)
+    area: NDArray[np.float64]  # (K,)
+
+    def keep(self, mask: NDArray[np.bool_] | NDArray[np.int64]) -> Boxes:
+        """Return the boxes chosen by a mask or by rows."""
+        return Boxes(*(getattr(self, name)[mask] for name in self.__slots__))
+
+
+def arrays(labels: Labels) -> Boxes:
+    """Return the boxes of `labels`, in the order of their images."""
+    boxes = Boxes(
+        image=np.array(labels.image, np.int64),
+        line=np.array(labels.line, np.int64),
+        box=np.array(labels.box, np.float64).reshape(-1, 4),
+        label=np.array(labels.label, np.int64),
+        crowd=np.array(labels.crowd, np.bool_),
+        difficult=np.array(labels.difficult, np.bool_),
+        area=np.array(labels.area, np.float64),
+    )
+    return boxes.keep(np.argsort(boxes.image, kind="stable"))
+
+
+class Judge:
+    """Takes out the boxes that cannot be used, and writes down each with its reason."""
+
+    def __init__(self, names: Sequence[str], label_file: Callable[[int], str]) -> None:
+        self.names = names
+        self.label_file = label_file
+        self.defects: list[Defect] = []
+
+    def __call__(self, boxes: Boxes, sizes: NDArray[np.int32]) -> Boxes:
+        """Return the usable boxes, clipped to their images (N, 2)."""
+        boxes = self._drop(
+            boxes, (boxes.label < 0) | (boxes.label >= len(self.names)), "class-range", self._class
+        )
+        broken = np.any(~np.isfinite(boxes.box), axis=1)
+        boxes = self._drop(boxes, broken, "nonfinite-box", _box)
+        negative = np.any(boxes.box[:, 2:] < boxes.box[:, :2], axis=1)
+        boxes = self._drop(boxes, negative, "negative-box", _box)
+        limits = np.tile(sizes[boxes.image], 2).astype(np.float64)
+        clipped = np.clip(boxes.box, 0, limits)
+        far = np.any(np.abs(clipped - boxes.box) > TOLERANCE * limits, axis=1)
+        single = clipped.astype(np.float32)
+        empty = np.any(single[:, 2:] <= single[:, :2], axis=1)
+        self._note(boxes, far & ~empty, "box-outside", _box)
+        self._note(boxes, empty, "empty-box", _box)
+        inside = Boxes(
+            **{name: getattr(boxes, name) for name in boxes.__slots__} | {"box": clipped}
+        )
+        return self._unique(inside.keep(~empty))
+
+    def _unique(self, boxes: Boxes) -> Boxes:
+        """Drop what repeats an earlier box and class of the same image."""
+        keys = np.column_stack([boxes.image, boxes.label, boxes.box])
+        first = np.unique(keys, axis=0, return_index=True)[1]
+        again = np.ones(len(keys), np.bool_)
+        again[first] = False
+        return self._drop(boxes, again, "duplicate-box", _box)
+
+    def _drop(
+        self, boxes: Boxes, bad: NDArray[np.bool_], kind: str, reason: Callable[[Boxes, int], str]
+    ) -> Boxes:
+        self._note(boxes, bad, kind, reason)
+        return boxes.keep(~bad)
+
+    def _note(
+        self, boxes: Boxes, bad: NDArray[np.bool_], kind: str, reason: Callable[[Boxes, int], str]
+    ) -> None:
+        for row in np.flatnonzero(bad):
+            file = self.label_file(int(boxes.image[row]))
+            self.defects.append(
+                Defect(file, int(boxes.line[row]) or None, kind, reason(boxes, int(row)))
+            )
+
+    def _class(self, boxes: Boxes, row: int) -> str:
+        listed = ", ".join(f"{i} {name}" for i, name in enumerate(self.names[:20]))
+        more = ", ..." if len(self.names) > 20 else ""
+        return f"class {boxes.label[row]} is none of {listed}{more}"
+
+
+def _box(boxes: Boxes, row: int) -> str:
+    """Say where a box is, in pixels."""
+    return "x1 {:.6g}, y1 {:.6g}, x2 {:.6g}, y2 {:.6g}".format(*boxes.box[row])
+
+
+def build(
+    names: Sequence[str],
+    images: FileImages,
+    seen: Scan,
+    labels: Labels,
+    label_file: Callable[[int], str],
+) -> Table:
+    """Put the usable images and boxes into a table; everything else is among its defects."""
+    judge = Judge(names, label_file)
+    boxes = arrays(labels)
+    usable = seen.usable.copy()
+    usable[list(labels.dropped)] = False
+    boxes = judge(boxes.keep(usable[boxes.image]), seen.sizes)
+    rows = np.flatnonzero(usable)
+    counts = np.bincount(boxes.image, minlength=len(usable))[usable]
+    own = np.prod(boxes.box[:, 2:] - boxes.box[:, :2], axis=1)
+    return Table(
+        names=tuple(names),
+        images=FileImages(images.paths.select(rows), images.max_pixels),
+        sizes=seen.sizes[rows],
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes=boxes.box.astype(np.float32),
+        classes=boxes.label.astype(np.int32),
+        crowd=boxes.crowd,
+        difficult=boxes.difficult,
+        area=np.where(np.isnan(boxes.area), own, boxes.area).astype(np.float32),
+        defects=(*seen.defects, *labels.defects, *judge.defects),
+    )

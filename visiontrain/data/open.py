@@ -1,0 +1,191 @@
+"""open_dataset: from what the user typed after `data=` to tables."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from visiontrain.core.config import datasets_folder
+from visiontrain.core.errors import DataError
+from visiontrain.core.shipped import shipped
+from visiontrain.core.yaml_loader import load_yaml
+from visiontrain.data import coco, voc
+from visiontrain.data.atomic import cache_folder
+from visiontrain.data.cache import keep_images
+from visiontrain.data.config import DataConfig
+from visiontrain.data.defects import describe, fatal, summary
+from visiontrain.data.description import IGNORED, Choice, Description, Reader
+from visiontrain.data.registry import FORMATS
+from visiontrain.data.table import Table
+
+YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")  # looked for in a folder
+
+
+@dataclass(frozen=True, slots=True)
+class DataSpec:
+    """A data set that was found; labels are read by `table`."""
+
+    source: str  # as the user typed it
+    names: tuple[str, ...]
+    format: str
+    root: Path
+    splits: Mapping[str, Any]
+    defaults: Mapping[str, Any]  # keys of Run that the data set recommends, nested
+    notes: tuple[str, ...]  # what a user should know, for the console
+    config: DataConfig
+    reader: Reader
+
+    def read(self, split: str) -> Table:
+        """Return everything `split` holds, with all its defects, whatever they are.
+
+        Raises:
+            DataError: The split is missing or has no image.
+        """
+        if split not in self.splits:
+            there = ", ".join(self.splits) or "none"
+            raise DataError(f"{self.source}: no split {split!r}; it has {there}")
+        return self.reader.read(split, self._choice(split))
+
+    def table(self, split: str) -> Table:
+        """Return what to train on or score: `data.*` applied, images cached if asked for.
+
+        Raises:
+            DataError: The split is missing, no image or box of it can be used, a class is out
+                of range, or anything is wrong under `data.strict`.
+        """
+        table = self.read(split)
+        worst = fatal(table.defects, strict=self.config.strict)
+        if worst is not None:
+            more = f" ({len(table.defects)} defects: {summary(table.defects)})"
+            raise DataError(f"{describe(worst)}{more}; `visiontrain check` lists them all")
+        self._refuse_empty(split, table)
+        if self.config.single_cls:
+            table = replace(table, names=self.names, classes=np.zeros_like(table.classes))
+        return keep_images(table, self.config.cache, cache_folder(self.config.cache_dir))
+
+    def _choice(self, split: str) -> Choice:
+        if split == "train":
+            return Choice(self.config.train_images, self.config.fraction)
+        return Choice(self.config.val_images)
+
+    def _refuse_empty(self, split: str, table: Table) -> None:
+        found = ""
+        if table.defects:
+            found = f": {summary(table.defects)}; first: {describe(table.defects[0])}"
+        if not len(table):
+            raise DataError(f"{self.source}: {split}: no usable image{found}")
+        if not len(table.boxes):
+            raise DataError(
+                f"{self.source}: {split}: no box in any of {len(table)} images{found}; "
+                "check where the labels lie (datasets/README.md)"
+            )
+
+
+def open_dataset(config: DataConfig, environment: Path | None = None) -> DataSpec:
+    """Find a data set: a name from datasets/, a YAML, a COCO JSON, or a folder.
+
+    Args:
+        config: The section `data`.
+        environment: Where data sets lie; default: $VISIONTRAIN_DATASETS.
+
+    Raises:
+        ConfigError: The description cannot be used.
+        DataError: There is none, or what it names is missing.
+    """
+    folder = environment or datasets_folder()
+    place = _find(config.source, folder)
+    description = _describe(place, config, folder)
+    kind = description.values.get("format", "yolo")
+    if kind not in FORMATS:
+        raise description.fail("format", f"got {kind!r}", f"one of {', '.join(FORMATS)}")
+    defaults = description.values.get("defaults", {})
+    if not isinstance(defaults, dict):
+        raise description.fail("defaults", f"got {defaults!r}", "give keys of the run")
+    reader = FORMATS[kind](description)
+    return DataSpec(
+        source=config.source,
+        names=("object",) if config.single_cls else reader.names,
+        format=kind,
+        root=reader.root,
+        splits=MappingProxyType(dict(reader.splits)),
+        defaults=MappingProxyType(defaults),
+        notes=tuple(_notes(description)),
+        config=config,
+        reader=reader,
+    )
+
+
+def _find(source: str, folder: Path | None) -> Path:
+    """Return the file or folder that `source` means; a name from datasets/ wins over a folder."""
+    known = {path.stem: path for path in sorted(shipped("datasets").glob("*.yaml"))}
+    if source in known:
+        return known[source]
+    places = [Path(source).expanduser(), Path("datasets") / source]
+    if folder is not None:
+        places.insert(1, folder / source)
+    for place in places:
+        if place.exists():
+            return place
+    close = difflib.get_close_matches(source, known, n=1)
+    advice = f"did you mean {close[0]!r}? " if close else ""
+    tried = ", ".join(map(str, places))
+    raise DataError(f"data: nothing at {tried}; {advice}known names: {', '.join(known)}")
+
+
+def _describe(place: Path, config: DataConfig, folder: Path | None) -> Description:
+    """Turn what was found into a description."""
+    values: Mapping[str, Any]
+    if place.is_dir():
+        described = [place / name for name in YAML_NAMES if (place / name).is_file()]
+        if described and not voc.is_root(place):
+            return _describe(described[0], config, folder)
+        if not voc.is_root(place):
+            wanted = f"{', '.join(YAML_NAMES)}, or VOC's {', '.join(voc.FOLDERS)}"
+            raise DataError(f"data: {place} holds no data set; looked for {wanted}")
+        values = {"format": "voc", "path": str(place.resolve())}
+    elif place.suffix.lower() == ".json":
+        values = {"format": "coco", "path": str(place.resolve().parent)}
+        values |= coco.split_files(place.resolve())
+    else:
+        values = _load(place)
+    return Description(
+        where=str(place),
+        values=values,
+        folder=place.resolve().parent,
+        datasets=folder,
+        cache=cache_folder(config.cache_dir),
+        max_pixels=config.max_pixels,
+    )
+
+
+def _load(place: Path) -> Mapping[str, Any]:
+    try:
+        text = place.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{place}: cannot be read ({error}); give a YAML or a COCO JSON") from error
+    values = load_yaml(text, str(place))
+    if not isinstance(values, dict):
+        raise DataError(f"{place}: no keys in it; see datasets/README.md for what belongs there")
+    return values
+
+
+def _notes(description: Description) -> list[str]:
+    """Say what is left out, and what a score may hide."""
+    ignored = [key for key in description.values if key in IGNORED]
+    notes = []
+    if "download" in ignored:
+        notes.append(f"{description.where}: `download` is ignored: nothing is downloaded")
+        ignored.remove("download")
+    if ignored:
+        notes.append(f"{description.where}: ignored: {', '.join(ignored)}")
+    values = description.values
+    train, val = values.get("train"), values.get("val", values.get("validation"))
+    if isinstance(train, str) and train == val:
+        notes.append(f"{description.where}: train and val are the same images; scores flatter")
+    return notes

@@ -1,0 +1,141 @@
+"""Sizes and visible damage of many image files, read once and remembered."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visiontrain.data.atomic import replace_file
+from visiontrain.data.header import ImageError, read_header
+from visiontrain.data.images import Paths, decode, is_decodable
+from visiontrain.data.table import Defect
+
+VERSION = 1  # of what is checked; a change makes remembered scans void
+REMEMBERED = 1000  # images from which a scan is worth a file in the cache
+SMALLEST = 10  # shortest side of a usable image, pixels
+THREADS = 8  # they wait for storage, not for the processor
+TAIL = 64  # bytes at the end of a file in which its end marker is looked for
+ENDS = {"jpeg": b"\xff\xd9", "png": b"IEND"}
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What the headers of N images say."""
+
+    sizes: NDArray[np.int32]  # (N, 2): width, height as shown; zeros where unusable
+    defects: tuple[Defect, ...]
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """Return which images can be used (N,)."""
+        return self.sizes[:, 0] > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one header says."""
+
+    size: tuple[int, int] = (0, 0)
+    defect: Defect | None = None
+
+
+def scan(paths: Paths, max_pixels: int, cache: Path) -> Scan:
+    """Look at every file's header and end; results for many files are kept in `cache`.
+
+    A file whose end marker is missing is decoded, to tell a truncated picture from a complete
+    one. A kept result is used while no file's path, size or time of change differs.
+    """
+    kept = cache / f"scan-{fingerprint(paths, max_pixels, VERSION)}.npz"
+    if kept.is_file():
+        remembered = _load(kept, len(paths))
+        if remembered is not None:
+            return remembered
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(lambda path: look(path, max_pixels), paths, chunksize=64))
+    result = Scan(
+        sizes=np.array([item.size for item in found], np.int32).reshape(-1, 2),
+        defects=tuple(item.defect for item in found if item.defect is not None),
+    )
+    if len(paths) >= REMEMBERED:
+        _save(kept, result)
+    return result
+
+
+def fingerprint(paths: Paths, *key: int) -> str:
+    """Hash the paths, sizes and times of change of files, and `key`."""
+    digest = blake2b(repr(key).encode(), digest_size=16)
+    for path in paths:
+        try:
+            status = os.stat(path)  # noqa: PTH116 - a tenth of the time of making a Path
+            digest.update(
+                f"{path}\0{status.st_size} {status.st_mtime_ns}\n".encode(
+                    "utf-8", "surrogateescape"
+                )
+            )
+        except OSError:
+            digest.update(f"{path}\0missing\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def look(path: str, max_pixels: int) -> Found:
+    """Judge one file."""
+    try:
+        return _look(path, max_pixels)
+    except ImageError as error:
+        return Found(defect=Defect(path, None, error.kind, error.reason))
+    except FileNotFoundError:
+        return Found(defect=Defect(path, None, "missing-image", "no such file"))
+    except OSError as error:
+        return Found(defect=Defect(path, None, "corrupt-image", f"cannot be read ({error})"))
+
+
+def _look(path: str, max_pixels: int) -> Found:
+    with Path(path).open("rb") as file:
+        head = read_header(file, path, max_pixels)
+        file.seek(0, io.SEEK_END)
+        file.seek(max(0, file.tell() - TAIL))
+        complete = ENDS.get(head.format, b"") in file.read()
+        if min(head.size) < SMALLEST:
+            reason = f"{head.size[0]} x {head.size[1]}; a side is shorter than {SMALLEST} pixels"
+            raise ImageError(path, "tiny-image", reason)
+        defect = None
+        if not complete:
+            file.seek(0)
+            defect = _judge_end(file.read(), path, head.format, max_pixels)
+    return Found(head.size, defect)
+
+
+def _judge_end(data: bytes, path: str, kind: str, max_pixels: int) -> Defect | None:
+    """Decode a file without an end marker in its last bytes; raise when it is truncated."""
+    decode(data, path, max_pixels)
+    if kind == "jpeg" and not is_decodable(data):
+        return Defect(path, None, "missing-end", "a JPEG without its end marker; it is used")
+    return None  # something else follows the picture, as some phones write
+
+
+def _save(kept: Path, result: Scan) -> None:
+    defects = json.dumps([[d.file, d.line, d.kind, d.reason] for d in result.defects])
+    buffer = io.BytesIO()
+    text = np.frombuffer(defects.encode(), np.uint8)
+    np.savez_compressed(buffer, sizes=result.sizes, defects=text)
+    replace_file(kept, buffer.getvalue())
+
+
+def _load(kept: Path, count: int) -> Scan | None:
+    """Return a remembered scan; None when the file is damaged."""
+    try:
+        with np.load(kept, allow_pickle=False) as arrays:
+            rows: Sequence[tuple[str, None, str, str]] = json.loads(arrays["defects"].tobytes())
+            scanned = Scan(arrays["sizes"], tuple(Defect(*row) for row in rows))
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+    return scanned if scanned.sizes.shape == (count, 2) else None

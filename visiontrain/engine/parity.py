@@ -1,0 +1,215 @@
+"""Whether a mode trains exactly as one device does, on the user's own configuration.
+
+Exact means, in fp64, where rounding cannot hide behind chaos: the same images with the same
+pixels, the same assignments, weights within 1e-6. In fp32 the first gradient and the first terms
+agree to 1e-4, and after N steps the weights are no farther off than twice what rounding alone
+does on one device, when the same images are cut as the mode cuts them and permuted.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from visiontrain.core.errors import ConfigError, RankError
+from visiontrain.core.types import Place
+from visiontrain.data.loader import Step
+from visiontrain.engine.learner import Learner
+from visiontrain.engine.trace import Trace, compare, permuted, record
+from visiontrain.strategies import launch
+from visiontrain.strategies.config import Group, Pipeline, Single, StrategyConfig
+from visiontrain.strategies.precision import resolve
+
+ALLOWED = {
+    "fp64": {
+        "samples": 0.0,
+        "counts": 1e-9,
+        "terms": 1e-6,
+        "norms": 1e-6,
+        "weights": 1e-6,
+        "ema": 1e-6,
+    },
+    "fp32": {"samples": 0.0, "terms": 1e-4, "norms": 1e-4, "first": 1e-4},
+    "bf16": {"samples": 0.0},
+    "fp16": {"samples": 0.0},
+}
+MEANING = {
+    "samples": "images that differ",
+    "counts": "assignments, relative",
+    "terms": "loss terms of steps 1-3, relative",
+    "norms": "gradient norms of steps 1-3, relative",
+    "first": "gradient of step 1, of each tensor's maximum",
+    "last": "gradient of the last step, likewise",
+    "weights": "weights after all steps",
+    "ema": "averaged weights after all steps",
+    "optimizer": "optimizer state, of each tensor's maximum",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One measured difference; `allowed` is None where it is only reported."""
+
+    precision: str
+    name: str  # a key of MEANING
+    measured: float
+    allowed: float | None
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether the difference is as small as it must be."""
+        return self.allowed is None or self.measured <= self.allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `visiontrain parity` prints."""
+
+    mode: str
+    steps: int
+    verdict: str  # exact, approximate or different algorithm
+    reasons: Sequence[str]  # why not exact
+    checks: Sequence[Check]
+
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """Return the table: precision, what, measured, allowed, verdict."""
+        return [
+            (
+                check.precision,
+                MEANING[check.name],
+                f"{check.measured:.1e}",
+                "" if check.allowed is None else f"{check.allowed:.1e}",
+                "" if check.allowed is None else ("ok" if check.passed else "over"),
+            )
+            for check in self.checks
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training to be traced."""
+
+    run: Mapping[str, Any]
+    steps: int
+    folder: str  # an existing one; the trace is written there
+    permute: int | None = None  # seed of the order inside batches
+
+    def to_json(self) -> str:
+        """Return the text that a worker gets."""
+        return json.dumps(asdict(self))
+
+
+Parts = tuple[Learner, Iterable[Step]]
+Build = Callable[[str, Place], Parts]  # (run as JSON, place) -> a fresh learner and its steps
+
+
+def trace(job_json: str, place: Place, build: Build) -> int:
+    """Be a process of one traced training: the part of the worker that knows the engine."""
+    job = Job(**json.loads(job_json))
+    learner, steps = build(json.dumps(job.run), place)
+    if job.permute is not None:
+        steps = permuted(steps, job.permute)
+    recorded = record(learner, steps, job.steps)
+    if place.is_main:
+        recorded.save(Path(job.folder))
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """A comparison of the user's mode with one device.
+
+    Args:
+        run: the whole config, as JSON values.
+        mode: its strategy section.
+        entry: an importable function that calls `trace` with its own `build`.
+        steps: optimizer steps to compare.
+        seeds: how many permuted controls to take the largest of.
+    """
+
+    run: Mapping[str, Any]
+    mode: StrategyConfig
+    entry: launch.Entry
+    steps: int = 8
+    seeds: int = 5
+
+    def measure(self) -> Report:
+        """Train with the mode and with one device, in fp64 and as configured.
+
+        Raises:
+            ConfigError: the config asks for one device, or for more steps than it has.
+            RankError: a process failed.
+        """
+        if isinstance(self.mode, Single):
+            raise ConfigError(
+                "strategy: single; parity compares another mode with it, take strategy=ddp"
+            )
+        own = resolve(self.run["precision"], launch.devices(self.run["device"])[0])
+        checks = self._checks("fp64")
+        if own != "fp64":
+            checks += self._checks(own)
+        return judge(self.run, self.mode.kind, self.steps, checks)
+
+    def _checks(self, precision: str) -> list[Check]:
+        control = self._train(Single(), {"precision": precision})
+        gaps = compare(control, self._train(self.mode, {"precision": precision})).as_dict()
+        allowed: dict[str, float] = dict(ALLOWED[precision])
+        if precision != "fp64":
+            allowed["weights"] = 2 * self._rounding(control, precision)
+        return [Check(precision, name, gaps[name], allowed.get(name)) for name in MEANING]
+
+    def _rounding(self, control: Trace, precision: str) -> float:
+        """Return how far order and cuts alone move the weights on one device: the most of all.
+
+        The spread over seeds is thirtyfold, so that a multiple of the median would refuse modes
+        that differ by nothing else.
+        """
+        cut = {"precision": precision, "accumulate": self._cells()}
+        others = (self._train(Single(), cut, permute=seed) for seed in range(self.seeds))
+        return max(compare(control, other).weights for other in others)
+
+    def _cells(self) -> int:
+        """Count the parts that the mode cuts each batch into."""
+        accumulate = int(self.run["accumulate"])
+        processes = self.mode.processes if isinstance(self.mode, Group) else 1
+        if isinstance(self.mode, Pipeline):
+            return max(accumulate, processes)
+        return accumulate * processes
+
+    def _train(
+        self, mode: StrategyConfig, change: Mapping[str, Any], *, permute: int | None = None
+    ) -> Trace:
+        run = {**self.run, "strategy": mode.model_dump(), **change}
+        with tempfile.TemporaryDirectory(prefix="visiontrain-") as folder:
+            job = Job(run, self.steps, folder, permute)
+            code = launch.run(mode, self.run["device"], self.entry, job.to_json())
+            if code:
+                raise RankError(f"parity: {mode.kind} ended with exit code {code} before its time")
+            return Trace.load(Path(folder))
+
+
+def judge(run: Mapping[str, Any], mode: str, steps: int, checks: Sequence[Check]) -> Report:
+    """Put a name to the differences."""
+    missed = [check for check in checks if not check.passed]
+    if not missed:
+        return Report(mode, steps, "exact", (), checks)
+    if any(check.name == "samples" for check in missed):
+        return Report(mode, steps, "different algorithm", ("it trains on other images",), checks)
+    reasons = causes(run) or [
+        f"{MEANING[check.name]} differ by {check.measured:.1e} in {check.precision}"
+        for check in missed
+    ]
+    return Report(mode, steps, "approximate", reasons, checks)
+
+
+def causes(run: Mapping[str, Any]) -> list[str]:
+    """Name the settings under which a batch that is cut is not the same batch."""
+    norm = run["model"].get("norm")
+    if norm in ("batch", "sync"):
+        cut = "micro-batch" if norm == "sync" else "process and micro-batch"
+        return [f"model.norm={norm}: each {cut} normalises over its own images"]
+    return []

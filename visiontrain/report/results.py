@@ -1,0 +1,133 @@
+"""What a run that is over leaves: metrics.json, detections, plots and report.html."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visiontrain.core.errors import VisiontrainError
+from visiontrain.core.types import Batch, Outcome
+from visiontrain.data.table import Table
+from visiontrain.engine.run_folder import RunFolder
+from visiontrain.recipe import Run
+from visiontrain.report.detections import write_json
+
+TRAIN_BATCHES = 3  # drawn as the model sees them
+_warn = logging.getLogger(__name__).warning
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A split and its scores."""
+
+    run: Run
+    folder: RunFolder
+    table: Table
+    outcome: Outcome
+    processes: int
+    peak_rss_mb: float  # the largest process's
+
+
+def peak_rss_mb() -> float:
+    """Return the most memory this process ever held, in MB."""
+    units = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
+
+
+def write_results(scored: Scored, version: str) -> None:
+    """Write metrics.json, and detections.json when `save_json` asks for it.
+
+    Raises:
+        StorageError: when they cannot be written.
+    """
+    run, table, rows = scored.run, scored.table, scored.outcome.rows
+    if run.save_json and rows is not None:
+        write_json(scored.folder.path / "detections.json", coco_results(table, rows))
+    scored.folder.write_metrics(summary(scored, version))
+
+
+def summary(scored: Scored, version: str) -> dict[str, Any]:
+    """Return what metrics.json holds."""
+    run, table = scored.run, scored.table
+    return {
+        "task": run.task.kind,
+        "split": run.split,
+        "images": len(table),
+        "names": list(table.names),
+        **scored.outcome.metrics,
+        "strategy": run.strategy.kind,
+        "processes": scored.processes,
+        "peak_rss_mb": round(scored.peak_rss_mb, 1),
+        "seed": run.seed,
+        "versions": {
+            "visiontrain": version,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def coco_results(table: Table, rows: Tensor) -> list[dict[str, Any]]:
+    """Turn rows (K, 7) into COCO's results format, with the name of each one's file."""
+    return [
+        {
+            "image_id": int(image),
+            "file_name": table.images.name(int(image)),
+            "category_id": int(label),
+            "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
+            "score": round(score, 6),
+        }
+        for image, x1, y1, x2, y2, score, label in rows.tolist()
+    ]
+
+
+def draw(
+    scored: Scored, training: Table | None = None, batches: Callable[[], list[Batch]] | None = None
+) -> Mapping[str, Path]:
+    """Draw plots and report.html; what cannot be drawn costs a warning, not the run.
+
+    Args:
+        scored: the split that was scored.
+        training: what was trained on; None after a mere validation.
+        batches: makes its first batches.
+
+    Returns:
+        The pictures by name.
+    """
+    try:
+        paths = _plots(scored, training, batches)
+    except (VisiontrainError, OSError, ValueError) as error:
+        _warn("plots: %s; the run is complete without them", error)
+        return {}
+    return {path.stem: path for path in paths}
+
+
+def _plots(
+    scored: Scored, training: Table | None, batches: Callable[[], list[Batch]] | None
+) -> list[Path]:
+    from visiontrain.report.pictures import batch_picture  # noqa: PLC0415 - matplotlib: seconds
+    from visiontrain.report.plots import label_plot, results_plot, scored_plots  # noqa: PLC0415
+    from visiontrain.report.run_report import write_report  # noqa: PLC0415
+
+    folder, table = scored.folder, scored.table
+    plots = folder.path / "plots"
+    plots.mkdir(exist_ok=True)
+    paths = []
+    if scored.outcome.rows is not None:
+        paths += scored_plots(table, scored.outcome.rows, plots)
+    if training is not None:
+        paths.append(results_plot(folder.results, plots / "results.png"))
+        paths.append(label_plot(training, plots / "labels.png"))
+    for number, batch in enumerate(batches() if batches else []):
+        paths.append(batch_picture(batch, table.names, plots / f"train_batch{number}.png"))
+    write_report(folder.path)
+    return paths
