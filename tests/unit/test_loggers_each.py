@@ -212,7 +212,7 @@ def test_plain_lines_speak_every_minute_with_an_eta():
 
 def test_bars_on_a_terminal_show_the_numbers_and_leave_the_lines():
     clock, text = [0.0], io.StringIO()
-    console = Console(file=text, force_terminal=True, width=120, _environ={"TERM": "xterm"})
+    console = Console(file=text, force_terminal=True, width=60, _environ={"TERM": "xterm"})
     assert not is_plain(console)
     watch(ConsoleProgress(console, lambda: clock[0]), clock)
     shown = text.getvalue()

@@ -90,8 +90,8 @@ def test_everything_is_there(folder):
         "0.471",  # mAP50-95
         "82% are found",
         "85% is right (at confidence 0.42)",
-        "The class found best is cat",
-        "5 min 3 s for 50 epochs with ddp, 2 processes",
+        "The class found best is 'cat'",
+        "5 min 3 s for 50 epochs with strategy ddp, 2 processes",
         "The best epoch was 2 of 4 (mAP50-95 0.480)",
         f"visiontrain train '{folder.parent}/",  # quoted for a shell
         "1,200",

@@ -178,11 +178,12 @@ class ConsoleProgress:
             Text(f"epoch {pace.epoch}/{pace.epochs}", style="bold"),
             ProgressBar(total=max(pace.steps, 1), completed=pace.done, width=24),
             f"{pace.done}/{pace.steps}",
-            Text(_state({}, numbers), style="cyan"),
             f"ETA {_clock_text(pace.eta())}",
         )
+        # Lines of their own, cut rather than wrapped: 80 columns hold no more.
+        speed = Text(_state({}, numbers), style="cyan", overflow="ellipsis", no_wrap=True)
         losses = Text(_state(terms, {}), style="dim", overflow="ellipsis", no_wrap=True)
-        self._live.update(Group(line, losses), refresh=True)
+        self._live.update(Group(line, speed, losses), refresh=True)
 
 
 def _total(row: Mapping[str, float]) -> dict[str, float]:

@@ -248,14 +248,14 @@ def _number_cells(axes: Axes, values: Floats, *, normalized: bool, font: float) 
         axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
 
 
-def label_plot(table: Table, path: Path, title: str = "labels") -> Path:
+def label_plot(table: Table, path: Path, title: str = "") -> Path:
     """Draw what `table` holds to `path`: boxes per class and image, where, and how large."""
     keep = ~(table.crowd | table.difficult)
     counts = np.bincount(table.classes[keep], minlength=len(table.names))
     shown = min(len(counts), 60)
     figure = new_figure(11, float(np.clip(3.4 + 0.1 * shown, 6.4, 9.4)))
     grid = figure.add_gridspec(2, 3)
-    head = f"{keep.sum():,} boxes in {len(table):,} images: {title}"
+    head = f"{keep.sum():,} boxes in {len(table):,} images{title and f': {title}'}"
     axes = style(figure.add_subplot(grid[:, 0]), head, "boxes")
     _class_bars(axes, table.names, counts, shown)
     sizes = np.repeat(table.sizes, np.diff(table.offsets), axis=0)[keep].astype(np.float64)

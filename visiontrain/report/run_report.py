@@ -183,7 +183,7 @@ def in_words(files: RunFiles) -> list[str]:
     recall, precision, conf = (_finite(metrics.get(k)) for k in ("recall", "precision", "conf"))
     split = metrics.get("split", "validation")
     if recall is not None and precision is not None:
-        where = f" (at confidence {conf:.2f})" if conf is not None else ""
+        where = f" (at confidence {conf:.2g})" if conf is not None else ""
         said.append(
             f"Of the objects in the {split} images, {recall:.0%} are found; of what is reported, "
             f"{precision:.0%} is right{where}, averaged over classes."
@@ -197,8 +197,8 @@ def in_words(files: RunFiles) -> list[str]:
     if len(scored) > 1:
         (worst, worst_name), (best, best_name) = scored[0], scored[-1]
         said.append(
-            f"The class found best is {best_name} (mAP50-95 {best:.3f}), the one found worst "
-            f"{worst_name} ({worst:.3f})."
+            f"The class found best is '{best_name}' (mAP50-95 {best:.3f}), the one found "
+            f"worst '{worst_name}' ({worst:.3f})."
         )
     return said + _effort(files)
 
@@ -210,10 +210,12 @@ def _effort(files: RunFiles) -> list[str]:
     if seconds is not None and epochs:
         speed = _finite(metrics.get("train_images_per_s"))
         pace = f", {speed:,.0f} training images per second" if speed else ""
-        way = metrics.get("strategy")
-        processes = metrics.get("processes", 1)
-        by = f" with {way}, {processes} process{'' if processes == 1 else 'es'}" if way else ""
-        said.append(f"The run took {duration(seconds)} for {epochs:.0f} epochs{by}{pace}.")
+        by = f" with strategy {metrics['strategy']}" if "strategy" in metrics else ""
+        counts = (
+            _count(int(epochs), "epoch"),
+            _count(int(_finite(metrics.get("processes")) or 1), "process"),
+        )
+        said.append(f"The run took {duration(seconds)} for {counts[0]}{by}, {counts[1]}{pace}.")
     for key in ("val/map", "val/top1"):
         scored = [
             (value, row.get("epoch", "?"))
@@ -221,11 +223,16 @@ def _effort(files: RunFiles) -> list[str]:
             for value in [_finite(row.get(key))]
             if value is not None
         ]
-        if scored:
+        if len(scored) > 1:
             value, epoch = max(scored, key=lambda pair: pair[0])
             name = MEANINGS[key.removeprefix("val/")][0]
             said.append(f"The best epoch was {epoch} of {len(files.epochs)} ({name} {value:.3f}).")
     return said
+
+
+def _count(number: int, noun: str) -> str:
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 def _repeat(files: RunFiles) -> Content:

@@ -1,0 +1,194 @@
+"""What ranks run in the parity tests: a detector's learner and steps, whole or with a mistake."""
+
+from __future__ import annotations
+
+import json
+import zlib
+
+import torch
+import torch.distributed as dist
+
+from visiontrain.core.types import Loss, Place
+from visiontrain.data.config import AugmentConfig
+from visiontrain.data.dataset import TrainSet
+from visiontrain.data.digits import Recipe, compose
+from visiontrain.data.loader import Plan, train_steps
+from visiontrain.engine.config import OptimConfig
+from visiontrain.engine.learner import Learner, start_average
+from visiontrain.engine.optim import Schedule, build_optimizer
+from visiontrain.engine.parity import trace
+from visiontrain.models.config import YoloN
+from visiontrain.models.registry import build_model
+from visiontrain.strategies import ddp
+from visiontrain.strategies.config import DDP, FSDP, Pipeline, Single
+from visiontrain.strategies.registry import build_strategy
+from visiontrain.tasks.config import DetectConfig
+from visiontrain.tasks.detect import DetectTask
+
+CPU = torch.device("cpu")
+MODES = {"single": Single, "ddp": DDP, "fsdp": FSDP, "pipeline": Pipeline}
+SIDE = 64
+# The last batch of an epoch has 3 images, so that a rank gets none of its second micro-batch.
+IMAGES, BATCH, ACCUMULATE, EPOCHS = 24, 7, 2, 2
+STEPS = 8
+
+
+def make_learner(place, run):
+    """Make a learner of yolo_n from a run's few settings that differ between tests."""
+    torch.manual_seed(0)
+    model = build_model(YoloN(norm=run.get("norm", "group")), 10)
+    mode = MODES[run["strategy"]["kind"]](**run["strategy"])
+    strategy = build_strategy(mode, place, run["precision"])
+    strategy.setup(model)
+    optim = OptimConfig(**run["optim"])
+    return Learner(
+        strategy=strategy,
+        task=DetectTask(DetectConfig(), 10),
+        model=model,
+        optimizer=build_optimizer(optim, model),
+        schedule=Schedule(optim, EPOCHS, IMAGES, BATCH),
+        clip=optim.clip,
+        seed=0,
+        ema=start_average(model, strategy.precision.weights),
+    )
+
+
+def make_steps(strategy, *, seed=0, accumulate=ACCUMULATE):
+    """Yield augmented steps of digits; `seed` changes augmentation, not the order."""
+    table = compose(Recipe(canvas=SIDE, digits=(1, 4), heights=(14, 30)), "train", IMAGES)
+    data = TrainSet(table, SIDE, AugmentConfig(), seed=seed, epochs=EPOCHS)
+    plan = Plan(BATCH, EPOCHS, 0, strategy.micro_batches(accumulate), strategy.place.shard)
+    return train_steps(data, plan, 0)
+
+
+def build(run_json, place):
+    """Make a learner and its steps, with the mistake that `mutant` names."""
+    run = json.loads(run_json)
+    learner = make_learner(place, run)
+    mutant, last = run.get("mutant"), place.rank == place.world - 1
+    if mutant:
+        MUTANTS[mutant](learner)
+    seed = 1 if mutant == "other augmentation" and last else 0
+    return learner, make_steps(learner.strategy, seed=seed, accumulate=run["accumulate"])
+
+
+def here(kind):
+    """Return this rank's place under a mode."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    shard = (0, 1) if kind == "pipeline" else (rank, world)
+    return Place(CPU, rank, world, shard, is_main=rank == 0)
+
+
+def traced(job_json):
+    """Be one rank of a traced training; return all assignments made, of all ranks."""
+    return run_traced(job_json, here(json.loads(job_json)["run"]["strategy"]["kind"]))
+
+
+def run_traced(job_json, place):
+    """Trace a training at `place`; return a row per image and head: step, id, head, checksum."""
+    noting = []
+
+    def build_noting(run_json, place):
+        learner, steps = build(run_json, place)
+        noting.append(learner)
+        return learner, steps
+
+    rows = []
+    original = DetectTask.assign
+
+    def assign(self, head, logits, boxes, grid, batch):
+        matched = original(self, head, logits, boxes, grid, batch)
+        chosen = torch.where(matched.score > 0, matched.target, -1)
+        rows.extend(
+            [noting[0].step, int(i), self.heads.index(head), zlib.crc32(c.numpy().tobytes())]
+            for i, c, valid in zip(batch.ids, chosen, batch.valid, strict=True)
+            if valid
+        )
+        return matched
+
+    DetectTask.assign = assign
+    try:
+        assert trace(job_json, place, build_noting) == 0
+    finally:
+        DetectTask.assign = original
+    table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
+    return sorted(noting[0].strategy.gather(table).tolist())
+
+
+def entry(job_json, place):
+    """Be one started process of `Parity.measure`."""
+    return trace(job_json, place, build)
+
+
+# -- mistakes that other trainers make ------------------------------------------------
+
+
+class Rescaled:
+    """A task whose loss is changed on the way out."""
+
+    def __init__(self, task, change):
+        self.task, self.change = task, change
+        self.best, self.heads, self.terms, self.head_of = (
+            task.best,
+            task.heads,
+            task.terms,
+            task.head_of,
+        )
+
+    def loss(self, outputs, batch, progress):
+        loss = self.task.loss(outputs, batch, progress)
+        return self.change(loss)
+
+
+def normalise_locally(learner):
+    """Divide each cell's sums by its own count, then take the mean over cells."""
+
+    def change(loss):
+        own = {head: count.clamp(min=1) for head, count in loss.counts.items()}
+        terms = {name: value / own[name.split("/")[0]] for name, value in loss.terms.items()}
+        return Loss(terms, {head: torch.ones_like(count) for head, count in own.items()})
+
+    learner.task = Rescaled(learner.task, change)
+
+
+def multiply_by_world(learner):
+    """Undo a mean over ranks that was never taken."""
+    world = learner.strategy.place.world
+    learner.task = Rescaled(
+        learner.task,
+        lambda loss: Loss({k: v * world for k, v in loss.terms.items()}, loss.counts),
+    )
+
+
+class ClipsLocally(ddp.DDP):
+    """Clips each rank's own gradient, before the sum."""
+
+    def grad_sync(self, *, enabled):
+        return super().grad_sync(enabled=False)
+
+    def divide(self, learner, loss):
+        loss = super().divide(learner, loss)
+        super().clip_grad_norm(learner.model, learner.clip)
+        for parameter in learner.model.parameters():
+            dist.all_reduce(parameter.grad)
+        return loss
+
+    def clip_grad_norm(self, model, max_norm):
+        return super().clip_grad_norm(model, float("inf"))
+
+
+def clip_locally(learner):
+    """Clip by the norm of what this process holds."""
+    strategy = learner.strategy
+    if type(strategy) is ddp.DDP:
+        strategy.__class__ = ClipsLocally
+    else:
+        strategy.sum_shards = lambda value: value
+
+
+MUTANTS = {
+    "local normaliser": normalise_locally,
+    "loss times world": multiply_by_world,
+    "other augmentation": lambda learner: None,  # in `build`
+    "local clip": clip_locally,
+}

@@ -1,0 +1,112 @@
+"""DESIGN 3a: every mode is one device's training, and the check notices when it is not."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import cases
+import pytest
+import torch
+
+from visiontrain.core.types import Place
+from visiontrain.engine.parity import ALLOWED, Job, Parity
+from visiontrain.engine.trace import Trace, compare
+from visiontrain.strategies.config import DDP
+
+MODES = ("ddp", "fsdp", "pipeline")
+CLIP = {"adamw": 8.0, "sgd": 15.0}  # so that some steps are clipped and some are not
+SEEDS = 5
+
+
+def train(kind, optim, precision, *, steps=cases.STEPS, pool=None, permute=None, **changes):
+    """Return a trace of `cases`' training and the assignments made in it."""
+    run = {
+        "strategy": {"kind": kind},
+        "precision": precision,
+        "accumulate": cases.ACCUMULATE,
+        "optim": {"kind": optim, "clip": CLIP[optim]},
+    } | changes
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(run, steps, folder, permute).to_json()
+        if pool:
+            assignments = pool.run(cases.traced, job)[0]
+        else:
+            assignments = cases.run_traced(job, Place(cases.CPU))
+        return Trace.load(Path(folder)), assignments
+
+
+control = functools.cache(functools.partial(train, "single"))
+
+
+@functools.cache
+def rounding(optim):
+    """Return how far order and cuts alone move fp32 weights on one device."""
+    whole = control(optim, "fp32")[0]
+    changed = [
+        train("single", optim, "fp32", permute=seed, accumulate=2 * cases.ACCUMULATE)[0]
+        for seed in range(SEEDS)
+    ]
+    return max(compare(whole, other).weights for other in changed)
+
+
+def too_far(gaps, precision):
+    return {k: gaps[k] for k, allowed in ALLOWED[precision].items() if gaps[k] > allowed}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("optim", ["adamw", "sgd"])
+@pytest.mark.parametrize("mode", MODES)
+def test_fp64_is_one_device(mode, optim, ranks):
+    want, wanted = control(optim, "fp64")
+    got, assigned = train(mode, optim, "fp64", pool=ranks(2))
+    gaps = compare(want, got).as_dict()
+    assert len(want.samples) == cases.EPOCHS * cases.IMAGES
+    assert assigned == wanted
+    assert len(assigned) == 2 * len(want.samples)
+    assert not too_far(gaps, "fp64")
+    assert gaps["first"] < 1e-9
+    assert gaps["optimizer"] < 1e-9
+
+
+@pytest.mark.parametrize("optim", ["adamw", "sgd"])
+@pytest.mark.parametrize("mode", MODES)
+def test_fp32_differs_by_rounding(mode, optim, ranks):
+    gaps = compare(control(optim, "fp32")[0], train(mode, optim, "fp32", pool=ranks(2))[0])
+    assert not too_far(gaps.as_dict(), "fp32")
+    assert gaps.weights <= 2 * rounding(optim)
+
+
+@pytest.mark.parametrize("mutant", sorted(cases.MUTANTS))
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mistake_is_noticed(mode, mutant, ranks):
+    got, _ = train(mode, "sgd", "fp64", steps=3, pool=ranks(2), mutant=mutant)
+    gaps = compare(control("sgd", "fp64", steps=3)[0], got).as_dict()
+    assert {"weights", "ema"} <= too_far(gaps, "fp64").keys()
+
+
+def test_the_control_moves_and_clips_some_steps():
+    for optim, clip in CLIP.items():
+        norms = control(optim, "fp64")[0].norms
+        assert min(norms) < clip < max(norms)
+
+
+def test_parity_measures_started_processes():
+    """Through torch elastic and files, as `visiontrain parity` does."""
+    run = {
+        "strategy": {"kind": "ddp"},
+        "device": "cpu",
+        "precision": "fp32",
+        "accumulate": 1,
+        "optim": {"kind": "adamw", "clip": 8.0},
+        "model": {"norm": "group"},
+    }
+    report = Parity(run, DDP(threads=1), cases.entry, steps=2, seeds=1).measure()
+    assert (report.verdict, report.reasons) == ("exact", ())
+    assert {check.precision for check in report.checks} == {"fp64", "fp32"}
