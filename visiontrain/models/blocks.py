@@ -23,8 +23,8 @@ def make_norm(kind: Norm, channels: int) -> nn.Module:
     if kind == "frozen":
         return FrozenBatchNorm2d(channels, eps=1e-3)
     if kind == "sync":
-        return nn.SyncBatchNorm(channels, eps=1e-3, momentum=0.03)
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.03)
+        return nn.SyncBatchNorm(channels, eps=1e-3, momentum=0.1)
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.1)
 
 
 class Conv(nn.Module):
@@ -136,34 +136,56 @@ class BottomUp(nn.Module):
         return self.fuse(torch.cat([self.down(fine), coarse], 1))
 
 
-class BoxBranch(nn.Sequential):
-    """Predict how far the four sides of a box are, in strides, at one level."""
-
-    def __init__(self, inputs: int, width: int, *, norm: Norm) -> None:
-        last = nn.Conv2d(width, 4, 1)
-        nn.init.constant_(last.bias, 2.0)  # boxes start about four strides wide
-        super().__init__(
-            Conv(inputs, width, 3, norm=norm), Conv(width, width, 3, norm=norm), last, nn.Softplus()
-        )
+def box_branch(inputs: int, width: int, *, norm: Norm) -> nn.Sequential:
+    """Return what predicts how far the four sides of a box are, in strides, at one level."""
+    last = nn.Conv2d(width, 4, 1)
+    nn.init.constant_(_bias(last), 2.0)  # boxes start about four strides wide
+    body = Conv(inputs, width, 3, norm=norm), Conv(width, width, 3, norm=norm)
+    return nn.Sequential(*body, last, nn.Softplus())
 
 
-class ClassBranch(nn.Sequential):
-    """Predict class logits at one level."""
+def class_branch(inputs: int, width: int, last: nn.Conv2d, *, norm: Norm) -> nn.Sequential:
+    """Return what predicts class logits at one level, ending in the convolution `last`."""
+    return nn.Sequential(
+        Conv(inputs, inputs, 3, norm=norm, groups=inputs),
+        Conv(inputs, width, 1, norm=norm),
+        Conv(width, width, 3, norm=norm, groups=width),
+        Conv(width, width, 1, norm=norm),
+        last,
+    )
 
-    def __init__(self, inputs: int, width: int, classes: int, *, norm: Norm) -> None:
-        super().__init__(
-            Conv(inputs, inputs, 3, norm=norm, groups=inputs),
-            Conv(inputs, width, 1, norm=norm),
-            Conv(width, width, 3, norm=norm, groups=width),
-            Conv(width, width, 1, norm=norm),
-            nn.Conv2d(width, classes, 1),
-        )
 
-    def start_at(self, probability: float) -> None:
-        """Start from a class `probability`: most anchors are background (RetinaNet's prior)."""
-        nn.init.constant_(self[-1].bias, math.log(probability / (1 - probability)))
+def start_at(probability: float, width: int, classes: int) -> nn.Conv2d:
+    """Return a last convolution whose classes start at `probability` (RetinaNet's prior)."""
+    last = nn.Conv2d(width, classes, 1)
+    nn.init.constant_(_bias(last), math.log(probability / (1 - probability)))
+    return last
 
-    def start_silent(self) -> None:
-        """Start by adding nothing to the logits this branch corrects."""
-        nn.init.zeros_(self[-1].weight)
-        nn.init.zeros_(self[-1].bias)
+
+def start_silent(width: int, classes: int) -> nn.Conv2d:
+    """Return a last convolution that starts by adding nothing to what it corrects."""
+    last = nn.Conv2d(width, classes, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(_bias(last))
+    return last
+
+
+class Correction(nn.Module):
+    """What turns one-to-many class logits into one-to-one at one level."""
+
+    def __init__(self, inputs: int, rivals: int, width: int, classes: int, *, norm: Norm) -> None:
+        super().__init__()
+        last = start_silent(width, classes)
+        self.branch = class_branch(inputs + classes + rivals, width, last, norm=norm)
+        self.yielding = nn.Conv2d(rivals, 1, 1, bias=False)
+        nn.init.ones_(self.yielding.weight)
+
+    def forward(self, features: Tensor, logits: Tensor, margins: Tensor) -> Tensor:
+        """Return what to add to `logits` (B, C, H, W), given `margins` (B, rivals, H, W)."""
+        seen = torch.cat([features.detach(), logits.detach(), margins], 1)
+        return self.branch(seen) + self.yielding(margins)
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias

@@ -105,8 +105,7 @@ class DetectTask:
         self, head: str, logits: Tensor, boxes: Tensor, grid: Grid, batch: Batch
     ) -> Assignment:
         """Choose the anchors that answer for each target under `head`."""
-        config = self.config
-        many = Aligned(config.topk, config.alpha, config.beta)
+        many = Aligned(self.config.topk, self.config.alpha, self.config.beta)
         settings = many if head == ONE_TO_MANY else CONSISTENT
         scores = logits.detach().sigmoid()
         return assign(settings, scores, boxes.detach(), grid.points, batch.targets.to(boxes.dtype))
