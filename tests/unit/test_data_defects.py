@@ -236,3 +236,31 @@ def test_a_report_is_readable_by_people_and_programs(tmp_path):
     assert len(content["splits"]["train"]["defects"]) == 5
     assert content["splits"]["val"]["classes"] == {"cat": 2, "dog": 2}
     assert content["trainable"]
+
+
+def damage(file):
+    """Spoil a PNG's body: its header and its end are fine."""
+    data = bytearray(cv2.imencode(".png", np.eye(64, dtype=np.uint8) * 200)[1].tobytes())
+    data[45:60] = bytes(15)
+    file.with_suffix(".png").write_bytes(bytes(data))
+    file.unlink()
+
+
+def test_damage_that_only_decoding_finds(tmp_path):
+    data = Yolo(tmp_path / "set")
+    damage(data.image)
+    spec = opened(data.source, tmp_path / "cache")
+    assert len(spec.table("train")) == len(PICTURES)
+    (report,) = check(spec, ["train"]).splits
+    assert [(d.kind, d.file[-6:]) for d in report.defects] == [("truncated-image", "/a.png")]
+    assert report.images == len(PICTURES) - 1
+    with pytest.raises(DataError, match=r"/a\.png: a png that is truncated or damaged"):
+        opened(data.source, tmp_path / "cache", strict=True).table("train")
+
+
+def test_remarks_tell_what_was_left_out(tmp_path):
+    data = Yolo(tmp_path / "set")
+    data.rows("0 0.5 0.5 0.2", "0 nan 0.5 0.2 0.2", "0 0.5 0.5 0.2")
+    spec = opened(data.source, tmp_path / "cache")
+    (line,) = spec.remarks({split: spec.table(split) for split in ("train", "val")})
+    assert ": train: 2 malformed-row, 1 nonfinite-box; `visiontrain check data=" in line

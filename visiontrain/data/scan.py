@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from visiontrain.data.atomic import replace_file
 from visiontrain.data.header import ImageError, read_header
-from visiontrain.data.images import Paths, decode, is_decodable
+from visiontrain.data.images import FileImages, Paths, decode, is_decodable
 from visiontrain.data.table import Defect
 
 VERSION = 1  # of what is checked; a change makes remembered scans void
@@ -118,6 +118,21 @@ def _judge_end(data: bytes, path: str, kind: str, max_pixels: int) -> Defect | N
     if kind == "jpeg" and not is_decodable(data):
         return Defect(path, None, "missing-end", "a JPEG without its end marker; it is used")
     return None  # something else follows the picture, as some phones write
+
+
+def decode_all(source: FileImages) -> None:
+    """Decode every image, keeping none.
+
+    Raises:
+        ImageError: Of the first image that cannot be decoded.
+    """
+
+    def attempt(row: int) -> None:
+        source.read(row)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(attempt, range(len(source))):
+            pass  # an error is raised here, in the order of the images
 
 
 def _save(kept: Path, result: Scan) -> None:
