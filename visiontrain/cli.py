@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ VERBS = {
     "check": "read a data set and list everything that is wrong with it",
     "parity": "measure whether a training mode equals one device on your configuration",
 }
-USAGE_ERROR = 2
+USAGE_ERROR, DATA_ERROR = 2, 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,9 +94,11 @@ def _check(words: Sequence[str]) -> int:
     from visiontrain.data.check import check  # noqa: PLC0415
     from visiontrain.data.open import open_dataset  # noqa: PLC0415
 
-    report = check(open_dataset(run.data))
-    print(report.as_json() if as_json else "\n".join(report.lines()))
-    return report.exit_code
+    spec = open_dataset(run.data)
+    report = check(spec, list(spec.splits))
+    text = json.dumps(report.as_json(), indent=2) if as_json else "\n".join(report.lines())
+    print(text)
+    return 0 if report.trainable else DATA_ERROR
 
 
 def _parity(words: Sequence[str]) -> int:

@@ -12,6 +12,8 @@ from visiontrain.data.images import FileImages
 from visiontrain.data.scan import Scan
 from visiontrain.data.table import Defect, Table
 
+LARGEST = 1e12  # area that is believed, pixels
+MIXERS = np.array([3**33, 5**23, 7**19, 11**17, 13**15, 17**13], np.uint64)  # odd
 TOLERANCE = 0.01  # share of a side by which a box may pass the border without a word
 
 
@@ -112,10 +114,11 @@ class Judge:
 
     def _unique(self, boxes: Boxes) -> Boxes:
         """Drop what repeats an earlier box and class of the same image."""
-        keys = np.column_stack([boxes.image, boxes.label, boxes.box])
-        first = np.unique(keys, axis=0, return_index=True)[1]
-        again = np.ones(len(keys), np.bool_)
-        again[first] = False
+        keys = np.column_stack([boxes.image, boxes.label, boxes.box]) + 0.0  # -0.0 becomes 0.0
+        hashed = (keys.view(np.uint64) * MIXERS).sum(axis=1)  # wraps; ten times np.unique(axis=0)
+        _, first, which = np.unique(hashed, return_index=True, return_inverse=True)
+        earlier = first[which]
+        again = (earlier < np.arange(len(keys))) & np.all(keys == keys[earlier], axis=1)
         return self._drop(boxes, again, "duplicate-box", _box)
 
     def _drop(
@@ -160,6 +163,7 @@ def build(
     rows = np.flatnonzero(usable)
     counts = np.bincount(boxes.image, minlength=len(usable))[usable]
     own = np.prod(boxes.box[:, 2:] - boxes.box[:, :2], axis=1)
+    plausible = (boxes.area >= 0) & (boxes.area <= LARGEST)  # also: not NaN
     return Table(
         names=tuple(names),
         images=FileImages(images.paths.select(rows), images.max_pixels),
@@ -169,6 +173,6 @@ def build(
         classes=boxes.label.astype(np.int32),
         crowd=boxes.crowd,
         difficult=boxes.difficult,
-        area=np.where(np.isnan(boxes.area), own, boxes.area).astype(np.float32),
+        area=np.where(plausible, boxes.area, own).astype(np.float32),
         defects=(*seen.defects, *labels.defects, *judge.defects),
     )

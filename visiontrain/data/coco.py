@@ -13,7 +13,7 @@ import numpy as np
 
 from visiontrain.core.errors import DataError
 from visiontrain.data.build import Labels, build
-from visiontrain.data.description import SPLITS, Choice, Description, unique_names
+from visiontrain.data.description import Choice, Description, unique_names
 from visiontrain.data.images import FileImages, Paths
 from visiontrain.data.scan import scan
 from visiontrain.data.table import Defect, Table
@@ -151,30 +151,24 @@ def split_files(file: Path) -> dict[str, str]:
 
     A file without siblings is both train and val.
     """
-    found: dict[str, str] = {}
-    for role, words in ROLES.items():
-        for candidate in _renamed(file, words):
-            if candidate.is_file():
-                found[role] = str(candidate)
-                break
-    if str(file) not in found.values():
-        found = {}
-    return {
-        split: found.get(split, str(file)) for split in SPLITS if split in found or split != "test"
-    }
+    found = {role: str(path) for role in ROLES if (path := _sibling(file, ROLES[role]))}
+    return {"train": str(file), "val": str(file)} | found
 
 
-def _renamed(file: Path, words: Sequence[str]) -> list[Path]:
-    """Return `file` with the word for its split, in its name or folder, exchanged for `words`."""
-    pattern = r"(?<![a-z])(train|validation|valid|val|test)(?![a-z])"
-    results: list[Path] = []
+def _sibling(file: Path, words: Sequence[str]) -> Path | None:
+    """Return the file whose name, or folder, has one of `words` where `file` has its split."""
+    pattern = r"(?<![a-z])(train|validation|valid|val|test)(?=\d*(?![a-z]))"
     for word in words:
-        if re.search(pattern, file.name):
-            results.append(file.with_name(re.sub(pattern, word, file.name)))
-        elif re.search(pattern, file.parent.name):
-            folder = file.parent.with_name(re.sub(pattern, word, file.parent.name))
-            results.append(folder / file.name)
-    return results
+        if re.search(pattern, file.stem):
+            candidate = file.with_stem(re.sub(pattern, word, file.stem))
+        elif re.fullmatch(rf"{pattern}\d*", file.parent.name):
+            folder = re.sub(pattern, word, file.parent.name)
+            candidate = file.parent.with_name(folder) / file.name
+        else:
+            return None
+        if candidate.is_file():
+            return candidate
+    return None
 
 
 def _compare_sizes(

@@ -96,7 +96,7 @@ class Description:
             if place.exists():
                 return place.resolve()
         listed = ", ".join(map(str, tried))
-        advice = "put it there, or point $VISIONTRAIN_DATASETS at the folder that holds it"
+        advice = "put it in ./datasets, or point $VISIONTRAIN_DATASETS at the folder that holds it"
         raise DataError(f"{self.where}: {key}: nothing at {listed}; {advice}")
 
     def root(self) -> Path:

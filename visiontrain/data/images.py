@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.JpegImagePlugin import JpegImageFile
 
-from visiontrain.core.interfaces import ImageSource
 from visiontrain.data import header
 from visiontrain.data.header import Header, ImageError
 
@@ -66,25 +65,6 @@ class FileImages:
     def name(self, row: int) -> str:
         """Return the file's path."""
         return self.paths[row]
-
-
-class Subset:
-    """Some rows of another ImageSource."""
-
-    def __init__(self, source: ImageSource, rows: NDArray[np.int64]) -> None:
-        self.source = source
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def read(self, row: int) -> Pixels:
-        """Read row `rows[row]` of the other source."""
-        return self.source.read(int(self.rows[row]))
-
-    def name(self, row: int) -> str:
-        """Name row `rows[row]` of the other source."""
-        return self.source.name(int(self.rows[row]))
 
 
 def read_bytes(path: str) -> bytes:

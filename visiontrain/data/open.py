@@ -21,7 +21,9 @@ from visiontrain.data.cache import keep_images
 from visiontrain.data.config import DataConfig
 from visiontrain.data.defects import describe, fatal, summary
 from visiontrain.data.description import IGNORED, Choice, Description, Reader
+from visiontrain.data.images import FileImages
 from visiontrain.data.registry import FORMATS
+from visiontrain.data.scan import decode_all
 from visiontrain.data.table import Table
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")  # looked for in a folder
@@ -65,9 +67,20 @@ class DataSpec:
             more = f" ({len(table.defects)} defects: {summary(table.defects)})"
             raise DataError(f"{describe(worst)}{more}; `visiontrain check` lists them all")
         self._refuse_empty(split, table)
+        if self.config.strict and isinstance(table.images, FileImages):
+            decode_all(table.images)
         if self.config.single_cls:
             table = replace(table, names=self.names, classes=np.zeros_like(table.classes))
         return keep_images(table, self.config.cache, cache_folder(self.config.cache_dir))
+
+    def remarks(self, tables: Mapping[str, Table]) -> list[str]:
+        """Return what a user should know before training on the tables of these splits."""
+        lines = list(self.notes)
+        for split, table in tables.items():
+            if table.defects:
+                found = f"{self.source}: {split}: {summary(table.defects)}"
+                lines.append(f"{found}; `visiontrain check data={self.source}` lists them")
+        return lines
 
     def _choice(self, split: str) -> Choice:
         if split == "train":
@@ -134,7 +147,7 @@ def _find(source: str, folder: Path | None) -> Path:
             return place
     close = difflib.get_close_matches(source, known, n=1)
     advice = f"did you mean {close[0]!r}? " if close else ""
-    tried = ", ".join(map(str, places))
+    tried = ", ".join(dict.fromkeys(map(str, places)))
     raise DataError(f"data: nothing at {tried}; {advice}known names: {', '.join(known)}")
 
 

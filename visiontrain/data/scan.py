@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from visiontrain.data.atomic import replace_file
 from visiontrain.data.header import ImageError, read_header
-from visiontrain.data.images import Paths, decode, is_decodable
+from visiontrain.data.images import FileImages, Paths, decode, is_decodable
 from visiontrain.data.table import Defect
 
 VERSION = 1  # of what is checked; a change makes remembered scans void
@@ -54,11 +53,10 @@ def scan(paths: Paths, max_pixels: int, cache: Path) -> Scan:
     A file whose end marker is missing is decoded, to tell a truncated picture from a complete
     one. A kept result is used while no file's path, size or time of change differs.
     """
-    kept = cache / f"scan-{fingerprint(paths, max_pixels, VERSION)}.npz"
-    if kept.is_file():
-        remembered = _load(kept, len(paths))
-        if remembered is not None:
-            return remembered
+    kept = cache / f"{fingerprint(paths, max_pixels, VERSION)}.scan"
+    remembered = _load(kept) if len(paths) >= REMEMBERED else None
+    if remembered is not None:
+        return remembered
     with ThreadPoolExecutor(THREADS) as pool:
         found = list(pool.map(lambda path: look(path, max_pixels), paths, chunksize=64))
     result = Scan(
@@ -122,20 +120,38 @@ def _judge_end(data: bytes, path: str, kind: str, max_pixels: int) -> Defect | N
     return None  # something else follows the picture, as some phones write
 
 
+def decode_all(source: FileImages) -> None:
+    """Decode every image, keeping none.
+
+    Raises:
+        ImageError: Of the first image that cannot be decoded.
+    """
+
+    def attempt(row: int) -> None:
+        source.read(row)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(attempt, range(len(source))):
+            pass  # an error is raised here, in the order of the images
+
+
 def _save(kept: Path, result: Scan) -> None:
     defects = json.dumps([[d.file, d.line, d.kind, d.reason] for d in result.defects])
     buffer = io.BytesIO()
     text = np.frombuffer(defects.encode(), np.uint8)
     np.savez_compressed(buffer, sizes=result.sizes, defects=text)
-    replace_file(kept, buffer.getvalue())
+    data = buffer.getvalue()
+    replace_file(kept, sha256(data).digest() + data)
 
 
-def _load(kept: Path, count: int) -> Scan | None:
-    """Return a remembered scan; None when the file is damaged."""
+def _load(kept: Path) -> Scan | None:
+    """Return a remembered scan; None when there is none, or it is damaged."""
     try:
-        with np.load(kept, allow_pickle=False) as arrays:
-            rows: Sequence[tuple[str, None, str, str]] = json.loads(arrays["defects"].tobytes())
-            scanned = Scan(arrays["sizes"], tuple(Defect(*row) for row in rows))
-    except (OSError, ValueError, KeyError, EOFError):
+        data = kept.read_bytes()
+    except OSError:
         return None
-    return scanned if scanned.sizes.shape == (count, 2) else None
+    if sha256(data[32:]).digest() != data[:32]:
+        return None
+    with np.load(io.BytesIO(data[32:]), allow_pickle=False) as arrays:
+        rows = json.loads(arrays["defects"].tobytes())
+        return Scan(arrays["sizes"], tuple(Defect(*row) for row in rows))

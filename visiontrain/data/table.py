@@ -17,7 +17,7 @@ class Defect:
 
     file: str
     line: int | None  # 1-based line of the label file, None where there is none
-    kind: str  # a key of data.check.DEFECTS, e.g. "truncated-image"
+    kind: str  # a key of data.defects.DEFECTS, e.g. "truncated-image"
     reason: str  # for people
 
 

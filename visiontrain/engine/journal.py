@@ -24,6 +24,7 @@ class Journal:
     stale: int = 0  # scored epochs since the best one
     skipped: set[int] = field(default_factory=set)  # steps left out since they were not finite
     roll_backs: int = 0
+    lr: float = 0.0  # of the last step
     seconds: float = 0.0  # of the sessions before this one
     train_seconds: float = 0.0  # without evaluating and saving
 

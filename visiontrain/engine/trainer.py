@@ -143,6 +143,7 @@ class Trainer:
         """Train one step; then log, score and save what is due. None goes on."""
         self._show_epoch(step.epoch)
         result = train_step(self.learner, step.micro_batches, step.images)
+        self.journal.lr = float(self.learner.optimizer.param_groups[0]["lr"])
         self.meter.add(result.terms)
         self._ran.append(step.step)
         self._jump()
@@ -200,11 +201,8 @@ class Trainer:
     def _report(self) -> None:
         """Show where the run stands."""
         done = (self.learner.step - 1) % self.settings.steps_per_epoch + 1
-        numbers = {"lr": self._lr(), **self.pace.recent()}
+        numbers = {"lr": self.journal.lr, **self.pace.recent()}
         self.parts.progress.step(done, self.meter.recent(), numbers)
-
-    def _lr(self) -> float:
-        return float(self.learner.optimizer.param_groups[0]["lr"])
 
     def _end_epoch(self, *, late: bool = False) -> bool:
         """Score, log and save an epoch; return whether it was the last."""
@@ -234,7 +232,7 @@ class Trainer:
             "samples": self.learner.samples,
             "seconds": self._seconds(),
             **pace,
-            "lr": self._lr(),
+            "lr": self.journal.lr,
             **{f"train/{name}": value for name, value in train.items()},
             **{f"val/{name}": v for name, v in metrics.items() if isinstance(v, int | float)},
             "bytes_sent": self.strategy.bytes_sent,

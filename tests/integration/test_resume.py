@@ -1,0 +1,184 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from small import config, digests, prepared, watched
+
+from visiontrain import app
+from visiontrain.core.config import from_keys
+from visiontrain.core.errors import CheckpointError, ConfigError, StorageError
+from visiontrain.core.types import Place
+from visiontrain.engine.checkpoint import CheckpointStore
+from visiontrain.engine.run_folder import RunFolder
+from visiontrain.recipe import Run
+
+CPU = Place(torch.device("cpu"))
+ROOT = Path(__file__).parents[2]
+EVERY_STEP = {"log.every": 1, "save.keep": 9}
+TIMES = {"seconds", "images_per_s", "data_wait"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return the folder of a run that nothing happened to."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    prepared(out, **EVERY_STEP)[1].fit()
+    return out
+
+
+def rows_without_times(out):
+    with RunFolder(out).results.open() as file:
+        return [{k: v for k, v in r.items() if k not in TIMES} for r in csv.DictReader(file)]
+
+
+def stopped(out, number, step, **keys):
+    """Train until `step` steps are done, then send the process a signal; return the outcome."""
+    _, fitter = prepared(out, **EVERY_STEP, **keys)
+    watch = watched(fitter, lambda done: os.kill(os.getpid(), number) if done == step else None)
+    return fitter.fit(), watch
+
+
+def resumed(out, **keys):
+    _, fitter = prepared(out, **EVERY_STEP, resume=True, **keys)
+    watch = watched(fitter)
+    return fitter.fit(), watch, fitter
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "step"),
+    [(signal.SIGTERM, 75, 2), (signal.SIGUSR1, 75, 3), (signal.SIGINT, 130, 4)],
+)
+def test_a_signal_saves_in_mid_epoch_and_resume_is_bit_identical(
+    tmp_path, whole, number, code, step
+):
+    out = tmp_path / "run"
+    outcome, watch = stopped(out, number, step)
+    assert outcome.exit_code == code
+    assert watch.lines[-1] == f"saved at step {step}; resume=true goes on"
+    assert not RunFolder(out).metrics.exists()
+    outcome, watch, _ = resumed(out)
+    assert outcome.exit_code == 0
+    assert watch.lines[0].startswith("going on from ")
+    assert digests(out) == digests(whole)
+    assert rows_without_times(out) == rows_without_times(whole)
+
+
+def test_a_signal_without_room_to_save_says_so(tmp_path, monkeypatch):
+    def full(*_):
+        raise StorageError("checkpoints: no space left")
+
+    _, fitter = prepared(tmp_path, **EVERY_STEP)
+
+    def act(done):
+        if done == 1:
+            monkeypatch.setattr(CheckpointStore, "save", full)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    watched(fitter, act)
+    assert fitter.fit().exit_code == 128 + signal.SIGTERM
+
+
+def test_killed_runs_reach_the_same_weights():
+    command = [sys.executable, str(ROOT / "tools" / "crash"), "3"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 kills in" in done.stdout
+
+
+def test_a_flipped_bit_costs_some_steps_and_no_accuracy(tmp_path, whole):
+    out = tmp_path / "run"
+    stopped(out, signal.SIGTERM, 4)
+    file = RunFolder(out).checkpoints / "step-000004" / "optimizer.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    _, watch, _ = resumed(out)
+    assert "step-000004" in watch.lines[0]
+    assert "sha256" in watch.lines[0]
+    assert watch.lines[1].endswith("step-000003")
+    assert digests(out) == digests(whole)
+
+
+def test_a_complete_run_only_writes_its_results_again(tmp_path):
+    prepared(tmp_path)[1].fit()
+    before = digests(tmp_path)
+    RunFolder(tmp_path).metrics.unlink()
+    _, watch, fitter = resumed(tmp_path)
+    assert not watch.rows
+    assert fitter.learner.step == 6
+    assert RunFolder(tmp_path).metrics.is_file()
+    assert digests(tmp_path) == before
+
+
+def test_what_fixes_the_place_in_the_data_cannot_change(tmp_path):
+    run, _ = prepared(tmp_path)
+    before = RunFolder(tmp_path).config.read_text()
+    with pytest.raises(ConfigError, match="batch: 2, but the run in out has 4"):
+        app.prepare(config(tmp_path, batch=2, resume=True))
+    assert RunFolder(tmp_path).config.read_text() == before
+    app.build(run, CPU).fit()
+    with pytest.raises(CheckpointError, match="its seed is 0, this run's is 1"):
+        app.build(run.model_copy(update={"seed": 1, "resume": True}), CPU).fit()
+
+
+def test_resume_takes_the_runs_own_config(tmp_path):
+    app.prepare(config(tmp_path, epochs=7, **{"optim.lr": 0.005}))
+    run = app.prepare(from_keys(Run, {"out": tmp_path, "resume": True, "patience": 3}))
+    assert (run.epochs, run.optim.lr, run.patience) == (7, 0.005, 3)
+
+
+def test_resume_needs_a_run(tmp_path):
+    with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
+        app.prepare(config(tmp_path / "nowhere", resume=True))
+    with pytest.raises(ConfigError, match="add out=DIR"):
+        app.prepare(config(None, resume=True))
+    assert app.prepare(config(tmp_path, resume=True)).out == str(tmp_path)  # killed at once
+
+
+# -- another mode ---------------------------------------------------------------------
+
+EXACT = {"precision": "fp64", "model.norm": "group", "val": False, "optim.warmup": 0.0}
+
+
+def mode_of(kind, rank, world):
+    shard = (0, 1) if kind in ("single", "pipeline") else (rank, world)
+    return Place(torch.device("cpu"), rank, world, shard, is_main=rank == 0)
+
+
+def go_on(out, kind, epochs):
+    """Be one rank of a run that goes on, for one more epoch, in another mode."""
+    keys = dict(EXACT, epochs=epochs, resume=True, strategy=kind)
+    run = None
+    if dist.get_rank() == 0:
+        run = app.prepare(config(out, **keys))
+    dist.barrier()
+    run = run or app.prepare(config(out, **keys))
+    app.build(run, mode_of(kind, dist.get_rank(), dist.get_world_size())).fit()
+
+
+def test_a_run_goes_on_in_every_other_mode(ranks, tmp_path):
+    """ddp, one device, fsdp, pipeline: each takes the checkpoint of the one before."""
+    paths = {"mixed": tmp_path / "mixed", "single": tmp_path / "single"}
+    for epochs, kind in enumerate(["ddp", "single", "fsdp", "pipeline"], 1):
+        for name, out in paths.items():
+            out.mkdir(exist_ok=True)
+            if name == "mixed" and kind != "single":
+                ranks(2).run(go_on, out, kind, epochs)
+            else:
+                prepared(out, **EXACT, epochs=epochs, resume=True, strategy="single")[1].fit()
+    stores = [CheckpointStore(RunFolder(out).checkpoints, 1) for out in paths.values()]
+    mixed, single = (store.newest().snapshot for store in stores)
+    assert mixed.step == single.step == 12
+    for part in ("model", "ema", "optimizer"):
+        assert mixed.tensors[part].keys() == single.tensors[part].keys()
+        for name, tensor in mixed.tensors[part].items():
+            assert torch.allclose(tensor, single.tensors[part][name], rtol=0, atol=1e-7), name

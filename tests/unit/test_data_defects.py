@@ -1,0 +1,266 @@
+"""One defective data set per row of the table of defects."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from layouts import PICTURES, Picture, opened, save, voc_object, write_coco, write_voc, write_yolo
+
+from visiontrain.core.errors import DataError
+from visiontrain.data.check import check
+from visiontrain.data.defects import DEFECTS
+
+GOOD_BOX = "0 0.5 0.5 0.2 0.2\n"
+ALL_BOXES = 4  # of layouts.PICTURES
+
+
+class Yolo:
+    """A good data set, and the places where a test breaks it: image and labels of `a`."""
+
+    def __init__(self, root):
+        self.source = write_yolo(root)
+        self.image = root / "images/train/a.jpg"
+        self.labels = root / "labels/train/a.txt"
+        self.validation = root / "images/val"
+
+    def jpeg(self, change):
+        self.image.write_bytes(change(self.image.read_bytes()))
+
+    def rows(self, *lines):
+        self.labels.write_text(GOOD_BOX + "".join(f"{line}\n" for line in lines))
+
+
+def png_header(width, height):
+    raw = bytearray(cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes())
+    raw[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    return bytes(raw)
+
+
+def hollow(data):
+    return data[: len(data) * 3 // 4] + b"\xff\xd9"
+
+
+def same_picture_in_val(data):
+    Picture("z", (64, 48), [])
+    (data.validation / "z.jpg").write_bytes(data.image.read_bytes())
+
+
+YOLO_CASES = {
+    "missing-end": lambda data: data.jpeg(lambda raw: raw[:-2]),
+    "hollow-image": lambda data: data.jpeg(hollow),
+    "truncated-image": lambda data: data.jpeg(lambda raw: raw[: len(raw) * 3 // 4]),
+    "corrupt-image": lambda data: data.jpeg(lambda raw: raw[:10]),
+    "unknown-format": lambda data: data.jpeg(lambda raw: b"GIF89a" + raw),
+    "huge-image": lambda data: data.jpeg(lambda raw: png_header(20_000, 20_000)),
+    "tiny-image": lambda data: save(Picture("a", (9, 60), []), data.image.parent),
+    "unreadable-labels": lambda data: data.labels.write_bytes(b"0 0.5 0.5 \xff\xfe"),
+    "malformed-row": lambda data: data.rows("0 0.5 0.5 0.2"),
+    "nonfinite-box": lambda data: data.rows("0 nan 0.5 0.2 0.2"),
+    "negative-box": lambda data: data.rows("0 0.5 0.5 -0.2 0.2"),
+    "empty-box": lambda data: data.rows("0 0.5 0.5 0 0.2"),
+    "duplicate-box": lambda data: data.rows(GOOD_BOX.strip()),
+    "box-outside": lambda data: data.rows("0 0.9 0.5 0.4 0.2"),
+    "class-range": lambda data: data.rows("2 0.5 0.5 0.3 0.3"),
+    "duplicate-image": same_picture_in_val,
+}
+LINES = {"malformed-row", "nonfinite-box", "negative-box", "empty-box", "duplicate-box"}
+LINES |= {"box-outside", "class-range"}
+
+
+@pytest.mark.parametrize("kind", YOLO_CASES)
+def test_a_defect_is_named_counted_and_left_out(kind, tmp_path):
+    data = Yolo(tmp_path / "set")
+    data.rows()
+    YOLO_CASES[kind](data)
+    spec = opened(data.source, tmp_path / "cache")
+    report = check(spec, ["train", "val"])
+    train, val = report.splits
+    (defect,) = (*train.defects, *val.defects)
+    assert defect.kind == kind
+    assert defect.reason
+    assert defect.line == (2 if kind in LINES else None)
+    wanted = {data.labels.name, data.image.name, "z.jpg"}
+    assert defect.file.rsplit("/", 1)[-1] in wanted
+    effect = DEFECTS[kind][0]
+    assert train.images == len(PICTURES) - (effect == "image dropped")
+    assert report.trainable == (effect != "stops")
+    if effect == "stops":
+        with pytest.raises(DataError, match="class 2 is none of 0 cat, 1 dog"):
+            spec.table("train")
+        return
+    table = spec.table("train")
+    rows = [row for row in range(len(table)) if table.images.name(row).endswith("/a.jpg")]
+    assert len(rows) == (effect != "image dropped")
+    assert not rows or len(table.targets(rows[0])) == 1 + (effect == "clipped")
+
+
+@pytest.mark.parametrize("kind", sorted(set(YOLO_CASES) - {"hollow-image", "duplicate-image"}))
+def test_strict_stops_where_data_would_be_lost(kind, tmp_path):
+    data = Yolo(tmp_path / "set")
+    data.rows()
+    YOLO_CASES[kind](data)
+    spec = opened(data.source, tmp_path / "cache", strict=True)
+    if DEFECTS[kind][0] == "none":
+        assert len(spec.table("train")) == len(PICTURES)
+        return
+    with pytest.raises(DataError, match=r"/a\.(jpg|txt)") as caught:
+        spec.table("train")
+    assert "\n" not in str(caught.value)
+
+
+def coco_case(root, change):
+    source = write_coco(root)
+    file = root / "annotations/instances_train2017.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    return source
+
+
+def voc_case(root, text):
+    source = write_voc(root)
+    (root / "Annotations/a.xml").write_text(text)
+    return source
+
+
+def annotation(inner):
+    return f"<annotation>{inner}</annotation>"
+
+
+BOMB = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>'
+OTHER_CASES = {
+    "coco/missing-image": lambda root: coco_case(
+        root, lambda c: c["images"].append({"id": 1, "file_name": "none.jpg"})
+    ),
+    "coco/unknown-image": lambda root: coco_case(
+        root, lambda c: c["annotations"][0].update(image_id=5)
+    ),
+    "coco/class-range": lambda root: coco_case(
+        root, lambda c: c["annotations"][0].update(category_id=5)
+    ),
+    "coco/malformed-row": lambda root: coco_case(
+        root, lambda c: c["annotations"][0].update(bbox=[1, 2, 3])
+    ),
+    "coco/negative-box": lambda root: coco_case(
+        root, lambda c: c["annotations"][0].update(bbox=[9, 9, -5, 4])
+    ),
+    "coco/size-mismatch": lambda root: coco_case(root, lambda c: c["images"][0].update(width=65)),
+    "voc/unreadable-labels": lambda root: voc_case(root, "<annotation><object>"),
+    "voc/unreadable-labels ": lambda root: voc_case(root, BOMB + annotation("<x>&b;</x>")),
+    "voc/malformed-row": lambda root: voc_case(
+        root, annotation("<object><name>cat</name><bndbox><xmin>3</xmin></bndbox></object>")
+    ),
+    "voc/size-mismatch": lambda root: voc_case(
+        root, annotation("<size><width>1</width><height>2</height></size>")
+    ),
+    "voc/empty-box": lambda root: voc_case(root, annotation(voc_object("cat", (9, 9, 9, 20)))),
+    "voc/missing-image": lambda root: voc_list(root, "nowhere"),
+}
+
+
+def voc_list(root, id_):
+    source = write_voc(root)
+    file = root / "ImageSets/Main/train.txt"
+    file.write_text(f"{file.read_text()}{id_}\n")
+    return source
+
+
+@pytest.mark.parametrize("case", OTHER_CASES)
+def test_defects_of_the_other_layouts(case, tmp_path):
+    source = OTHER_CASES[case](tmp_path / "set")
+    kind = case.split("/")[1].strip()
+    table = opened(source, tmp_path / "cache").read("train")
+    assert [defect.kind for defect in table.defects] == [kind]
+    lost = 1 if kind == "unreadable-labels" else 0
+    assert len(table) == len(PICTURES) - lost
+
+
+def test_every_kind_of_defect_has_a_case():
+    assert set(YOLO_CASES) | {case.split("/")[1].strip() for case in OTHER_CASES} == set(DEFECTS)
+
+
+def test_images_without_labels_are_background(tmp_path):
+    data = Yolo(tmp_path / "set")
+    data.labels.unlink()
+    (report,) = check(opened(data.source, tmp_path / "cache"), ["train"]).splits
+    assert (report.images, report.backgrounds, report.boxes) == (4, 2, 2)
+    assert not report.defects
+
+
+def test_crowd_and_difficult_are_kept_but_not_trained_on(tmp_path):
+    def crowd(content):
+        content["annotations"][0].update(iscrowd=1, area=17.5)
+
+    table = opened(coco_case(tmp_path / "coco", crowd), tmp_path / "cache").table("train")
+    assert table.crowd.tolist() == [True] + [False] * (ALL_BOXES - 1)
+    assert table.area[0] == 17.5
+    assert len(table.targets(0)) == 1
+    hard = annotation(voc_object("cat", (9, 9, 20, 20), "<difficult>1</difficult>"))
+    table = opened(voc_case(tmp_path / "voc", hard), tmp_path / "cache").table("train")
+    assert table.difficult.tolist() == [True, False, False]
+    assert len(table.targets(0)) == 0
+
+
+def test_polygons_become_boxes(tmp_path):
+    data = Yolo(tmp_path / "set")
+    data.labels.write_text("\ufeff0 0.25 0.5 0.5 0.25 0.75 0.5 0.5 0.75\n", encoding="utf-8")
+    table = opened(data.source, tmp_path / "cache").table("train")
+    assert table.targets(0).tolist() == [[0, 16, 12, 48, 36, 1]]
+
+
+def test_a_data_set_without_any_usable_image_says_why(tmp_path):
+    data = Yolo(tmp_path / "set")
+    for image in data.image.parent.iterdir():
+        image.write_bytes(image.read_bytes()[:100])
+    with pytest.raises(DataError, match="no usable image: 4 corrupt-image"):
+        opened(data.source, tmp_path / "cache").table("train")
+
+
+def test_a_data_set_without_any_box_says_where_it_looked(tmp_path):
+    data = Yolo(tmp_path / "set")
+    for labels in data.labels.parent.iterdir():
+        labels.unlink()
+    with pytest.raises(DataError, match="no box in any of 4 images"):
+        opened(data.source, tmp_path / "cache").table("train")
+
+
+def test_a_report_is_readable_by_people_and_programs(tmp_path):
+    data = Yolo(tmp_path / "set")
+    data.rows(*["0 0.5 0.5 0.2"] * 5)
+    report = check(opened(data.source, tmp_path / "cache"), ["train", "val"], decode=False)
+    text = "\n".join(report.lines())
+    assert "5 malformed-row (box dropped)" in text
+    assert text.count("a.txt:") == 3  # examples
+    content = json.loads(json.dumps(report.as_json()))
+    assert len(content["splits"]["train"]["defects"]) == 5
+    assert content["splits"]["val"]["classes"] == {"cat": 2, "dog": 2}
+    assert content["trainable"]
+
+
+def damage(file):
+    """Spoil a PNG's body: its header and its end are fine."""
+    data = bytearray(cv2.imencode(".png", np.eye(64, dtype=np.uint8) * 200)[1].tobytes())
+    data[45:60] = bytes(15)
+    file.with_suffix(".png").write_bytes(bytes(data))
+    file.unlink()
+
+
+def test_damage_that_only_decoding_finds(tmp_path):
+    data = Yolo(tmp_path / "set")
+    damage(data.image)
+    spec = opened(data.source, tmp_path / "cache")
+    assert len(spec.table("train")) == len(PICTURES)
+    (report,) = check(spec, ["train"]).splits
+    assert [(d.kind, d.file[-6:]) for d in report.defects] == [("truncated-image", "/a.png")]
+    assert report.images == len(PICTURES) - 1
+    with pytest.raises(DataError, match=r"/a\.png: a png that is truncated or damaged"):
+        opened(data.source, tmp_path / "cache", strict=True).table("train")
+
+
+def test_remarks_tell_what_was_left_out(tmp_path):
+    data = Yolo(tmp_path / "set")
+    data.rows("0 0.5 0.5 0.2", "0 nan 0.5 0.2 0.2", "0 0.5 0.5 0.2")
+    spec = opened(data.source, tmp_path / "cache")
+    (line,) = spec.remarks({split: spec.table(split) for split in ("train", "val")})
+    assert ": train: 2 malformed-row, 1 nonfinite-box; `visiontrain check data=" in line

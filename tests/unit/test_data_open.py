@@ -1,0 +1,226 @@
+"""What `data=` finds, the quirks of YAML files it honours, and how it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+from layouts import NAMES, PICTURES, opened, save, write_coco, write_voc, write_yolo
+
+from visiontrain.core.errors import ConfigError, DataError
+from visiontrain.core.shipped import shipped
+from visiontrain.data.config import DataConfig
+from visiontrain.data.open import open_dataset
+
+ONE_LINE = r"^[^\n]*$"
+
+
+def described(folder, text):
+    """Write the YOLO layout with another data.yaml; return the reader's spec."""
+    write_yolo(folder)
+    (folder / "data.yaml").write_text(text)
+    return opened(folder / "data.yaml", folder.parent / "cache")
+
+
+def count(spec, split="train"):
+    return len(spec.table(split))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train: images/train\nval: images/val\nnames: {0: cat, 1: dog}",
+        "train: images/train\nvalidation: images/val\nnames: [cat, dog]\nnc: 2",
+        "train: [images/train]\nval: images/val\nnames: {'1': dog, '0': cat}\nnc: '2'",
+        "train: ../train.txt\nval: ../images/val\nnames: [cat, dog]",  # Roboflow's step too far
+        "path: .\ntrain: train.txt\nval: images/val\nnames: [cat, dog]",
+        "\ufeff# from an editor\ntrain: images/train\nval: images/val\nnames: [cat, dog]\ntest:",
+    ],
+)
+def test_the_ways_a_yaml_says_the_same(text, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    lines = [f"./images/train/{picture.name}.jpg" for picture in PICTURES]
+    (folder / "train.txt").write_text("\ufeff" + "\n\n".join(lines), encoding="utf-8")
+    spec = described(folder, text)
+    assert spec.names == NAMES
+    assert set(spec.splits) == {"train", "val"}
+    assert count(spec) == count(spec, "val") == len(PICTURES)
+    assert len(spec.table("train").boxes) == 4
+
+
+def test_names_stay_texts_and_can_be_left_to_numbers(tmp_path):
+    head = "train: images/train\nval: images/val\n"
+    assert described(tmp_path / "a", head + "names: [no, 1]").names == ("no", "1")
+    assert described(tmp_path / "b", head + "nc: 2").names == ("class0", "class1")
+
+
+def test_labels_lie_where_the_last_folder_images_becomes_labels(tmp_path):
+    folder = tmp_path / "images" / "set"
+    assert (
+        len(described(folder, "train: images/train\nnames: [cat, dog]").table("train").boxes) == 4
+    )
+    beside = tmp_path / "flat"
+    save(PICTURES[0], beside)
+    (beside / "a.txt").write_text("1 0.5 0.5 0.5 0.5\n")
+    (beside / "data.yaml").write_text("train: .\nnames: [cat, dog]\n")
+    assert opened(beside, tmp_path / "cache").table("train").classes.tolist() == [1]
+
+
+def test_keys_of_other_tools_are_ignored_with_a_note(tmp_path):
+    extra = "download: import os; os.abort()\nroboflow: {version: 3}\nlicense: x\n"
+    spec = described(tmp_path / "set", extra + "train: images/train\nnames: [cat, dog]")
+    assert count(spec) == 4
+    assert any("`download` is ignored: nothing is downloaded" in note for note in spec.notes)
+    assert any("roboflow, license" in note for note in spec.notes)
+
+
+HEAD = "train: images/train\n"
+REFUSED = {
+    "a typo in a key": (HEAD + "names: [a, b]\nvla: images/val", ConfigError, "vla"),
+    "two classes of one name": (HEAD + "names: [cat, cat]", ConfigError, "both 'cat'"),
+    "a class without a name": (HEAD + "names: [cat, ' ']", ConfigError, "class 1 has no name"),
+    "names and nc differ": (HEAD + "names: [cat]\nnc: 2", ConfigError, "nc: 2, but 1"),
+    "nc is no number": (HEAD + "names: [cat]\nnc: many", ConfigError, "nc"),
+    "names have a gap": (HEAD + "names: {0: cat, 2: dog}", ConfigError, "number them"),
+    "no names": (HEAD, ConfigError, "names"),
+    "no splits": ("names: [cat]", ConfigError, "add train: and val:"),
+    "an unknown format": (HEAD + "names: [cat]\nformat: yoloo", ConfigError, "yoloo"),
+    "a split of the wrong type": ("train: {a: 1}\nnames: [cat]", ConfigError, "train"),
+    "a list, no keys": ("- train\n- val\n", DataError, "no keys"),
+    "a missing root": ("path: gone\ntrain: x\nnames: [a]", DataError, "VISIONTRAIN_DATASETS"),
+    "code": ("train: !!python/object/apply:os.getcwd []\nnames: [a]", ConfigError, "data.yaml"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_bad_description_is_one_clear_line(case, tmp_path):
+    text, error, told = REFUSED[case]
+    with pytest.raises(error, match=ONE_LINE) as caught:
+        described(tmp_path / "set", text)
+    assert told in str(caught.value)
+    assert "data.yaml" in str(caught.value)
+
+
+def test_missing_data_is_a_data_error_that_says_where_it_looked(tmp_path):
+    spec = described(tmp_path / "set", "train: gone\nval: images/val\nnames: [cat, dog]")
+    with pytest.raises(DataError, match=ONE_LINE) as caught:
+        spec.table("train")
+    assert str(tmp_path / "set" / "gone") in str(caught.value)
+    with pytest.raises(DataError, match="no split 'test'; it has train, val"):
+        spec.table("test")
+    (tmp_path / "set/empty").mkdir()
+    empty = described(tmp_path / "set", "train: empty\nval: images/val\nnames: [cat, dog]")
+    with pytest.raises(DataError, match="no image in empty"):
+        empty.table("train")
+    with pytest.raises(DataError, match="holds no data set"):
+        opened(tmp_path / "set/empty", tmp_path)
+    with pytest.raises(DataError, match="did you mean 'digits'"):
+        opened("digts", tmp_path)
+
+
+def test_relative_paths_are_tried_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "path: pets\ntrain: images/train\nnames: [cat, dog]\n"
+    (tmp_path / "apart").mkdir()
+    (tmp_path / "apart/pets.yaml").write_text(text)
+    config = DataConfig(source="apart/pets.yaml", cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(DataError, match="pets"):
+        open_dataset(config, tmp_path / "elsewhere")
+    for folder in ("datasets", "elsewhere", "apart"):  # the last one found wins over the earlier
+        write_yolo(tmp_path / folder / "pets")
+        assert open_dataset(config, tmp_path / "elsewhere").root == tmp_path / folder / "pets"
+    by_name = DataConfig(source="pets", cache_dir=str(tmp_path / "cache"))
+    assert open_dataset(by_name, tmp_path / "elsewhere").root == tmp_path / "elsewhere/pets"
+
+
+def test_the_environment_names_the_folder_of_data_sets(tmp_path, monkeypatch):
+    monkeypatch.setenv("VISIONTRAIN_DATASETS", str(tmp_path))
+    write_voc(tmp_path / "bccd")
+    spec = opened("bccd", tmp_path / "cache")
+    assert (spec.format, spec.root) == ("voc", tmp_path / "bccd")
+    assert spec.names == ("Platelets", "RBC", "WBC")
+
+
+def test_a_voc_root_needs_no_yaml(tmp_path):
+    source = write_voc(tmp_path / "set")
+    spec = opened(source, tmp_path / "cache")
+    assert (spec.format, spec.names, set(spec.splits)) == ("voc", NAMES, {"train", "val"})
+    text = f"format: voc\npath: {tmp_path}\ntrain: [set/train, set/val]\nval: set/gone\n"
+    (tmp_path / "two.yaml").write_text(text + "names: [cat, dog]\n")
+    spec = opened(tmp_path / "two.yaml", tmp_path / "cache")
+    assert count(spec) == 2 * len(PICTURES)
+    with pytest.raises(DataError, match="there are: train, val"):
+        spec.table("val")
+
+
+def test_a_coco_json_finds_its_siblings(tmp_path):
+    train = write_coco(tmp_path / "set")
+    validation = train.replace("train2017", "val2017")
+    for source in (train, validation):
+        spec = opened(source, tmp_path / "cache")
+        assert {key: str(path) for key, path in spec.splits.items()} == {
+            "train": train,
+            "val": validation,
+        }
+    assert not spec.notes
+
+
+def test_roboflow_coco_has_one_json_per_folder(tmp_path):
+    source = write_coco(tmp_path / "made")
+    for split in ("train", "valid"):
+        for picture in PICTURES:
+            save(picture, tmp_path / split)
+        text = Path(source).read_text()
+        (tmp_path / split / "_annotations.coco.json").write_text(text)
+    spec = opened(tmp_path / "train/_annotations.coco.json", tmp_path / "cache")
+    assert str(spec.splits["val"]) == str(tmp_path / "valid/_annotations.coco.json")
+    assert count(spec) == count(spec, "val") == len(PICTURES)
+
+
+def test_a_lone_coco_json_is_both_splits_and_says_so(tmp_path):
+    for picture in PICTURES:
+        save(picture, tmp_path)
+    text = Path(write_coco(tmp_path / "made")).read_text()
+    (tmp_path / "labels.json").write_text(text)
+    spec = opened(tmp_path / "labels.json", tmp_path / "cache")
+    assert set(spec.splits) == {"train", "val"}
+    assert count(spec, "val") == len(PICTURES)
+    assert any("same images" in note for note in spec.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"images": None}, "no list `images`"),
+        ({"images": []}, "none listed"),
+        ({"categories": []}, "categories: none"),
+        ({"images": [{"id": 1}]}, r"images\[0\]: needs id and file_name"),
+        ({"images": [{"id": [], "file_name": "a"}]}, r"images\[0\]"),
+        ({"images": [{"id": 1, "file_name": "a"}] * 2}, "two have id 1"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "both 'a'"),
+    ],
+)
+def test_a_broken_coco_json_is_one_clear_line(change, told, tmp_path):
+    file = tmp_path / "labels.json"
+    content = json.loads(Path(write_coco(tmp_path / "made")).read_text())
+    file.write_text(json.dumps(content | change))
+    with pytest.raises((DataError, ConfigError), match=told) as caught:
+        opened(file, tmp_path / "cache").table("train")
+    assert "\n" not in str(caught.value)
+    assert "labels.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in shipped("datasets").glob("*.yaml")))
+def test_every_shipped_name_opens_or_says_where_to_put_it(name, tmp_path, monkeypatch):
+    monkeypatch.delenv("VISIONTRAIN_DATASETS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    if name in ("digits", "tiny"):
+        assert set(opened(name, tmp_path).splits) == {"train", "val", "test"}
+        return
+    with pytest.raises(DataError, match=f"nothing at .*{name}.*VISIONTRAIN_DATASETS"):
+        opened(name, tmp_path)
+
+
+def test_recommended_keys_reach_the_run(tmp_path):
+    assert opened("digits", tmp_path).defaults["imgsz"] == 160
+    assert not opened(write_yolo(tmp_path / "set"), tmp_path).defaults
