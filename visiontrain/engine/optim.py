@@ -26,7 +26,7 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
+    groups = [group for group in groups if group["params"]] or groups[:1]  # a frozen stage
     if kind_of(config) == "sgd":
         return SGD(groups, momentum=config.momentum)
     # The fused kernel skips an update on the device when `found_inf` says so.

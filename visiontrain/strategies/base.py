@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Fitter, StateDict, Updatable, VisionModel
 from visiontrain.core.seed import seed_model
 from visiontrain.core.types import Batch, Loss, Outcome, Place
@@ -31,7 +32,14 @@ class Strategy:
     # -- the model ----------------------------------------------------------------
 
     def setup(self, model: VisionModel) -> None:
-        """Place, wrap, shard or cut the model, in place; before the optimizer is built."""
+        """Place, wrap, shard or cut the model, in place; before the optimizer is built.
+
+        Raises:
+            ConfigError: the model cannot train in this mode or on this device.
+        """
+        synced = any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+        if synced and self.place.device.type == "cpu":
+            raise ConfigError("model.norm: sync on the CPU; torch has it for GPUs, take group")
         model.to(self.place.device, self.precision.weights)
 
     def local(self, tensor: Tensor) -> Tensor:
@@ -115,7 +123,8 @@ class Strategy:
         """Clip by the norm over all parameters everywhere; return that norm ()."""
         grads = [self.local(p.grad) for p in model.parameters() if p.grad is not None]
         none = torch.zeros((), device=self.place.device, dtype=self.precision.weights)
-        norms = torch.stack([none, *torch._foreach_norm(grads)])
+        # A pipeline's stage may be frozen whole, and then has no gradient.
+        norms = torch.stack([none, *(torch._foreach_norm(grads) if grads else ())])
         norm = self.sum_shards(norms.square().sum()).sqrt()
         if grads:
             torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))

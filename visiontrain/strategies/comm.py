@@ -18,6 +18,14 @@ def all_sum(values: Tensor) -> Tensor:
     return values
 
 
+def ring_bytes(whole: int, world: int) -> int:
+    """Return what each rank sends in a ring's reduce-scatter or all-gather of `whole` bytes.
+
+    An all-reduce is both, so twice that (Patarasu and Yuan 2009).
+    """
+    return whole * (world - 1) // world
+
+
 def any_rank(*, flag: bool, device: torch.device) -> bool:
     """Tell whether `flag` is set on any rank."""
     votes = torch.tensor(int(flag), device=device)

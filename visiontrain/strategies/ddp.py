@@ -28,7 +28,7 @@ class DDP(Strategy):
         keys: dict[str, Any] = {key: False}
         ids = [device] if device.type == "cuda" else None
         self._wrapped = DistributedDataParallel(model, device_ids=ids, **keys)
-        self._wrapped.register_comm_hook(None, sum_bucket)
+        self._wrapped.register_comm_hook(self, sum_bucket)
 
     def train_forward(self, model: VisionModel, images: Tensor) -> Any:
         del model  # the wrapper holds it
@@ -57,7 +57,8 @@ class DDP(Strategy):
         dist.barrier()
 
 
-def sum_bucket(_: object, bucket: dist.GradBucket) -> Future[Tensor]:
+def sum_bucket(strategy: DDP, bucket: dist.GradBucket) -> Future[Tensor]:
     """Sum a bucket over ranks. DDP's own hook takes the mean, but terms here are sums."""
+    strategy.bytes_sent += 2 * comm.ring_bytes(bucket.buffer().nbytes, strategy.place.world)
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda future: future.value()[0])

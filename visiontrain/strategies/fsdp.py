@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from visiontrain.core.interfaces import StateDict, VisionModel
+from visiontrain.core.interfaces import StateDict, Updatable, VisionModel
+from visiontrain.core.types import Batch, Loss
 from visiontrain.strategies import comm
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.ddp import DDP
@@ -36,6 +37,13 @@ class FSDP(DDP):
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # terms are sums, so no mean
                 module.set_force_sum_reduction_for_comms(True)  # gloo lacks fp32's PREMUL_SUM
+
+    def forward_backward(self, learner: Updatable, micro_batches: Sequence[Batch]) -> Loss:
+        # Weights are gathered for each forward and each backward, gradients scattered once.
+        whole = sum(p.nbytes for p in learner.model.parameters())
+        times = 2 * len(micro_batches) + 1
+        self.bytes_sent += times * comm.ring_bytes(whole, self.place.world)
+        return super().forward_backward(learner, micro_batches)
 
     def train_forward(self, model: VisionModel, images: Tensor) -> Any:
         return model(images)

@@ -34,11 +34,17 @@ class Stage(nn.Module):
         self.gives = model.live(last) if last < len(names) else tuple(names[-1:])
 
     def forward(self, *values: Tensor) -> Any:
-        """Map the values that are live before the first block to those after the last."""
+        """Map the values that are live before the first block to those after the last.
+
+        They travel in the type of the weights: what autocast makes of them depends on the
+        blocks, and the neighbours must know it beforehand.
+        """
         with self.precision.autocast(values[0].device):
             named = dict(zip(self.takes, values, strict=True))
             given = self.model.run(self.names, named, keep=self.gives)
-        return tuple(given) if len(given) > 1 else given[0]
+        flat = given[0] if isinstance(given[0], tuple) else given
+        wide = tuple(value.to(self.precision.weights) for value in flat)
+        return wide if len(wide) > 1 else wide[0]
 
 
 class Pipeline(Strategy):
@@ -54,6 +60,7 @@ class Pipeline(Strategy):
         super().__init__(place, precision)
         self._schedule_class, self._cuts = SCHEDULES[schedule], cuts
         self._schedules: dict[tuple[int, ...], Any] = {}
+        self._sent: dict[tuple[int, ...], int] = {}  # bytes to the neighbours per step
         self._parts: list[Loss] = []
         self._learner: Updatable
 
@@ -62,6 +69,11 @@ class Pipeline(Strategy):
     def setup(self, model: VisionModel) -> None:
         """Keep this rank's blocks; the others become empty slots, so names stay the same."""
         super().setup(model)
+        if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+            raise ConfigError(
+                "model.norm: sync in a pipeline, where no two processes hold the same layer; "
+                "take model.norm=group"
+            )
         rank, world, names = self.place.rank, self.place.world, list(model.blocks)
         if len(names) < world:
             raise ConfigError(
@@ -90,7 +102,8 @@ class Pipeline(Strategy):
         """Run one schedule: every stage's forward and backward over all micro-batches."""
         size = max(len(b) for b in micro_batches)
         batches = [self._ready(fill(b, size)) for b in micro_batches]
-        schedule = self._schedule(len(batches), tuple(batches[0].images.shape))
+        key = (len(batches), *batches[0].images.shape)
+        schedule = self._schedule(key)
         self._parts, self._learner = [], learner
         first, last = self.place.rank == 0, self.place.rank == self.place.world - 1
         schedule.step(
@@ -99,19 +112,19 @@ class Pipeline(Strategy):
             losses=[] if last else None,
             return_outputs=False,
         )
+        self.bytes_sent += self._sent[key]
         return self.divide(learner, self.total(self._parts or [self._nothing(learner)]))
 
     def _ready(self, batch: Batch) -> Batch:
         return batch.to(self.place.device, self.precision.images)
 
-    def _schedule(self, count: int, shape: tuple[int, ...]) -> Any:
-        """Return the schedule for `count` micro-batches of `shape`; a wrong shape aborts."""
-        key = (count, *shape)
+    def _schedule(self, key: tuple[int, ...]) -> Any:
+        """Return the schedule for (micro-batches, *shape of one); a wrong shape aborts."""
         if key not in self._schedules:
+            count, *shape = key
             images = torch.empty(shape, device="meta", dtype=self.precision.images)
-            with self.precision.autocast(torch.device("meta")):
-                before = live_values(self._meta, images, self._bounds[0])
-                after = live_values(self._meta, images, self._bounds[1])
+            before = live_values(self._meta, images, self._bounds[0])
+            after = live_values(self._meta, images, self._bounds[1])
             stage = PipelineStage(
                 self._stage,
                 self.place.rank,
@@ -120,6 +133,9 @@ class Pipeline(Strategy):
                 input_args=before,
                 output_args=after,
             )
+            forwards = 0 if stage.is_last else sum(value.nbytes for value in after)
+            backwards = sum(value.nbytes for value in before if value.requires_grad)
+            self._sent[key] = count * (forwards + backwards)
             self._schedules[key] = self._schedule_class(
                 stage, n_microbatches=count, loss_fn=self._loss, scale_grads=False
             )

@@ -1,4 +1,4 @@
-"""What ranks run in the parity tests: a detector's learner and steps, whole or with a mistake."""
+"""What ranks run in tests: a small detector's learner and steps, whole or with a mistake."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def make_learner(place, run):
     """Make a learner of yolo_n from a run's few settings that differ between tests."""
     torch.manual_seed(0)
     model = build_model(YoloN(norm=run.get("norm", "group")), 10)
+    model.freeze(run.get("freeze", 0))
     mode = MODES[run["strategy"]["kind"]](**run["strategy"])
     strategy = build_strategy(mode, place, run["precision"])
     strategy.setup(model)
