@@ -1,0 +1,62 @@
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+from small import config, prepared
+
+from visiontrain import app
+from visiontrain.core.types import Place
+from visiontrain.engine.learner import Learner
+
+IMAGES = 10  # in batches of 4: three, the last one of 2
+PAIRS = 500  # of anchor and class, the best of each image
+KEYS = {"data.val_images": IMAGES, "imgsz": 128, "task.conf": 0.0, "task.max_det": PAIRS}
+
+
+@torch.no_grad()
+def stir(model):
+    """Move the last layers from zero, where they answer the same to every image."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.blocks["head"].parameters():
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def scored(run):
+    """Score a fresh model as one of all ranks; return metrics as text and the rows, sorted."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    place = Place(torch.device("cpu"), rank, world, (rank, world), is_main=rank == 0)
+    trainer = app.build(run, place)
+    stir(trainer.learner.model)
+    for name, buffer in trainer.learner.model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.add_(0.01 * rank)  # what every rank's own share of the data leaves there
+    evaluation = trainer.parts.evaluate()
+    rows = sorted(map(tuple, evaluation.rows.tolist()))
+    return json.dumps(evaluation.metrics), rows
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_scores_are_equal_to_the_bit_for_any_world_size(ranks, tmp_path, world):
+    one = scored(app.prepare(config(tmp_path / "one", ema=False, **KEYS)))
+    mode = {"kind": "ddp", "processes": world}
+    run = app.prepare(config(tmp_path / "many", ema=False, strategy=mode, **KEYS))
+    results = ranks(world).run(scored, run)
+    assert all(result == one for result in results)
+    assert len(one[1]) == IMAGES * PAIRS
+    assert len({row[5] for row in one[1]}) > IMAGES * PAIRS / 2  # the images are told apart
+
+
+def test_the_average_is_scored_and_training_goes_on_from_where_it_was(tmp_path):
+    _, fitter = prepared(tmp_path, **KEYS)
+    learner: Learner = fitter.learner
+    stir(learner.model)
+    for tensor in learner.ema.values():
+        tensor.add_(0.5)
+    before = {name: t.clone() for name, t in learner.model.state_dict().items()}
+    averaged = fitter.parts.evaluate()
+    assert learner.model.training
+    after = learner.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    learner.ema = None
+    assert not torch.equal(averaged.rows, fitter.parts.evaluate().rows)
