@@ -60,8 +60,8 @@ def read_header(file: BinaryIO, where: str, max_pixels: int) -> Header:
         raise ImageError(where, "unknown-format", reason)
     try:
         header = parse(file)
-    except (struct.error, IndexError, ValueError) as error:
-        reason = f"the image header is damaged or cut off ({error})"
+    except (struct.error, LookupError, ValueError) as error:
+        reason = f"the image header is damaged or cut off ({error!r})"
         raise ImageError(where, "corrupt-image", reason) from error
     if header.width < 1 or header.height < 1:
         raise ImageError(where, "corrupt-image", "the header says the image has no pixels")
