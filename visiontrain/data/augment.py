@@ -1,10 +1,11 @@
-"""Change a sample's pixels and flips with albumentations, seeded per sample."""
+"""Change a sample's colours and mirror it, seeded per sample."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,21 +25,18 @@ class Augment:
     def __init__(self, config: AugmentConfig) -> None:
         import albumentations as A  # noqa: PLC0415 - seconds to import, not needed to predict
 
-        self._compose: Any = A.Compose(
+        self._flips = config.fliplr, config.flipud
+        # Not HueSaturationValue: it adds, which lifts black and colours what is nearly grey.
+        self._colours: Any = A.Compose(
             [
-                A.HueSaturationValue(
-                    hue_shift_limit=config.hsv_h * 180,
-                    sat_shift_limit=config.hsv_s * 100,
-                    val_shift_limit=config.hsv_v * 100,
+                A.ColorJitter(
+                    hue=(-config.hsv_h, config.hsv_h),
+                    saturation=(1 - config.hsv_s, 1 + config.hsv_s),
+                    brightness=(1 - config.hsv_v, 1 + config.hsv_v),
+                    contrast=(1.0, 1.0),
                     p=1.0,
-                ),
-                A.HorizontalFlip(p=config.fliplr),
-                A.VerticalFlip(p=config.flipud),
-            ],
-            # Boxes travel by index: albumentations turns labels into floats.
-            bbox_params=A.BboxParams(
-                "pascal_voc", label_fields=["index"], clip=True, filter_invalid_bboxes=True
-            ),
+                )
+            ]
         )
 
     def __call__(
@@ -46,8 +44,24 @@ class Augment:
     ) -> tuple[Pixels, Rows]:
         """Return the changed image and its targets."""
         # albumentations' own seeding gives every transform the same generator.
-        self._compose.set_random_state(generator("augment", *key), python_random("augment", *key))
-        out = self._compose(image=image, bboxes=rows[:, 1:5], index=np.arange(len(rows)))
-        kept = rows[np.asarray(out["index"], np.int64)]
-        kept[:, 1:5] = np.asarray(out["bboxes"], np.float32).reshape(-1, 4)
-        return out["image"], kept
+        self._colours.set_random_state(generator("augment", *key), python_random("augment", *key))
+        image = self._colours(image=image)["image"]
+        leftright, updown = generator("flip", *key).random(2) < self._flips
+        return flip(image, rows, leftright=bool(leftright), updown=bool(updown))
+
+
+def flip(image: Pixels, rows: Rows, *, leftright: bool, updown: bool) -> tuple[Pixels, Rows]:
+    """Mirror an image and its targets.
+
+    Albumentations could too, but handling boxes costs it 0.5 ms, a fifth of a 160 px sample.
+    """
+    if not (leftright or updown):
+        return image, rows
+    height, width = image.shape[:2]
+    moved = rows.copy()
+    if leftright:
+        moved[:, [1, 3]] = width - rows[:, [3, 1]]
+    if updown:
+        moved[:, [2, 4]] = height - rows[:, [4, 2]]
+    code = -1 if leftright and updown else int(leftright)  # OpenCV: 1 left-right, 0 up-down
+    return np.asarray(cv2.flip(image, code), np.uint8), moved

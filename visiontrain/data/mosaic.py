@@ -22,12 +22,30 @@ Rows = NDArray[np.float32]  # (M, 6) targets
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where an image goes: canvas = image * scale + (x, y), seen through a window."""
+    """Where an image should go: canvas = image * scale + (x, y), seen through a window."""
 
     scale: float
     x: float
     y: float
     window: tuple[int, int, int, int]  # x1, y1, x2, y2 of the canvas
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One axis of a placed image: pixels `source` of it become pixels `target` of the canvas."""
+
+    source: slice
+    target: slice
+
+    @property
+    def size(self) -> int:
+        """Return how many pixels of the canvas it covers."""
+        return self.target.stop - self.target.start
+
+    def move(self, places: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return where coordinates of the image lie on the canvas."""
+        scale = self.size / (self.source.stop - self.source.start)
+        return (places - self.source.start) * scale + self.target.start
 
 
 def blank(side: int) -> Pixels:
@@ -38,21 +56,33 @@ def blank(side: int) -> Pixels:
 def place(image: Pixels, rows: Rows, where: Placement, canvas: Pixels) -> Rows:
     """Draw `image` onto `canvas` in place; return its boxes there, cut to what shows."""
     height, width = image.shape[:2]
-    corners = np.array([0, 0, width, height]) * where.scale + [where.x, where.y] * 2
     left, top, right, bottom = where.window
-    x1, y1 = max(left, round(corners[0])), max(top, round(corners[1]))
-    x2, y2 = min(right, round(corners[2])), min(bottom, round(corners[3]))
-    if x2 <= x1 or y2 <= y1:
+    across = _span(width, where.scale, where.x, (left, right))
+    down = _span(height, where.scale, where.y, (top, bottom))
+    if across is None or down is None:
         return rows[:0]
-    matrix = np.array([[where.scale, 0, where.x - x1], [0, where.scale, where.y - y1]], np.float64)
-    # Pixel centres: the point (0.5, 0.5) of the image must land at scale / 2 + offset.
-    matrix[:, 2] += where.scale / 2 - 0.5
-    canvas[y1:y2, x1:x2] = cv2.warpAffine(
-        image, matrix, (x2 - x1, y2 - y1), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    shown = image[down.source, across.source]
+    canvas[down.target, across.target] = cv2.resize(shown, (across.size, down.size))
     moved = rows.copy()
-    moved[:, 1:5] = rows[:, 1:5] * where.scale + np.array([where.x, where.y] * 2, np.float32)
-    return cut(moved, (x1, y1, x2, y2))
+    moved[:, 1:5:2] = across.move(rows[:, 1:5:2])
+    moved[:, 2:5:2] = down.move(rows[:, 2:5:2])
+    x, y = across.target, down.target
+    return cut(moved, (x.start, y.start, x.stop, y.stop))
+
+
+def _span(size: int, scale: float, offset: float, window: tuple[int, int]) -> Span | None:
+    """Find which pixels of an axis show in `window`, and where; None when none does.
+
+    Both ends are whole pixels on both sides, so `scale` is met up to rounding; boxes move by
+    what is really drawn.
+    """
+    start = max(window[0], round(offset))
+    stop = min(window[1], round(offset + size * scale))
+    if stop <= start:
+        return None
+    first = min(max(round((start - offset) / scale), 0), size - 1)
+    last = min(max(round((stop - offset) / scale), first + 1), size)
+    return Span(slice(first, last), slice(start, stop))
 
 
 def cut(rows: Rows, window: tuple[int, int, int, int]) -> Rows:
