@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 LOWER = {"bf16": torch.bfloat16, "fp16": torch.float16}
-START, GROWTH, BACKOFF, INTERVAL = 2.0**14, 2.0, 0.5, 2000  # of fp16's loss scale
+# Of fp16's loss scale. It starts lower than usual, since losses here are sums, not means.
+START, GROWTH, BACKOFF, INTERVAL = 2.0**7, 2.0, 0.5, 2000
 
 
 def resolve(kind: str, device: torch.device) -> str:
