@@ -1,11 +1,14 @@
 """Augmentation: boxes go where their pixels go, draws are independent and repeatable."""
 
+import cv2
 import numpy as np
 import pytest
+from memory import memory_table
 
 from visiontrain.core.seed import generator
 from visiontrain.data.augment import Augment
 from visiontrain.data.config import AugmentConfig
+from visiontrain.data.dataset import TrainSet
 from visiontrain.data.letterbox import boxed, letterbox
 from visiontrain.data.mosaic import Placement, blank, cut, place, tiles
 
@@ -101,7 +104,85 @@ def test_flips_are_independent_and_follow_the_key():
 def test_rows_keep_class_and_weight_and_none_is_fine():
     change = Augment(AugmentConfig(fliplr=1.0))
     image = np.full((16, 16, 3), 90, np.uint8)
-    rows = np.array([[2**20, 1, 2, 9, 12, 0.25], [1, 0, 0, 0, 5, 1]], np.float32)
+    rows = np.array([[2**20, 1, 2, 9, 12, 0.25]], np.float32)
     _, moved = change(image, rows, (1,))
-    assert moved.tolist() == [[2**20, 7, 2, 15, 12, 0.25]]  # the empty box is gone
+    assert moved.tolist() == [[2**20, 7, 2, 15, 12, 0.25]]
+    assert rows[0, 1] == 1  # the table's own rows stay
     assert change(image, rows[:0], (1,))[1].shape == (0, 6)
+
+
+def test_colours_are_scaled_not_shifted():
+    """Black stays black and grey grey; saturation and brightness change by a share."""
+    change = Augment(AugmentConfig(fliplr=0, hsv_h=0, hsv_s=0.5, hsv_v=0.25))
+    image = np.zeros((1, 3, 3), np.uint8)
+    image[0, 1:] = (100, 100, 100), (130, 110, 110)
+    greys, spreads = [], []
+    for i in range(200):
+        pixels, _ = change(image, np.zeros((0, 6), np.float32), (0, i))
+        black, grey, reddish = pixels[0]
+        assert not black.any()
+        assert grey.min() == grey.max()
+        greys.append(grey[0] / 100)
+        spreads.append((int(reddish[0]) - int(reddish[1])) / 20 / greys[-1])
+    assert 0.74 <= min(greys) < 0.8 < 1.2 < max(greys) <= 1.26
+    assert 0.4 <= min(spreads) < 0.6 < 1.4 < max(spreads) <= 1.6
+
+
+@pytest.mark.parametrize("mosaic", [0.0, 1.0])
+def test_boxes_of_whole_samples_lie_where_their_pixels_are(mosaic):
+    """Every patch of an image's colour has its box, but for those of which little remains."""
+    config = AugmentConfig(
+        mosaic=mosaic, close_mosaic=0, flipud=0.5, scale=0.2, hsv_h=0, hsv_s=0, hsv_v=0
+    )
+    table = painted_table(4)
+    data = TrainSet(table, 96, config, seed=1, epochs=8)
+    boxes = 0
+    for epoch in range(8):
+        for row in range(4):
+            sample = data[epoch, row]
+            boxes += len(sample.targets)
+            for index in range(4):
+                of_class = sample.targets[sample.targets[:, 0] == index, 1:5]
+                for patch in patches(sample.image, index):
+                    gap = np.abs(of_class - patch).max(1).min() if len(of_class) else np.inf
+                    x1, y1, x2, y2 = patch
+                    share = (x2 - x1) * (y2 - y1) / (table.area[index] * 1.28**2)  # largest zoom
+                    little = min(x2 - x1, y2 - y1) <= 3 or share < 0.11
+                    assert gap <= 1.0 or little
+    assert boxes > 24
+
+
+def painted_table(images):
+    """Return a table whose image i has one rectangle of colour i, clear of the border."""
+    parts = [painted(90, 70, i, generator("table", i)) for i in range(images)]
+    pictures = []
+    for image, rows in parts:
+        rows[0, 1:3] += 4
+        rows[0, 3:5] -= 4
+        x1, y1, x2, y2 = rows[0, 1:5].astype(int)
+        colour = image[y1, x1].copy()
+        image[...] = 0
+        image[y1:y2, x1:x2] = colour
+        pictures.append(image)
+    return memory_table(pictures, [rows[:, :5] for _, rows in parts])
+
+
+def patches(canvas, index):
+    """Return the boxes (x1, y1, x2, y2) of the connected patches of colour `index`."""
+    near = (np.abs(canvas.astype(int) - COLOURS[index]).max(-1) < 128).astype(np.uint8)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(near)
+    return [np.array([x, y, x + w, y + h]) for x, y, w, h, _ in stats[1:]]
+
+
+def test_mosaic_ends_before_the_run_does():
+    """`close_mosaic` epochs at the end go without, at most half of them."""
+    table = memory_table([np.full((64, 64, 3), 60 * i, np.uint8) for i in range(4)])
+
+    def colours(epochs, epoch):
+        config = AugmentConfig(close_mosaic=3, scale=0, translate=0, hsv_h=0, hsv_s=0, hsv_v=0)
+        data = TrainSet(table, 64, config, seed=0, epochs=epochs)
+        return max(len(np.unique(data[epoch, row].image)) for row in range(4))
+
+    assert [colours(8, e) > 1 for e in range(8)] == [True] * 5 + [False] * 3
+    assert [colours(4, e) > 1 for e in range(4)] == [True] * 2 + [False] * 2
+    assert colours(1, 0) > 1
