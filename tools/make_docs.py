@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import sys
 import types
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
 from visiontrain.cli import VERBS
-from visiontrain.core.config import Section, all_keys, annotation_of
 from visiontrain.core.keys import ALIASES
+from visiontrain.core.section import Section, all_keys, annotation_of, kind_of, sections
 from visiontrain.predict_config import PredictConfig
-from visiontrain.recipe import Run
+from visiontrain.recipe import USES, Run
 
 TOP = Path(__file__).resolve().parent.parent
 PAGES = TOP / "visiontrain" / "help"
@@ -40,15 +41,14 @@ EXAMPLES = {
     "check": ("visiontrain check data=my/data.yaml", "visiontrain check data=my/data.yaml --json"),
     "parity": ("visiontrain parity data=tiny strategy=ddp model.norm=group imgsz=64 batch=4",),
 }
-
-
-def sections_of(annotation: Any) -> list[type[Section]]:
-    """Return the sections an annotation allows."""
-    if get_origin(annotation) in (Annotated, Union, types.UnionType):
-        parts = get_args(annotation)
-        parts = parts[:1] if get_origin(annotation) is Annotated else parts
-        return [section for part in parts for section in sections_of(part)]
-    return [annotation] if isinstance(annotation, type) and issubclass(annotation, Section) else []
+OWN = {  # rows that mean something else to a verb
+    "val": {
+        "weights": ("weights", "text", "(required)", "what to score: a weights file or a run"),
+        "batch": ("batch", "integer", "as trained", "images per forward pass, over all processes"),
+        "imgsz": ("imgsz", "integer", "as trained", "side of the square input, pixels"),
+        "name": ("name", "text", "val", "name of the run folder, numbered when taken"),
+    }
+}
 
 
 def type_name(annotation: Any) -> str:
@@ -67,20 +67,26 @@ def type_name(annotation: Any) -> str:
     )
 
 
-def rows(root: type[Section]) -> list[tuple[str, str, str, str]]:
-    """List (key, type, default, meaning) of every key that takes a plain value."""
+def used(key: str, uses: Collection[str] | None) -> bool:
+    """Tell whether a verb that uses these keys and sections takes this key."""
+    return uses is None or any(f"{key}.".startswith(f"{prefix}.") for prefix in uses)
+
+
+def rows(
+    root: type[Section], uses: Collection[str] | None = None
+) -> list[tuple[str, str, str, str]]:
+    """List (key, type, default, meaning) of all keys that take a plain value, short ones first."""
     found = []
-    for key in all_keys(root):
-        if sections_of(annotation_of(root, key)):
+    for key in sorted(all_keys(root), key=lambda key: "." in key):
+        if sections(annotation_of(root, key)) or not used(key, uses):
             continue
         field, kinds = field_of(root, key)
         if key.endswith(".kind"):
-            kinds_of = "|".join(k.model_fields["kind"].default for k in kinds)
-            default = getattr(default_of(root, key), "kind", kinds[0].model_fields["kind"].default)
+            kinds_of = "|".join(str(kind_of(k)) for k in kinds)
+            default = getattr(default_of(root, key), "kind", kind_of(kinds[0]))
             kind = kinds_of if len(kinds) > 1 else type_name(field.annotation)
-            meaning = field.description or "; ".join(
-                f"{k.model_fields['kind'].default}: {(k.__doc__ or '').splitlines()[0]}"
-                for k in kinds
+            meaning = field.description or "\n".join(
+                f"{kind_of(k)}: {(k.__doc__ or '').splitlines()[0].rstrip('.')}" for k in kinds
             )
             found.append((key, kind, str(default), meaning))
             continue
@@ -100,7 +106,7 @@ def field_of(root: type[Section], key: str) -> tuple[Any, list[type[Section]]]:
     first, _, rest = key.partition(".")
     if not rest:
         return root.model_fields[first], [root]
-    kinds = [s for s in sections_of(root.model_fields[first].annotation) if annotation_of(s, rest)]
+    kinds = [s for s in sections(root.model_fields[first].annotation) if annotation_of(s, rest)]
     return field_of(kinds[0], rest)[0], kinds
 
 
@@ -114,12 +120,14 @@ def page(verb: str) -> str:
     lines = [f"visiontrain {verb}: {VERBS[verb]}", "", "Examples:"]
     lines += [f"  {example}" for example in EXAMPLES[verb]]
     lines += ["", "Keys (key=value or --key value), type, default:"]
-    for key, kind, default, meaning in rows(ROOTS[verb]):
+    uses = USES.get(verb)
+    for row in rows(ROOTS[verb], uses):
+        key, kind, default, meaning = OWN.get(verb, {}).get(row[0], row)
         lines.append(f"  {key:24} {kind} [{default}]")
-        lines.append(f"  {'':24} {meaning}")
+        lines += [f"  {'':24} {line}" for line in meaning.splitlines()]
     if ROOTS[verb] is Run:
         lines += ["", "Short names:"]
-        lines += [f"  {alias:24} {key}" for alias, (key, _) in ALIASES.items()]
+        lines += [f"  {alias:24} {key}" for alias, (key, _) in ALIASES.items() if used(key, uses)]
     lines += [
         "",
         "Presets are YAML files of the same keys: visiontrain train detect/bccd epochs=10",
@@ -152,7 +160,7 @@ def reference() -> str:
         "| key | type | default | meaning |",
         "|---|---|---|---|",
     ]
-    cells = ([str(cell).replace("|", "\\|") for cell in row] for row in rows(Run))
+    cells = ([cell.replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in rows(Run))
     lines += ["| " + " | ".join(row) + " |" for row in cells]
     lines += ["", "Short names that YOLO users type:", "", "| name | key |", "|---|---|"]
     lines += [f"| {alias} | {key} |" for alias, (key, _) in ALIASES.items()]

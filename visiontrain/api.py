@@ -16,7 +16,7 @@ from visiontrain.engine.detector import Detector
 from visiontrain.engine.run_folder import RunFolder
 from visiontrain.predict_config import DetectorConfig, PredictConfig
 from visiontrain.prediction import Predicted
-from visiontrain.recipe import Run
+from visiontrain.recipe import USES, Run
 
 Keys = Mapping[str, Any]  # the keys of a section
 _log = logging.getLogger(__name__).info
@@ -133,7 +133,7 @@ def train(preset: str | Path | None = None, /, **keys: Unpack[TrainKeys]) -> Tra
     Raises:
         VisiontrainError: with one line that says where, what it got, and what would do.
     """
-    run = app.prepare(_run(preset, keys))
+    run = app.prepare(_run("train", preset, keys))
     exit_code = app.start(run, "main")
     folder = app.folder_of(run)
     return _result(run, folder.best if folder.best.is_file() else folder.last, exit_code)
@@ -145,7 +145,7 @@ def val(preset: str | Path | None = None, /, **keys: Unpack[TrainKeys]) -> Train
     Raises:
         VisiontrainError: with one line that says where, what it got, and what would do.
     """
-    run = app.prepare_validation(_run(preset, keys))
+    run = app.prepare_validation(_run("val", preset, keys))
     exit_code = app.start(run, "validate")
     weights = Path(run.weights or "")
     return _result(run, RunFolder(weights).best if weights.is_dir() else weights, exit_code)
@@ -171,9 +171,9 @@ def load(weights: str | Path, **keys: Unpack[LoadKeys]) -> Detector:
     return prediction.load(from_keys(DetectorConfig, {**keys, "weights": weights}))
 
 
-def _run(preset: str | Path | None, keys: TrainKeys) -> Run:
+def _run(verb: str, preset: str | Path | None, keys: TrainKeys) -> Run:
     base = None if preset is None else read_preset(Run, str(preset), shipped("cfg"))
-    return from_keys(Run, keys, base)
+    return from_keys(Run, keys, base, USES[verb])
 
 
 def _result(run: Run, weights: Path, exit_code: int) -> TrainedRun:

@@ -105,10 +105,10 @@ def prepare(run: Run) -> Run:
     folder = reopen(run.out) if run.resume else None
     if folder and folder.config.is_file():
         base = read_config(folder)
-        merged = merge(base, given)
+        merged = merge(Run, base, given)
         check_fixed(base, build_config(Run, merged).model_dump())
     else:
-        merged = merge(open_dataset(run.data).defaults, given)
+        merged = merge(Run, open_dataset(run.data).defaults, given)
         folder = folder or claim(run.out, Path(run.project) / run.task.kind, run.name)
     return _settle(merged, folder)
 
@@ -128,7 +128,7 @@ def prepare_validation(run: Run) -> Run:
         base = read_config(old)
         base.pop("strategy", None)
         base.pop("name", None)
-    merged = merge(base, run.model_dump(exclude_unset=True)) | {"model": dict(meta.model)}
+    merged = merge(Run, base, run.model_dump(exclude_unset=True)) | {"model": dict(meta.model)}
     folder = claim(run.out, Path(run.project) / meta.task, merged.get("name", "val"))
     return _settle(merged, folder)
 
@@ -139,7 +139,7 @@ def parity(run: Run) -> Report:
     Raises:
         VisiontrainError: with one line for the user.
     """
-    tree = merge(open_dataset(run.data).defaults, run.model_dump(exclude_unset=True))
+    tree = merge(Run, open_dataset(run.data).defaults, run.model_dump(exclude_unset=True))
     whole = build_config(Run, tree)
     return Parity(whole.model_dump(mode="json"), whole.strategy, _entry("traced")).measure()
 

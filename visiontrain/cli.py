@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,14 +62,14 @@ def _run(verb: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
 
 
 def _train(words: Sequence[str]) -> int:
-    run = _load_run(words)
+    run = _load_run("train", words)
     from visiontrain.app import train  # noqa: PLC0415
 
     return train(run)
 
 
 def _val(words: Sequence[str]) -> int:
-    run = _load_run(words)
+    run = _load_run("val", words)
     from visiontrain.app import validate  # noqa: PLC0415
 
     return validate(run)
@@ -90,7 +89,9 @@ def _predict(words: Sequence[str]) -> int:
 
 def _check(words: Sequence[str]) -> int:
     as_json = "--json" in words
-    run = _load_run([word for word in words if word != "--json"])
+    run = _load_run("check", [word for word in words if word != "--json"])
+    import json  # noqa: PLC0415
+
     from visiontrain.data.check import check  # noqa: PLC0415
     from visiontrain.data.open import open_dataset  # noqa: PLC0415
 
@@ -102,7 +103,7 @@ def _check(words: Sequence[str]) -> int:
 
 
 def _parity(words: Sequence[str]) -> int:
-    run = _load_run(words)
+    run = _load_run("parity", words)
     from visiontrain.app import parity  # noqa: PLC0415
 
     report = parity(run)
@@ -116,12 +117,12 @@ def _reasons(reasons: Sequence[str]) -> str:
     return f" ({'; '.join(reasons)})" if reasons else ""
 
 
-def _load_run(words: Sequence[str]):  # noqa: ANN202 - importing Run for the type takes a second
+def _load_run(verb: str, words: Sequence[str]):  # noqa: ANN202 - importing Run for the type takes a second
     from visiontrain.core.config import load  # noqa: PLC0415
     from visiontrain.core.shipped import shipped  # noqa: PLC0415
-    from visiontrain.recipe import Run  # noqa: PLC0415
+    from visiontrain.recipe import USES, Run  # noqa: PLC0415
 
-    return load(Run, words, shipped("cfg"))
+    return load(Run, words, shipped("cfg"), USES[verb])
 
 
 RUN: dict[str, Callable[[Sequence[str]], int]] = {

@@ -55,12 +55,32 @@ class Run(Section):
     val: bool = Field(True, description="evaluate after every epoch; else only after the last")
     seed: int = Field(0, ge=0, description="seed of everything random")
     weights: str | None = Field(None, description="weights to start from: a file or a run")
-    split: Literal["train", "val", "test"] = Field("val", description="split that `val` scores")
+    split: Literal["train", "val", "test"] = Field(
+        "val", description="split that the verb val scores"
+    )
     save_json: bool = Field(False, description="also write detections as COCO results JSON")
     resume: bool = Field(False, description="go on with the run in `out`")
     out: str | None = Field(None, description="run folder; default: project/task/name")
     project: str = Field("runs", description="folder of run folders")
     name: str = Field("train", description="name of the run folder, numbered when taken")
+
+
+USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest would change nothing
+    "train": tuple(name for name in Run.model_fields if name != "split"),
+    "val": (
+        *("data", "strategy", "task.conf", "task.iou", "task.nms", "task.max_det", "log.plots"),
+        *("batch", "imgsz", "precision", "device", "weights", "split", "save_json"),
+        *("out", "project", "name"),
+    ),
+    "check": tuple(
+        f"data.{name}"
+        for name in ("source", "train_images", "val_images", "fraction", "cache_dir", "max_pixels")
+    ),
+    "parity": (
+        *("data", "augment", "model", "task", "optim", "strategy", "epochs", "batch", "accumulate"),
+        *("imgsz", "precision", "device", "ema", "freeze", "seed", "weights"),
+    ),
+}
 
 
 def check_fixed(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -3,18 +3,22 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from visiontrain.core.config import ConfigError, all_keys, annotation_of, from_keys, load
+from visiontrain.core.config import from_keys, load
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.keys import ALIASES
+from visiontrain.core.section import all_keys, annotation_of
 from visiontrain.core.shipped import shipped
 from visiontrain.core.yaml_loader import dump_yaml, load_yaml
 from visiontrain.predict_config import PredictConfig
-from visiontrain.recipe import Run
+from visiontrain.recipe import USES, Run
 
 PRESETS = shipped("cfg")
 
 
-def given(*words):
+def typed(*words):
     return load(Run, words, PRESETS).model_dump(exclude_unset=True)
 
 
@@ -38,16 +42,23 @@ def given(*words):
         (["weights=null"], {"weights": None}),
         (["modes/ddp", "strategy.processes=4"], {"strategy": {"kind": "ddp", "processes": 4}}),
         (["ddp", "strategy=fsdp"], {"strategy": {"kind": "fsdp", "processes": 2}}),
+        (["ddp", "strategy=single"], {"strategy": {"kind": "single"}}),
+        (["strategy.processes=4", "modes/fsdp"], {"strategy": {"kind": "fsdp", "processes": 4}}),
+        (["strategy.kind=centralized"], {"strategy": {"kind": "single"}}),
+        (["optim={kind: sgd, lr: 1e-2}"], {"optim": {"kind": "sgd", "lr": 0.01}}),
+        (["data=images/*.yaml"], {"data": {"source": "images/*.yaml"}}),
+        (["name=a: [b", "out="], {"name": "a: [b", "out": None}),
     ],
 )
 def test_words_become_keys(words, want):
-    assert given(*words) == want
+    assert typed(*words) == want
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["epoch=5"], "epoch: no such key; did you mean epochs?"),
+        (["EPOCHS=5"], "EPOCHS: no such key; did you mean epochs?"),
         (["momentun=1"], "momentun: no such key; did you mean momentum?"),
         (["optim.learning=1"], "optim.learning: no such key; "),
         (["strategy=dpp"], "strategy: 'dpp'; did you mean ddp? take one of single, ddp, "),
@@ -57,16 +68,24 @@ def test_words_become_keys(words, want):
         (["imgsz=100"], "imgsz: 100; input should be a multiple of 32"),
         (["strategy.processes=2"], "strategy.processes: strategy=single has no such key; "),
         (["--epochs"], "--epochs: no value; write epochs=VALUE"),
+        (["--resume", "--epochs", "5"], "--resume: no value; write resume=VALUE"),
+        (["epochs"], "epochs: no value; write epochs=VALUE"),
+        (["save=5"], "save: 5; write save.every_epochs=VALUE"),
+        (["log.to=wandb"], "log.to: 'wandb'; write [wandb]"),
+        (["workers=many"], "data.workers: 'many'; input should be a valid integer or 'auto'"),
+        (["lr0=1e999"], "optim.lr: inf; input should be a finite number"),
+        (["cos_lr=[1]"], "optim.schedule: [1]; take one of linear, cosine, constant"),
+        (["strategy=pipeline", "strategy=ddp", "strategy.cuts=[a]"], "strategy.cuts: strategy=ddp"),
         (
             ["detect/yolo_m"],
             "detect/yolo_m: no such file or preset, and no key=value; did you mean ",
         ),
-        (["ema=yes"], "ema: 'yes'; input should be a valid boolean"),
+        (["ema=yes"], "ema: 'yes'; take true or false"),
     ],
 )
 def test_errors_are_one_line_with_where_what_and_what_would_do(words, message):
     with pytest.raises(ConfigError) as caught:
-        given(*words)
+        typed(*words)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
@@ -74,19 +93,75 @@ def test_errors_are_one_line_with_where_what_and_what_would_do(words, message):
 def test_later_words_win_over_presets_and_presets_may_extend(tmp_path):
     (tmp_path / "base.yaml").write_text("epochs: 7\nbatch: 3\noptim: {lr: 1e-3}\n")
     (tmp_path / "mine.yaml").write_text("extends: base.yaml\nbatch: 5\noptim: {momentum: 0.5}\n")
-    got = given(str(tmp_path / "mine.yaml"), "epochs=9")
+    got = typed(str(tmp_path / "mine.yaml"), "epochs=9")
     assert got == {"epochs": 9, "batch": 5, "optim": {"lr": 0.001, "momentum": 0.5}}
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*/*.yaml")), ids=lambda p: p.stem)
 def test_every_preset_loads(path):
-    assert given(str(path))
+    assert typed(str(path))
 
 
-def test_a_preset_with_a_typo_is_refused(tmp_path):
-    (tmp_path / "mine.yaml").write_text("epoch: 7\n")
-    with pytest.raises(ConfigError, match="did you mean epochs"):
-        given(str(tmp_path / "mine.yaml"))
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"epoch: 7", "mine.yaml: epoch: no such key; did you mean epochs?"),
+        (b"epochs: ten", "mine.yaml: epochs: 'ten'; input should be a valid integer"),
+        (b"extends: mine.yaml", "mine.yaml: extends more than 8 deep; does it extend itself?"),
+        (b"extends: yolo_x", "yolo_x: no such file or preset"),
+        (b"- epochs", "mine.yaml: a list; write key: value lines"),
+        (b"epochs: \xff", "mine.yaml: 'utf-8' codec can't decode byte 0xff"),
+        (b"epochs: 1\nbatch: [", "mine.yaml:2: "),
+    ],
+)
+def test_what_is_wrong_with_a_preset_names_the_file(content, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        typed("mine.yaml", "batch=4")
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_preset_may_hold_what_a_verb_has_no_use_for_but_nobody_may_type_it(tmp_path):
+    (tmp_path / "mine.yaml").write_text("epochs: 7\n")
+    words = [str(tmp_path / "mine.yaml"), "weights=x", "conf=0.1"]
+    assert load(Run, words, PRESETS, USES["val"]).epochs == 7
+    for word in ("epochs=7", "model=yolo_s", "task={box: 1}"):
+        with pytest.raises(ConfigError, match="would change nothing here; leave it out"):
+            load(Run, [*words, word], PRESETS, USES["val"])
+
+
+@pytest.mark.parametrize("verb", USES)
+def test_what_verbs_use_are_keys(verb):
+    assert set(USES[verb]) <= set(all_keys(Run))
+
+
+KEYS = [*all_keys(Run), *ALIASES, "", ".", "a.b", "strategy.kind.x"]
+VALUES = [
+    "null",
+    "-1",
+    "[1]",
+    "{a: 1}",
+    "{kind: ddp}",
+    "[" * 3000,
+    "&a [*a]",
+    "!!set {a}",
+    "1" * 5000,
+]
+WORDS = st.tuples(st.sampled_from(KEYS), st.sampled_from(VALUES) | st.text()).map("=".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(WORDS | st.text(), max_size=3))
+@example(["\x00"])
+@example(["/"])
+@example(["a" * 5000])
+def test_whatever_is_typed_is_a_config_or_one_line(words):
+    try:
+        load(Run, words, PRESETS)
+    except ConfigError as error:
+        assert len(str(error).splitlines()) == 1
 
 
 def test_every_alias_leads_to_a_key():
@@ -141,10 +216,15 @@ def test_scalars_are_read_as_yaml_1_2(text, value):
         "a: [1",
         "!!python/object/apply:os.system ['true']",
         "a: &a [x, x]\n" + "\n".join(f"b{i}: *a" for i in range(60)),
+        "a: &a [*a]",
+        "[" * 1000,
+        "a: !!timestamp tomorrow",
+        "a: \x00",
+        "1" * 5000,
     ],
 )
 def test_yaml_that_hides_something_is_refused(text):
-    with pytest.raises(ConfigError, match=r"^file\.yaml"):
+    with pytest.raises(ConfigError, match=r"^file\.yaml.*; write plain YAML$"):
         load_yaml(text, "file.yaml")
 
 

@@ -1,29 +1,34 @@
-"""Config: sections that are frozen and typed, and how files and `key=value` become them."""
+"""Config: how preset files, `key=value` and Python values become a checked section.
+
+What is typed wins over presets, a later preset over an earlier one, wherever it stands in the line.
+"""
 
 from __future__ import annotations
 
-import difflib
 import os
-import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from visiontrain.core.errors import ConfigError
+from visiontrain.core.explain import closest, explain, no_such_key, short
 from visiontrain.core.keys import ALIASES, MAIN_FIELD, STRATEGY_ALIASES
+from visiontrain.core.section import (
+    Section,
+    aliases,
+    all_keys,
+    annotation_of,
+    kind_of,
+    options,
+    sections,
+)
 from visiontrain.core.yaml_loader import load_yaml
 
 Tree = dict[str, Any]
 MAX_EXTENDS = 8
-
-
-class Section(BaseModel):
-    """A part of the config. Values are checked when made and never change."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
+NULLS = {"", "~", "null", "Null", "NULL"}
 
 S = TypeVar("S", bound=Section)
 
@@ -39,42 +44,47 @@ def wandb_key_set() -> bool:
     return bool(os.environ.get("WANDB_API_KEY"))
 
 
-def load(root: type[S], arguments: Sequence[str], presets: Path) -> S:
+def load(
+    root: type[S], arguments: Sequence[str], presets: Path, uses: Collection[str] | None = None
+) -> S:
     """Make a `root` from the words of a command line.
 
     Args:
         root: the config's class.
-        arguments: PRESET names or files, then `key=value`, `--key=value` or `--key value`.
+        arguments: PRESET names or files, `key=value`, `--key=value` or `--key value`.
         presets: folder in which preset names are looked up.
+        uses: keys and sections that may be typed, all where None; a preset may hold others.
 
     Raises:
         ConfigError: one line: where, what it got, what would do.
     """
-    tree: Tree = {}
-    for word in _joined(arguments):
-        key, equals, text = word.partition("=")
-        if equals:
-            assign(root, tree, key.strip(), _scalar(root, key.strip(), text.strip()))
-        else:
-            tree = merge(tree, read_preset(root, word, presets))
-    return build(root, tree)
+    words = list(_joined(arguments))
+    files = [word for word in words if "=" not in word]
+    layers = [(_shown(file, presets), read_preset(root, file, presets)) for file in files]
+    pairs = (word.partition("=") for word in words if "=" in word)
+    typed = ((key.strip(), _scalar(root, key.strip(), text.strip())) for key, _, text in pairs)
+    return _checked(root, [*layers, ("", _tree(root, typed, uses))])
 
 
-def from_keys(root: type[S], keys: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> S:
+def from_keys(
+    root: type[S],
+    keys: Mapping[str, Any],
+    base: Mapping[str, Any] | None = None,
+    uses: Collection[str] | None = None,
+) -> S:
     """Make a `root` from Python values by the same names, aliases and rules.
 
     Args:
         root: the config's class.
         keys: names, dotted names or aliases, and their values.
         base: what a preset says (`read_preset`); `keys` go on top.
+        uses: as for `load`.
 
     Raises:
         ConfigError: as `load`.
     """
-    tree: Tree = dict(base or {})
-    for key, value in keys.items():
-        assign(root, tree, key, _plain(value))
-    return build(root, tree)
+    given = _tree(root, ((key, _plain(value)) for key, value in keys.items()), uses)
+    return _checked(root, [("preset", base or {}), ("", given)])
 
 
 def build(root: type[S], tree: Mapping[str, Any]) -> S:
@@ -83,11 +93,19 @@ def build(root: type[S], tree: Mapping[str, Any]) -> S:
     Raises:
         ConfigError: as `load`, of the first thing that is wrong.
     """
+    return _checked(root, [("", tree)])
+
+
+def _checked(root: type[S], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> S:
+    """Put (file, tree) layers on top of each other and check the result."""
+    tree: Tree = {}
+    for _, layer in layers:
+        tree = merge(root, tree, layer)
     tree = _with_kinds(root, tree)
     try:
         return root.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(explain(root, tree, error)) from None
+        raise ConfigError(explain(root, layers, tree, error)) from None
 
 
 def _with_kinds(root: type[Section], tree: Mapping[str, Any]) -> Tree:
@@ -95,12 +113,104 @@ def _with_kinds(root: type[Section], tree: Mapping[str, Any]) -> Tree:
     out = dict(tree)
     for name, value in tree.items():
         field = root.model_fields.get(name)
-        if field and len(_sections(field.annotation)) > 1 and isinstance(value, Mapping):
-            out[name] = {**_kind(field.default), **value}
+        if field and len(sections(field.annotation)) > 1 and isinstance(value, Mapping):
+            out[name] = {"kind": kind_of(type(field.default)), **value}
     return out
 
 
-# -- reading ------------------------------------------------------------------------
+def merge(root: type[Section], old: Mapping[str, Any], new: Mapping[str, Any]) -> Tree:
+    """Put `new` over `old`; where it names another kind, that kind's keys of `old` stay."""
+    out = dict(old)
+    for key, value in new.items():
+        before, field = out.get(key), root.model_fields.get(key)
+        if field and isinstance(before, Mapping) and isinstance(value, Mapping):
+            out[key] = {**_kept(sections(field.annotation), before, value), **value}
+        else:
+            out[key] = value
+    return out
+
+
+def _kept(
+    kinds: Sequence[type[Section]], before: Mapping[str, Any], value: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return what of `before` still has a meaning under the kind that `value` names."""
+    chosen = [section for section in kinds if kind_of(section) == value.get("kind")]
+    if len(kinds) == 1 or not chosen or before.get("kind") == value.get("kind"):
+        return before
+    return {key: part for key, part in before.items() if key in chosen[0].model_fields}
+
+
+# -- presets ------------------------------------------------------------------------
+
+
+def read_preset(root: type[Section], name: str, presets: Path, depth: int = 0) -> Tree:
+    """Read a config file, or a preset by name, and what it `extends`.
+
+    Raises:
+        ConfigError: when there is none, or it is not a mapping of known keys.
+    """
+    path = _find_preset(name, presets)
+    if path is None:
+        raise ConfigError(_no_preset(root, name, presets))
+    if depth > MAX_EXTENDS:
+        raise ConfigError(f"{path}: extends more than {MAX_EXTENDS} deep; does it extend itself?")
+    content = load_yaml(_text(path), str(path)) or {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a {type(content).__name__}; write key: value lines")
+    base = content.pop("extends", None)
+    below = read_preset(root, _beside(path, str(base)), presets, depth + 1) if base else {}
+    try:
+        return merge(root, below, _tree(root, ((str(k), v) for k, v in content.items())))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _find_preset(name: str, presets: Path) -> Path | None:
+    if _is_file(Path(name)):
+        return Path(name)
+    known = _known(presets)
+    stems = {path.stem: path for path in known.values()}
+    return known.get(name.removesuffix(".yaml")) or stems.get(name.removesuffix(".yaml"))
+
+
+def _known(presets: Path) -> dict[str, Path]:
+    paths = sorted(presets.glob("*/*.yaml"))
+    return {path.relative_to(presets).with_suffix("").as_posix(): path for path in paths}
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # such as a name of 5,000 characters
+        return False
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {short(str(error))}; give a YAML file in UTF-8") from None
+
+
+def _no_preset(root: type[Section], name: str, presets: Path) -> str:
+    if name in all_keys(root) or name in aliases(root):
+        return f"{name}: no value; write {name}=VALUE"
+    meant = closest(name, [*_known(presets), *all_keys(root)])
+    advice = f"did you mean {meant}?" if meant else f"presets: {', '.join(_known(presets))}"
+    return f"{short(name)}: no such file or preset, and no key=value; {advice}"
+
+
+def _beside(path: Path, base: str) -> str:
+    near = path.parent / base
+    return str(near) if _is_file(near) else base
+
+
+def _shown(name: str, presets: Path) -> str:
+    """Return what to call a preset in an error: the path of a file of the user's own."""
+    return name if _is_file(Path(name)) else str(_find_preset(name, presets))
+
+
+# -- words --------------------------------------------------------------------------
 
 
 def _joined(arguments: Sequence[str]) -> Iterator[str]:
@@ -111,56 +221,28 @@ def _joined(arguments: Sequence[str]) -> Iterator[str]:
         if words and words[0] == "=":
             word, words = word + "".join(words[:2]), words[2:]
         elif word.startswith("--") and "=" not in word:
-            if not words:
+            if not words or words[0].startswith("--"):
                 raise ConfigError(f"{word}: no value; write {word[2:]}=VALUE")
             word = f"{word}={words.pop(0)}"
         yield word.removeprefix("--")
 
 
-def read_preset(root: type[Section], name: str, presets: Path, depth: int = 0) -> Tree:
-    """Read a config file, or a preset by name, and what it `extends`.
-
-    Raises:
-        ConfigError: when there is none, or it is not a mapping of known keys.
-    """
-    path = Path(name)
-    if not path.is_file():
-        found = [presets / name, presets / f"{name}.yaml", *presets.glob(f"*/{name}.yaml")]
-        path = next((p for p in found if p.is_file()), path)
-    if not path.is_file() or depth > MAX_EXTENDS:
-        known = sorted(
-            str(p.relative_to(presets).with_suffix("")) for p in presets.glob("*/*.yaml")
-        )
-        close = difflib.get_close_matches(name, [*known, *all_keys(root)], n=1)
-        hint = f"did you mean {close[0]}?" if close else f"presets: {', '.join(known)}"
-        raise ConfigError(f"{name}: no such file or preset, and no key=value; {hint}")
-    content = load_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a {type(content).__name__}; write key: value lines")
-    base = content.pop("extends", None)
-    tree = read_preset(root, _beside(path, base), presets, depth + 1) if base else {}
-    for key, value in content.items():
-        assign(root, tree, str(key), value)
-    return tree
-
-
-def _beside(path: Path, base: Any) -> str:
-    near = path.parent / str(base)
-    return str(near) if near.is_file() else str(base)
-
-
 def _scalar(root: type[Section], key: str, text: str) -> Any:
-    """Read a value from the command line; where only text fits, it stays text."""
-    annotation = annotation_of(root, ALIASES[key][0] if key in _aliases(root) else key)
-    value = load_yaml(text, key)
-    wants_text = annotation is not None and str in _options(annotation)
-    return text if wants_text and value is not None else value
+    """Read a value from the command line; where text fits, it is taken as it stands."""
+    key = ALIASES[key][0] if key in aliases(root) else key
+    allowed = options(annotation_of(root, key))
+    if sections(annotation_of(root, key)) and not text.startswith("{"):
+        allowed = options(annotation_of(root, _main(key)))
+    if str in allowed:  # never YAML: a glob such as *.jpg would be an alias
+        return None if text in NULLS else text
+    return load_yaml(text, key)
 
 
 def _plain(value: Any) -> Any:
     """Turn Python values that stand for text into text; sections into mappings."""
     if isinstance(value, Section):
-        return value.model_dump(exclude_unset=True) | _kind(value)
+        kind = value.model_dump(include={"kind"})
+        return value.model_dump(exclude_unset=True) | kind
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, tuple):
@@ -168,155 +250,51 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _kind(section: Section) -> Tree:
-    return {"kind": section.kind} if "kind" in type(section).model_fields else {}  # type: ignore[attr-defined]
-
-
 # -- keys ---------------------------------------------------------------------------
 
 
-def assign(root: type[Section], tree: Tree, key: str, value: Any) -> None:
-    """Set a dotted key or alias in `tree`; a scalar given to a section sets its main field.
+def _tree(
+    root: type[Section], pairs: Iterable[tuple[str, Any]], uses: Collection[str] | None = None
+) -> Tree:
+    tree: Tree = {}
+    for key, value in pairs:
+        _assign(root, tree, key, value, uses)
+    return tree
 
-    Raises:
-        ConfigError: when there is no such key.
-    """
-    if key in _aliases(root):
+
+def _assign(
+    root: type[Section], tree: Tree, key: str, value: Any, uses: Collection[str] | None
+) -> None:
+    """Set a dotted key or alias in `tree`; a scalar given to a section sets its main field."""
+    if key in aliases(root):
         key, turn = ALIASES[key]
         value = turn(value)
-    if annotation_of(root, key) is None:
-        raise ConfigError(f"{key}: no such key; {hint(root, key)}")
+    annotation = annotation_of(root, key)
+    if sections(annotation):
+        if isinstance(value, Mapping):
+            for name, part in value.items():
+                _assign(root, tree, f"{key}.{name}", part, uses)
+            return
+        key, section = _main(key), key
+        if annotation_of(root, key) is None:
+            some = next(iter(sections(annotation)[0].model_fields))
+            raise ConfigError(f"{section}: {short(repr(value))}; write {section}.{some}=VALUE")
+    elif annotation is None:
+        raise ConfigError(no_such_key(root, key))
+    if uses is not None and not any(f"{key}.".startswith(f"{used}.") for used in uses):
+        raise ConfigError(f"{key}: {short(repr(value))} would change nothing here; leave it out")
+    if key == "strategy.kind" and isinstance(value, str):
+        value = STRATEGY_ALIASES.get(value, value)
+    _set(tree, key, value)
+
+
+def _set(tree: Tree, key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
-        child = tree.get(parent)
-        tree[parent] = child if isinstance(child, dict) else {}
-        tree = tree[parent]
-    section = bool(_sections(annotation_of(root, key)))
-    if section and isinstance(value, Mapping):
-        old = tree.get(last, {})
-        tree[last] = merge({last: old}, {last: dict(value)})[last]
-    elif section:
-        field = MAIN_FIELD.get(last, "kind")
-        value = STRATEGY_ALIASES.get(value, value) if last == "strategy" else value
-        tree[last] = {**tree.get(last, {}), field: value}
-    else:
-        tree[last] = value
+        tree = tree.setdefault(parent, {})
+    tree[last] = value
 
 
-def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> Tree:
-    """Put `new` over `old`; a section of another kind replaces the old one whole."""
-    out = dict(old)
-    for key, value in new.items():
-        before = out.get(key)
-        both = isinstance(before, Mapping) and isinstance(value, Mapping)
-        alike = both and value.get("kind", before.get("kind")) == before.get(
-            "kind", value.get("kind")
-        )
-        out[key] = merge(before, value) if alike else value
-    return out
-
-
-def _options(annotation: Any) -> list[Any]:
-    """List what an annotation allows, unions and Annotated taken apart."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _options(get_args(annotation)[0])
-    if origin in (Union, types.UnionType):
-        return [option for part in get_args(annotation) for option in _options(part)]
-    return [annotation]
-
-
-def _sections(annotation: Any) -> list[type[Section]]:
-    options = _options(annotation)
-    return [o for o in options if isinstance(o, type) and issubclass(o, Section)]
-
-
-def annotation_of(root: type[Section], key: str) -> Any:
-    """Return the type of a dotted key, None when there is no such key."""
-    first, _, rest = key.partition(".")
-    field = root.model_fields.get(first)
-    if field is None:
-        return None
-    if not rest:
-        return field.annotation
-    found = [annotation_of(section, rest) for section in _sections(field.annotation)]
-    return next((annotation for annotation in found if annotation is not None), None)
-
-
-def all_keys(root: type[Section], prefix: str = "") -> list[str]:
-    """List every dotted key."""
-    keys: dict[str, None] = {}
-    for name, field in root.model_fields.items():
-        sections = _sections(field.annotation)
-        keys[prefix + name] = None
-        for section in sections:
-            keys.update(dict.fromkeys(all_keys(section, f"{prefix}{name}.")))
-    return list(keys)
-
-
-def _aliases(root: type[Section]) -> list[str]:
-    """List the aliases that lead somewhere in `root` and are no keys of it."""
-    return [
-        alias
-        for alias, (key, _) in ALIASES.items()
-        if alias not in root.model_fields and annotation_of(root, key) is not None
-    ]
-
-
-def hint(root: type[Section], key: str) -> str:
-    """Say which key was probably meant."""
-    known = [*_aliases(root), *all_keys(root)]
-    last = key.rsplit(".", 1)[-1]
-    ends = [k for k in known if k.rsplit(".", 1)[-1] == last]
-    close = ends or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else "`visiontrain train --help` lists all keys"
-
-
-# -- errors -------------------------------------------------------------------------
-
-
-def explain(root: type[Section], tree: Mapping[str, Any], error: ValidationError) -> str:
-    """Put the first thing that pydantic found wrong into one line."""
-    first = error.errors(include_url=False)[0]
-    where = _where(tree, first["loc"])
-    got, kind = first.get("input"), first["type"]
-    if kind == "extra_forbidden":
-        return _unknown(root, tree, where)
-    if kind == "missing":
-        return f"{where}: not given; add {where}=VALUE"
-    if kind in {"union_tag_invalid", "literal_error"}:
-        expected = str(first["ctx"].get("expected_tags") or first["ctx"].get("expected"))
-        choices = [choice.strip(" '") for choice in expected.replace(" or ", ",").split(",")]
-        value = got.get("kind") if isinstance(got, Mapping) else got
-        close = difflib.get_close_matches(str(value), choices, n=1)
-        meant = f"did you mean {close[0]}? " if close else ""
-        return f"{where}: {value!r}; {meant}take one of {', '.join(choices)}"
-    return f"{where}: {got!r}; {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-def _unknown(root: type[Section], tree: Mapping[str, Any], where: str) -> str:
-    """Tell a key of another kind from one that does not exist."""
-    parent, _, last = where.rpartition(".")
-    if annotation_of(root, where) is None:
-        return f"{where}: no such key; {hint(root, where)}"
-    kinds = _sections(annotation_of(root, parent))
-    having = [k.model_fields["kind"].default for k in kinds if last in k.model_fields]
-    now = _look(tree, parent)["kind"]
-    return f"{where}: {parent}={now} has no such key; {parent}={' or '.join(having)} has"
-
-
-def _where(tree: Mapping[str, Any], location: Sequence[int | str]) -> str:
-    """Write a location as a dotted key, without the kinds that pydantic puts in between."""
-    parts: list[str] = []
-    for part in location:
-        section = _look(tree, ".".join(parts)) if parts else None
-        is_kind = isinstance(section, Mapping) and section.get("kind") == part
-        if isinstance(part, str) and not is_kind and part not in {"str", "int", "float", "bool"}:
-            parts.append(part)
-    return ".".join(part for part in parts if not part.startswith(("literal[", "list[")))
-
-
-def _look(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, Mapping) else None
-    return tree
+def _main(key: str) -> str:
+    """Return what a scalar given to a section sets."""
+    return f"{key}.{MAIN_FIELD.get(key, 'kind')}"

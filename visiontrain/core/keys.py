@@ -14,19 +14,29 @@ def same(value: Any) -> Any:
     return value
 
 
+def lower(value: Any) -> Any:
+    """Accept any capitals: `AdamW`."""
+    return value.lower() if isinstance(value, str) else value
+
+
+def switch(on: str, off: str) -> Callable[[Any], Any]:
+    """Return what turns true and false into choices, and leaves the rest."""
+    return lambda value: (on if value else off) if isinstance(value, bool) else value
+
+
 ALIASES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "workers": ("data.workers", same),
-    "cache": ("data.cache", lambda v: {True: "ram", False: "none"}.get(v, v)),
+    "cache": ("data.cache", switch("ram", "none")),
     "fraction": ("data.fraction", same),
     "single_cls": ("data.single_cls", same),
     "lr0": ("optim.lr", same),
     "lrf": ("optim.lr_final", same),
-    "optimizer": ("optim.kind", lambda v: v.lower() if isinstance(v, str) else v),
+    "optimizer": ("optim.kind", lower),
     "momentum": ("optim.momentum", same),
     "weight_decay": ("optim.weight_decay", same),
     "warmup_epochs": ("optim.warmup", same),
-    "cos_lr": ("optim.schedule", lambda v: {True: "cosine", False: "linear"}.get(v, v)),
-    "amp": ("precision", lambda v: {True: "auto", False: "fp32"}.get(v, v)),
+    "cos_lr": ("optim.schedule", switch("cosine", "linear")),
+    "amp": ("precision", switch("auto", "fp32")),
     "conf": ("task.conf", same),
     "iou": ("task.iou", same),
     "max_det": ("task.max_det", same),

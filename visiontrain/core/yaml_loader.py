@@ -12,6 +12,7 @@ from visiontrain.core.errors import ConfigError
 
 MAX_ALIASES = 50  # a list of lists of aliases grows without bound in a few hundred bytes
 MAX_CHARACTERS = 10_000_000
+MAX_DEPTH = 50
 
 CORE_SCHEMA = {  # YAML 1.2, section 10.3; first character -> what it may be
     "tag:yaml.org,2002:null": (r"^(?:~|null|Null|NULL|)$", "~nN\0"),
@@ -33,15 +34,25 @@ class Loader(yaml.SafeLoader):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.aliases = 0
+        self.open: list[str | None] = []  # anchors of the nodes around this one
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Count aliases while composing."""
-        if self.check_event(yaml.AliasEvent):
-            self.aliases += 1
-            if self.aliases > MAX_ALIASES:
-                mark = self.peek_event().start_mark
-                raise yaml.YAMLError(f"line {mark.line + 1}: more than {MAX_ALIASES} aliases")
-        return super().compose_node(parent, index)
+        """Refuse what grows without bound, and tags: they make objects."""
+        event = self.peek_event()
+        self.aliases += isinstance(event, yaml.AliasEvent)
+        anchor, tag = getattr(event, "anchor", None), getattr(event, "tag", None)
+        problems = {
+            f"more than {MAX_ALIASES} aliases": self.aliases > MAX_ALIASES,
+            f"nested more than {MAX_DEPTH} deep": len(self.open) > MAX_DEPTH,
+            f"{anchor} contains itself": anchor is not None and anchor in self.open,
+            f"tag {tag}": tag not in {None, "!", "tag:yaml.org,2002:str"},
+        }
+        for problem in (text for text, found in problems.items() if found):
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: {problem}")
+        self.open.append(anchor)
+        node = super().compose_node(parent, index)
+        self.open.pop()
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         """Refuse repeated keys: the first would be lost without a word."""
@@ -68,7 +79,7 @@ def load_yaml(text: str, where: str) -> Any:
         where: what to call it in an error, a path or a key.
 
     Raises:
-        ConfigError: with the line, when it is not YAML, repeats a key or nests aliases.
+        ConfigError: with the line, when it is not YAML, repeats a key, or grows without bound.
     """
     if len(text) > MAX_CHARACTERS:
         raise ConfigError(f"{where}: {len(text)} characters; at most {MAX_CHARACTERS}")
@@ -78,7 +89,8 @@ def load_yaml(text: str, where: str) -> Any:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{where}{line}: {error.problem}; write plain YAML") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}; write plain YAML") from error
+        problem = str(error).splitlines()[0]
+        raise ConfigError(f"{where}: {problem}; write plain YAML") from error
 
 
 def dump_yaml(tree: Any) -> str:
