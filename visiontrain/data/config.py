@@ -43,7 +43,9 @@ class AugmentConfig(Section):
 
     kind: Literal["standard", "none"] = Field("standard", description="standard, or none at all")
     mosaic: float = Field(1.0, ge=0, le=1, description="share of samples made of four images")
-    close_mosaic: int = Field(10, ge=0, description="epochs at the end without mosaic")
+    close_mosaic: int = Field(
+        10, ge=0, description="epochs at the end without mosaic, at most half"
+    )
     hsv_h: float = Field(0.015, ge=0, le=0.5, description="hue jitter, share of the circle")
     hsv_s: float = Field(0.7, ge=0, le=1, description="saturation jitter, relative")
     hsv_v: float = Field(0.4, ge=0, le=1, description="brightness jitter, relative")
