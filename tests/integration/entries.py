@@ -1,0 +1,42 @@
+"""What started processes run in test_launch: functions, because a name has to find them."""
+
+import os
+import signal
+import time
+
+import torch
+import torch.distributed as dist
+
+from visiontrain.core.errors import DataError
+
+
+def agree(run_json, place):
+    """Check the group, then return the code that the caller wants."""
+    ones = torch.ones(1)
+    dist.all_reduce(ones)
+    assert ones.item() == place.world == dist.get_world_size()
+    assert place.shard == (place.rank, place.world)
+    assert place.is_main == (place.rank == 0)
+    assert torch.get_num_threads() == 1
+    return int(run_json)
+
+
+def crash(run_json, place):
+    """Fail on the last rank while the others wait for it."""
+    if place.rank == place.world - 1:
+        if run_json == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise {"user": DataError, "bug": KeyError}[run_json]("data: empty; give some")
+    dist.barrier()
+    return 0
+
+
+def wait(run_json, place):
+    """Stop like a trainer: note the signal, return the code that says `saved`."""
+    received = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, lambda number, _: received.append(number))
+    print(f"ready {os.getpid()}", flush=True)
+    while not received:
+        time.sleep(0.05)
+    return 130 if received[0] == signal.SIGINT else 75
