@@ -49,6 +49,7 @@ from visiontrain.report.results import (
     Scored,
     draw,
     peak_rss_mb,
+    score_lines,
     write_results,
 )
 from visiontrain.strategies import launch
@@ -207,7 +208,7 @@ def build(run: Run, place: Place) -> Trainer:
         learner=learner,
         steps=step_source(run, training, strategy),
         evaluate=lambda: score_table(run, learner, validation),
-        finish=lambda outcome: finish(run, outcome, strategy, validation, training),
+        finish=lambda outcome: finish(run, outcome, learner, validation, progress, training),
         saver=build_saver(run, spec, learner, len(training)),
         loggers=build_loggers(run.log) if place.is_main else [],
         progress=progress,
@@ -329,11 +330,12 @@ def score(run: Run, place: Place) -> int:
     check_names(weights, table)
     strategy = build_strategy(run.strategy, place, run.precision)
     schedule = Schedule(run.optim, 1, len(table), run.batch)
-    learner = build_learner(
-        run.model_copy(update={"ema": False}), table.names, schedule, strategy, Silent()
-    )
+    progress = build_progress(run.log) if place.is_main else Silent()
+    plain = run.model_copy(update={"ema": False})
+    learner = build_learner(plain, table.names, schedule, strategy, Silent())
     evaluation = score_table(run, learner, table)
-    finish(run, Outcome(evaluation.metrics, 0, evaluation.rows), strategy, table)
+    outcome = Outcome(evaluation.metrics, 0, evaluation.rows)
+    finish(run, outcome, learner, table, progress)
     return 0
 
 
@@ -355,21 +357,31 @@ def check_names(weights: Weights, table: Table) -> None:
 
 
 def finish(
-    run: Run, outcome: Outcome, strategy: Strategy, table: Table, training: Table | None = None
+    run: Run,
+    outcome: Outcome,
+    learner: Learner,
+    table: Table,
+    progress: Progress,
+    training: Table | None = None,
 ) -> Mapping[str, Path]:
-    """Write metrics.json and draw the report, on the main process; return the pictures.
+    """Write metrics.json, show the scores, draw the report; return the pictures.
 
-    Collective: the memory of all processes is asked for.
+    Collective: the memory of all processes is asked for. The main process does the rest.
     """
+    strategy = learner.strategy
     peaks = strategy.gather(torch.tensor([[peak_rss_mb()]], dtype=torch.float64))
     if not strategy.place.is_main:
         return {}
-    place = strategy.place
-    scored = Scored(run, folder_of(run), table, outcome, place.world, float(peaks.max()))
+    world = strategy.place.world
+    scored = Scored(run, folder_of(run), table, outcome, world, float(peaks.max()))
     write_results(scored, __version__)
-    if not run.log.plots:
-        return {}
-    return draw(scored, training, lambda: first_batches(run, training) if training else [])
+    for line in score_lines(scored):
+        progress.message(line)
+    pictures: Mapping[str, Path] = {}
+    if run.log.plots:
+        pictures = draw(scored, training, lambda: first_batches(run, training) if training else [])
+    progress.message(f"results: {scored.folder.path}")
+    return pictures
 
 
 def first_batches(run: Run, table: Table) -> list[Batch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import platform
 import resource
 import sys
@@ -21,6 +22,16 @@ from visiontrain.engine.run_folder import RunFolder
 from visiontrain.recipe import Run
 from visiontrain.report.detections import write_json
 
+SCORES = ("precision", "recall", "map50", "map")
+COLUMNS = {
+    "images": "images",
+    "boxes": "boxes",
+    "precision": "P",
+    "recall": "R",
+    "map50": "mAP50",
+    "map": "mAP50-95",
+}
+MOST_CLASSES = 20  # in the table at the end
 TRAIN_BATCHES = 3  # drawn as the model sees them
 _warn = logging.getLogger(__name__).warning
 
@@ -74,6 +85,36 @@ def summary(scored: Scored, version: str) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def score_lines(scored: Scored) -> list[str]:
+    """Write the scores as an aligned table: all classes together, then each that has boxes."""
+    metrics, table = scored.outcome.metrics, scored.table
+    classes = {n: c for n, c in metrics.get("per_class", {}).items() if c["boxes"]}
+    every = {
+        **{key: metrics.get(key) for key in SCORES},
+        "images": len(table),
+        "boxes": sum(row["boxes"] for row in classes.values()),
+    }
+    shown = list(classes.items())[:MOST_CLASSES]
+    rows = [("all", every), *(shown if len(classes) > 1 else [])]
+    width = max(len("class"), *(len(name) for name, _ in rows))
+    head = f"{'class':<{width}}" + "".join(f" {title:>9}" for title in COLUMNS.values())
+    lines = [head, *(f"{name:<{width}}" + _cells(row) for name, row in rows)]
+    left = len(classes) - len(shown)
+    return [*lines, *([f"... {left} more classes: metrics.json"] if left else [])]
+
+
+def _cells(row: Mapping[str, Any]) -> str:
+    values = (row.get(key) for key in COLUMNS)
+    texts = (_cell(value) for value in values)
+    return "".join(f" {text:>9}" for text in texts)
+
+
+def _cell(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def coco_results(table: Table, rows: Tensor) -> list[dict[str, Any]]:
