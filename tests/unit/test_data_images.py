@@ -132,6 +132,19 @@ def test_a_bomb_is_refused_from_its_header(monkeypatch):
         decode(bomb, "x", 64_000_000)
 
 
+def test_a_chunk_that_claims_gigabytes_is_refused_unread(monkeypatch):
+    def never(*_):
+        raise AssertionError("decoded: OpenCV allocates what the chunk claims")
+
+    data = bytearray(encoded(Image.fromarray(COLOUR), "PNG"))
+    place = data.index(b"IDAT") - 4
+    data[place : place + 4] = (3 * 10**9).to_bytes(4, "big")
+    monkeypatch.setattr(cv2, "imdecode", never)
+    with pytest.raises(ImageError) as caught:
+        decode(bytes(data), "x", LIMIT)
+    assert caught.value.kind == "truncated-image"
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
 @settings(max_examples=60, deadline=None)
 @given(place=st.floats(0, 1), new=st.binary(min_size=1, max_size=8), cut=st.floats(0, 1))

@@ -27,6 +27,10 @@ class ImageError(DataError):
         self.reason = reason
 
 
+class EndsEarlyError(ValueError):
+    """A chunk reaches past the end of the file, or the last one is missing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """What an image file says of itself."""
@@ -60,6 +64,8 @@ def read_header(file: BinaryIO, where: str, max_pixels: int) -> Header:
         raise ImageError(where, "unknown-format", reason)
     try:
         header = parse(file)
+    except EndsEarlyError as error:
+        raise ImageError(where, "truncated-image", "the file ends before its picture") from error
     except (struct.error, LookupError, ValueError) as error:
         reason = f"the image header is damaged or cut off ({error!r})"
         raise ImageError(where, "corrupt-image", reason) from error
@@ -103,19 +109,23 @@ def _jpeg(file: BinaryIO) -> Header:
 
 
 def _png(file: BinaryIO) -> Header:
+    """Walk all chunks: OpenCV would allocate whatever length a damaged one claims."""
+    size = file.seek(0, io.SEEK_END)
     file.seek(8)
     _, name, width, height = _unpack(">I4sII", file)
     if name != b"IHDR":
         raise ValueError("no IHDR")
     file.seek(33)
     orientation = 1
-    while len(chunk := file.read(8)) == 8:
+    while name != b"IEND":
+        chunk = file.read(8).ljust(8, b"\xff")  # at the end of the file: one that is too long
         length, name = struct.unpack(">I4s", chunk)
+        after = file.tell() + length + 4
+        if after > size:
+            raise EndsEarlyError
         if name == b"eXIf":
             orientation = _exif(file.read(length))
-        if name in (b"eXIf", b"IDAT"):  # a later eXIf is not looked for
-            break
-        file.seek(length + 4, io.SEEK_CUR)
+        file.seek(after)
     return Header("png", width, height, orientation)
 
 

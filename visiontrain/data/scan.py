@@ -18,12 +18,12 @@ from visiontrain.data.header import ImageError, read_header
 from visiontrain.data.images import FileImages, Paths, decode, is_decodable
 from visiontrain.data.table import Defect
 
-VERSION = 1  # of what is checked; a change makes remembered scans void
+VERSION = 2  # of what is checked; a change makes remembered scans void
 REMEMBERED = 1000  # images from which a scan is worth a file in the cache
 SMALLEST = 10  # shortest side of a usable image, pixels
 THREADS = 8  # they wait for storage, not for the processor
 TAIL = 64  # bytes at the end of a file in which its end marker is looked for
-ENDS = {"jpeg": b"\xff\xd9", "png": b"IEND"}
+END = b"\xff\xd9"  # JPEG's end of image
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Found:
 def scan(paths: Paths, max_pixels: int, cache: Path) -> Scan:
     """Look at every file's header and end; results for many files are kept in `cache`.
 
-    A file whose end marker is missing is decoded, to tell a truncated picture from a complete
+    A JPEG whose end marker is missing is decoded, to tell a truncated picture from a complete
     one. A kept result is used while no file's path, size or time of change differs.
     """
     kept = cache / f"{fingerprint(paths, max_pixels, VERSION)}.scan"
@@ -101,21 +101,21 @@ def _look(path: str, max_pixels: int) -> Found:
         head = read_header(file, path, max_pixels)
         file.seek(0, io.SEEK_END)
         file.seek(max(0, file.tell() - TAIL))
-        complete = ENDS.get(head.format, b"") in file.read()
+        complete = head.format != "jpeg" or END in file.read()
         if min(head.size) < SMALLEST:
             reason = f"{head.size[0]} x {head.size[1]}; a side is shorter than {SMALLEST} pixels"
             raise ImageError(path, "tiny-image", reason)
         defect = None
         if not complete:
             file.seek(0)
-            defect = _judge_end(file.read(), path, head.format, max_pixels)
+            defect = _judge_end(file.read(), path, max_pixels)
     return Found(head.size, defect)
 
 
-def _judge_end(data: bytes, path: str, kind: str, max_pixels: int) -> Defect | None:
-    """Decode a file without an end marker in its last bytes; raise when it is truncated."""
+def _judge_end(data: bytes, path: str, max_pixels: int) -> Defect | None:
+    """Decode a JPEG without an end marker in its last bytes; raise when it is truncated."""
     decode(data, path, max_pixels)
-    if kind == "jpeg" and not is_decodable(data):
+    if not is_decodable(data):
         return Defect(path, None, "missing-end", "a JPEG without its end marker; it is used")
     return None  # something else follows the picture, as some phones write
 
