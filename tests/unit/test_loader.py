@@ -130,6 +130,7 @@ def test_collate_pads_targets_and_puts_channels_first():
     ]
     batch = collate(samples, 8)
     assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)  # no copy on the way
     assert batch.targets.shape == (3, 3, 6)
     for k, sample in enumerate(samples):
         assert np.array_equal(batch.images[k].numpy(), sample.image.transpose(2, 0, 1))

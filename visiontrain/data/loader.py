@@ -173,12 +173,9 @@ def _stack(samples: Sequence[Sample], *, valid: float) -> Batch:
     targets[..., 0] = -1
     for row, sample in zip(targets, samples, strict=True):
         row[: len(sample.targets)] = torch.from_numpy(sample.targets)
-    height, width = samples[0].image.shape[:2]
-    images = np.empty((len(samples), 3, height, width), np.uint8)
-    for planes, sample in zip(images, samples, strict=True):
-        cv2.split(sample.image, list(planes))  # 13 times as fast as numpy's transpose
     return Batch(
-        images=torch.from_numpy(images),
+        # A view: channels stay last in memory, where `Batch.to` wants them.
+        images=torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2),
         targets=targets,
         ids=torch.tensor([sample.id for sample in samples]),
         frame=torch.from_numpy(np.stack([sample.frame for sample in samples])),
