@@ -7,7 +7,7 @@ from small import config, prepared
 
 from visiontrain import app
 from visiontrain.core.types import Place
-from visiontrain.engine.learner import Learner
+from visiontrain.engine.learner import Learner, start_average
 
 IMAGES = 10  # in batches of 4: three, the last one of 2
 PAIRS = 500  # of anchor and class, the best of each image
@@ -31,10 +31,12 @@ def scored(run):
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     place = Place(torch.device("cpu"), rank, world, (rank, world), is_main=rank == 0)
     trainer = app.build(run, place)
-    stir(trainer.learner.model)
-    for name, buffer in trainer.learner.model.named_buffers():
+    learner = trainer.learner
+    stir(learner.model)
+    learner.ema = start_average(learner.model, torch.float32)
+    for name, average in learner.ema.items():
         if name.endswith("running_mean"):
-            buffer.add_(0.01 * rank)  # what every rank's own share of the data leaves there
+            average.add_(0.01 * rank)  # what every rank's own share of the data leaves there
     evaluation = trainer.parts.evaluate()
     rows = sorted(map(tuple, evaluation.rows.tolist()))
     return json.dumps(evaluation.metrics), rows
@@ -42,9 +44,9 @@ def scored(run):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_scores_are_equal_to_the_bit_for_any_world_size(ranks, tmp_path, world):
-    one = scored(app.prepare(config(tmp_path / "one", ema=False, **KEYS)))
+    one = scored(app.prepare(config(tmp_path / "one", **KEYS)))
     mode = {"kind": "ddp", "processes": world}
-    run = app.prepare(config(tmp_path / "many", ema=False, strategy=mode, **KEYS))
+    run = app.prepare(config(tmp_path / "many", strategy=mode, **KEYS))
     results = ranks(world).run(scored, run)
     assert all(result == one for result in results)
     assert len(one[1]) == IMAGES * PAIRS
