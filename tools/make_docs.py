@@ -143,7 +143,8 @@ def overview() -> str:
         "",
         "visiontrain VERB --help lists a verb's keys; visiontrain --version the version.",
         "Exit codes: 0 complete; 2 usage or config; 3 data; 4 out of memory; 5 diverged;",
-        "75 saved after SIGTERM or SIGUSR1, requeue; 130 saved after Ctrl-C; else failed.",
+        "74 disk full; 75 saved after SIGTERM or SIGUSR1, requeue; 130 saved after Ctrl-C;",
+        "128 + signal not saved; 1 failed otherwise.",
     ]
     return "\n".join(lines) + "\n"
 

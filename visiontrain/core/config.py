@@ -282,7 +282,9 @@ def _assign(
     elif annotation is None:
         raise ConfigError(no_such_key(root, key))
     if uses is not None and not any(f"{key}.".startswith(f"{used}.") for used in uses):
-        raise ConfigError(f"{key}: {short(repr(value))} would change nothing here; leave it out")
+        raise ConfigError(
+            f"{key}: {short(repr(value))}; it would change nothing here, leave it out"
+        )
     if key == "strategy.kind" and isinstance(value, str):
         value = STRATEGY_ALIASES.get(value, value)
     _set(tree, key, value)
