@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -116,7 +117,9 @@ class Pipeline(Strategy):
         return self.divide(learner, self.total(self._parts or [self._nothing(learner)]))
 
     def _ready(self, batch: Batch) -> Batch:
-        return batch.to(self.place.device, self.precision.images)
+        """Move a batch; channels first, as stages must send them and their neighbours expect."""
+        batch = batch.to(self.place.device, self.precision.images)
+        return replace(batch, images=batch.images.contiguous())
 
     def _schedule(self, key: tuple[int, ...]) -> Any:
         """Return the schedule for (micro-batches, *shape of one); a wrong shape aborts."""
@@ -164,8 +167,9 @@ class Pipeline(Strategy):
         """Pass the batch from stage to stage; only the last returns outputs."""
         del model  # the stage holds this rank's part of it
         rank, last = self.place.rank, self.place.world - 1
-        images = torch.empty_like(batch.images, device="meta")
-        values: tuple[Tensor, ...] = (batch.images,)
+        pixels = batch.images.contiguous()
+        images = torch.empty_like(pixels, device="meta")
+        values: tuple[Tensor, ...] = (pixels,)
         if rank > 0:
             shapes = live_values(self._meta, images, self._bounds[0])
             values = tuple(torch.empty_like(s, device=self.place.device) for s in shapes)
