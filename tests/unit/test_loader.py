@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -67,6 +69,7 @@ def test_a_used_data_set_survives_pickling_unchanged():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells who sent a signal")
 def test_a_signal_to_every_process_leaves_the_loaders_at_work(number):
     """A scheduler signals them all; the training process still has a step to finish."""
     plan = Plan(batch=1, epochs=8, seed=5, workers=2)
@@ -74,11 +77,24 @@ def test_a_signal_to_every_process_leaves_the_loaders_at_work(number):
     first = [next(steps) for _ in range(4)]  # both have started
     loaders = multiprocessing.active_children()
     assert len(loaders) == 2
-    for loader in loaders:
-        os.kill(loader.pid, number)
+    # By another process, as a scheduler is.
+    subprocess.run(["kill", f"-{int(number)}", *(str(p.pid) for p in loaders)], check=True)
     rest = contents([*first, *steps])
     whole = train_steps(train_set(epochs=8), Plan(batch=1, epochs=8, seed=5), 0)
     assert rest == contents(whole)
+
+
+def test_the_training_process_itself_ends_a_loader_at_once():
+    """As Python does at exit: a loader that stayed would keep the program from ending."""
+    steps = train_steps(train_set(epochs=50), Plan(batch=1, epochs=50, seed=5, workers=2), 0)
+    next(steps), next(steps)
+    loaders = multiprocessing.active_children()
+    for loader in loaders:
+        loader.terminate()
+    for loader in loaders:
+        loader.join(20)
+    assert [loader.exitcode for loader in loaders] == [0, 0]
+    steps.close()
 
 
 def test_a_run_that_stops_early_leaves_no_loader_behind():

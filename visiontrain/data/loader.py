@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Literal
 
 import cv2
@@ -21,8 +22,6 @@ from visiontrain.data.dataset import EvalSet, TrainSet
 from visiontrain.data.sampler import Plan, StepKeys, step_keys, steps_per_epoch
 
 __all__ = ["Plan", "Step", "eval_batches", "resolve_workers", "steps_per_epoch", "train_steps"]
-
-GRACE_S = 30  # between SIGTERM and a loader's end; Slurm's default before it kills
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +149,16 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_later)
+    if sys.platform == "linux":  # elsewhere nothing tells who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, daemon=True).start()
 
 
-def _end_later(number: int, frame: FrameType | None) -> None:
-    """Live on for a while, not for ever: the training process, too, ends a loader this way."""
-    del number, frame
-    signal.alarm(GRACE_S)
+def _obey_parent() -> None:
+    """End on SIGTERM from the training process; one from elsewhere is for that to answer."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def collate(samples: Sequence[Sample], side: int) -> Batch:
