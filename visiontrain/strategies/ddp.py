@@ -1,5 +1,6 @@
 """Data parallel: every rank holds the model and reads its share of each batch."""
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,6 +22,8 @@ class DDP(Strategy):
 
     def setup(self, model: VisionModel) -> None:
         super().setup(model)
+        # With channels last, depthwise gradients have another stride in their dimension of one.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         device = self.place.device
         # Buffers are made equal before evaluating and saving; torch renamed the key in 2.13.
         version = tuple(int(part) for part in torch.__version__.split(".")[:2])
