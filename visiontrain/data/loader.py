@@ -58,7 +58,7 @@ def resolve_workers(workers: int | Literal["auto"], processes: int) -> int:
     """Turn `auto` into loader processes per rank: a core each beside the one that trains, to 8.
 
     On one or two cores, which training fills, the training process loads: handing a step over
-    costs more than it saves there (16 mosaics of 160 px: 15 ms of CPU here, 4 + 23 ms with a
+    costs more than it saves there (16 mosaics of 160 px: 11 ms of CPU here, 2 + 17 ms with a
     loader; two shared cores of an AMD EPYC, torch 2.14.1, n = 12 steps).
     """
     if workers != "auto":
