@@ -105,7 +105,24 @@ def test_a_flipped_bit_costs_some_steps_and_no_accuracy(tmp_path, whole):
     assert "step-000004" in watch.lines[0]
     assert "sha256" in watch.lines[0]
     assert watch.lines[1].endswith("step-000003")
+    assert max(path.name for path in file.parents[1].glob("step-*")) == "step-000006"
     assert digests(out) == digests(whole)
+
+
+def test_a_smaller_keep_makes_room_before_anything_is_written(tmp_path, monkeypatch):
+    """What the message of a full disk advises."""
+    stopped(tmp_path, signal.SIGTERM, 4)
+    _, fitter = prepared(tmp_path, resume=True, **EVERY_STEP | {"save.keep": 1})
+    left = []
+    save = CheckpointStore.save
+
+    def look(store, snapshot):
+        left.append(sorted(path.name for path in store.folder.glob("step-*")))
+        return save(store, snapshot)
+
+    monkeypatch.setattr(CheckpointStore, "save", look)
+    fitter.fit()
+    assert left[0] == ["step-000004"]
 
 
 def test_a_complete_run_only_writes_its_results_again(tmp_path):

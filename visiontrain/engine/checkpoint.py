@@ -80,7 +80,7 @@ class CheckpointStore:
                 shutil.rmtree(draft, ignore_errors=True)  # half a checkpoint only takes space
                 raise
             replace_file(self.folder / POINTER, f"{final.name}\n".encode())
-            self._prune(snapshot.step)
+            self.prune(snapshot.step)
         return final
 
     def newest(self) -> Found | None:
@@ -130,8 +130,8 @@ class CheckpointStore:
         sync_folder(self.folder)
         shutil.rmtree(old, ignore_errors=True)
 
-    def _prune(self, step: int) -> None:
-        """Keep the newest ones up to `step`; later ones belong to a future that was left."""
+    def prune(self, step: int) -> None:
+        """Keep the newest of those up to `step`; later ones belong to a future that was left."""
         kept = 0
         for path in list(self._candidates()):
             match = NAME.fullmatch(path.name)

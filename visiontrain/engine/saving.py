@@ -94,10 +94,15 @@ class Saver:
         return found
 
     def restore(self, found: Found) -> None:
-        """Load the tensors of a checkpoint. Collective."""
+        """Load the tensors of a checkpoint; give back the room of those no longer kept. Collective.
+
+        So that a run which a full disk ended can go on with a smaller `save.keep`.
+        """
         tensors = found.snapshot.tensors
         self.learner.load(tensors)
         self.strategy.scatter(tensors["strategy"], self.strategy.precision.tensors())
+        if self.strategy.place.is_main:
+            self.store.prune(found.snapshot.step)
 
     def _write(self, write: Callable[[], object]) -> None:
         """Write on the main process; every rank learns whether it worked."""
