@@ -98,14 +98,15 @@ def test_a_signal_before_there_is_anything_to_save(start):
     assert out.endswith("code 143\n") or process.returncode == -signal.SIGTERM
 
 
-def test_workers_end_with_their_parent(start):
-    process = start("wait")
+def test_workers_end_with_their_parent_and_leave_nothing(start, tmp_path):
+    process = start("wait", TMPDIR=str(tmp_path))
     workers = ready(process)
     process.kill()
     deadline = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    assert list(tmp_path.glob("visiontrain-*")) == []
 
 
 def test_torchrun_is_joined(start):

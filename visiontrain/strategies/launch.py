@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -141,7 +142,7 @@ def child(job: dict[str, Any]) -> None:
     """
     rank, folder = int(os.environ["RANK"]), Path(job["folder"])
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
-    threading.Thread(target=_follow, args=(job["parent"],), daemon=True).start()
+    threading.Thread(target=_follow, args=(job["parent"], folder), daemon=True).start()
     if (folder / "signal").exists():
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the entry knows how to save
@@ -162,10 +163,11 @@ def child(job: dict[str, Any]) -> None:
     os._exit(0 if "code" in report else 1)  # a broken process group can hang in its destructor
 
 
-def _follow(parent: int) -> None:
+def _follow(parent: int, folder: Path) -> None:
     """End this process when its parent is gone, however it went: nobody would stop it."""
     while os.getppid() == parent:
         time.sleep(1.0)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(137)
 
 
