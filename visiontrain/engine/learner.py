@@ -82,9 +82,7 @@ class Learner:
         ema = [local(tensor) for tensor in self.ema.values()]
         now = [local(live[name]).to(e.dtype) for name, e in zip(self.ema, ema, strict=True)]
         share = (1 - self.schedule.ema_decay(self.samples)) * (1 - self.failed)
-        gap = torch._foreach_sub(now, ema)
-        torch._foreach_mul_(gap, share.to(ema[0].dtype))
-        torch._foreach_add_(ema, gap)
+        torch._foreach_lerp_(ema, now, [share.to(e.dtype) for e in ema])
 
     @staticmethod
     def averaged(model: nn.Module) -> dict[str, Tensor]:
