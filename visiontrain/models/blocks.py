@@ -144,8 +144,13 @@ def box_branch(inputs: int, width: int, *, norm: Norm) -> nn.Sequential:
     return nn.Sequential(*body, last, nn.Softplus())
 
 
-def class_branch(inputs: int, width: int, last: nn.Conv2d, *, norm: Norm) -> nn.Sequential:
-    """Return what predicts class logits at one level, ending in the convolution `last`."""
+def class_branch(inputs: int, width: int, classes: int, *, norm: Norm) -> nn.Sequential:
+    """Return what predicts class logits at one level, starting at probability 0.01 each.
+
+    The start is RetinaNet's prior (Lin et al. 2017): background does not drown the first steps.
+    """
+    last = nn.Conv2d(width, classes, 1)
+    nn.init.constant_(_bias(last), math.log(0.01 / 0.99))
     return nn.Sequential(
         Conv(inputs, inputs, 3, norm=norm, groups=inputs),
         Conv(inputs, width, 1, norm=norm),
@@ -153,37 +158,6 @@ def class_branch(inputs: int, width: int, last: nn.Conv2d, *, norm: Norm) -> nn.
         Conv(width, width, 1, norm=norm),
         last,
     )
-
-
-def start_at(probability: float, width: int, classes: int) -> nn.Conv2d:
-    """Return a last convolution whose classes start at `probability` (RetinaNet's prior)."""
-    last = nn.Conv2d(width, classes, 1)
-    nn.init.constant_(_bias(last), math.log(probability / (1 - probability)))
-    return last
-
-
-def start_silent(width: int, classes: int) -> nn.Conv2d:
-    """Return a last convolution that starts by adding nothing to what it corrects."""
-    last = nn.Conv2d(width, classes, 1)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(_bias(last))
-    return last
-
-
-class Correction(nn.Module):
-    """What turns one-to-many class logits into one-to-one at one level."""
-
-    def __init__(self, inputs: int, rivals: int, width: int, classes: int, *, norm: Norm) -> None:
-        super().__init__()
-        last = start_silent(width, classes)
-        self.branch = class_branch(inputs + classes + rivals, width, last, norm=norm)
-        self.yielding = nn.Conv2d(rivals, 1, 1, bias=False)
-        nn.init.ones_(self.yielding.weight)
-
-    def forward(self, features: Tensor, logits: Tensor, margins: Tensor) -> Tensor:
-        """Return what to add to `logits` (B, C, H, W), given `margins` (B, rivals, H, W)."""
-        seen = torch.cat([features.detach(), logits.detach(), margins], 1)
-        return self.branch(seen) + self.yielding(margins)
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:

@@ -16,14 +16,18 @@ EPSILON = 1e-9
 
 def area(boxes: Tensor) -> Tensor:
     """Return the areas (...,) of boxes (..., 4); zero where a side is negative."""
-    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+    left, top, right, bottom = boxes.unbind(-1)
+    return (right - left).clamp(min=0) * (bottom - top).clamp(min=0)
 
 
 def iou(first: Tensor, second: Tensor) -> Tensor:
     """Return intersection over union of boxes (..., 4) that broadcast against each other."""
-    upper = torch.minimum(first[..., 2:], second[..., 2:])
-    lower = torch.maximum(first[..., :2], second[..., :2])
-    inside = (upper - lower).clamp(min=0).prod(-1)
+    # Side by side: reductions over a last dimension of 2 are several times slower.
+    left, top, right, bottom = first.unbind(-1)
+    other_left, other_top, other_right, other_bottom = second.unbind(-1)
+    width = torch.minimum(right, other_right) - torch.maximum(left, other_left)
+    height = torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)
+    inside = width.clamp(min=0) * height.clamp(min=0)
     return inside / (area(first) + area(second) - inside + EPSILON)
 
 
