@@ -41,7 +41,7 @@ from visiontrain.engine.trainer import FitSettings, Parts, StepSource, Trainer
 from visiontrain.engine.weights import Weights, WeightsMeta, load_weights, start_from
 from visiontrain.loggers.console import Silent
 from visiontrain.loggers.registry import build_loggers, build_progress
-from visiontrain.metrics.detection import DetectionEvaluator
+from visiontrain.metrics.registry import EVALUATORS
 from visiontrain.models.registry import build_model
 from visiontrain.recipe import Run, check_fixed
 from visiontrain.report.results import (
@@ -110,8 +110,10 @@ def prepare(run: Run) -> Run:
         check_fixed(base, build_config(Run, merged).model_dump())
     else:
         merged = merge(Run, open_dataset(run.data).defaults, given)
-        folder = folder or claim(run.out, Path(run.project) / run.task.kind, run.name)
-    return _settle(merged, folder)
+        parent = Path(run.project) / run.task.kind
+        folder = folder or claim(run.out, parent, run.name, resumable=True)
+    # A file that a validation left may say otherwise; training scores this one.
+    return _settle(merged | {"split": "val"}, folder)
 
 
 def prepare_validation(run: Run) -> Run:
@@ -199,7 +201,7 @@ def build(run: Run, place: Place) -> Trainer:
         VisiontrainError: when the data, the model or the mode cannot be used.
     """
     spec = open_dataset(run.data)
-    training, validation = spec.table("train"), spec.table("val")
+    training, validation = spec.table("train"), EvalSet(spec.table("val"), run.imgsz)
     strategy = build_strategy(run.strategy, place, run.precision)
     progress = build_progress(run.log) if place.is_main else Silent()
     schedule = Schedule(run.optim, run.epochs, len(training), run.batch)
@@ -207,8 +209,8 @@ def build(run: Run, place: Place) -> Trainer:
     parts = Parts(
         learner=learner,
         steps=step_source(run, training, strategy),
-        evaluate=lambda: score_table(run, learner, validation),
-        finish=lambda outcome: finish(run, outcome, learner, validation, progress, training),
+        evaluate=lambda: score_set(run, learner, validation),
+        finish=lambda outcome: finish(run, outcome, learner, validation.table, progress, training),
         saver=build_saver(run, spec, learner, len(training)),
         loggers=build_loggers(run.log) if place.is_main else [],
         progress=progress,
@@ -278,12 +280,12 @@ def step_source(run: Run, table: Table, strategy: Strategy) -> StepSource:
     return steps
 
 
-def score_table(run: Run, learner: Learner, table: Table) -> Evaluation:
-    """Score the learner on a table. Collective."""
+def score_set(run: Run, learner: Learner, data: EvalSet) -> Evaluation:
+    """Score the learner on a data set. Collective."""
     place = learner.strategy.place
     workers = resolve_workers(run.data.workers, place.world)
-    batches = eval_batches(EvalSet(table, run.imgsz), run.batch, place.shard, workers)
-    return evaluate(learner, batches, DetectionEvaluator(table))
+    batches = eval_batches(data, run.batch, place.shard, workers)
+    return evaluate(learner, batches, EVALUATORS[run.task.kind](data.table))
 
 
 def build_saver(run: Run, spec: DataSpec, learner: Learner, images: int) -> Saver:
@@ -333,7 +335,7 @@ def score(run: Run, place: Place) -> int:
     progress = build_progress(run.log) if place.is_main else Silent()
     plain = run.model_copy(update={"ema": False})
     learner = build_learner(plain, table.names, schedule, strategy, Silent())
-    evaluation = score_table(run, learner, table)
+    evaluation = score_set(run, learner, EvalSet(table, run.imgsz))
     outcome = Outcome(evaluation.metrics, 0, evaluation.rows)
     finish(run, outcome, learner, table, progress)
     return 0

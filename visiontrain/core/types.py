@@ -42,7 +42,7 @@ class Batch:
         """Move to `device`; images become `dtype` in [0, 1], targets and frame `dtype`.
 
         Images come out with channels last in memory: convolutions then run so, which is 5 to 50 %
-        faster on a CPU, most with small batches (DECISIONS.md, 6).
+        faster on a CPU, most with small batches (DECISIONS.md, 7).
         """
         images = self.images.to(device, non_blocking=True)
         if images.dtype == torch.uint8:

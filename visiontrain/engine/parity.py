@@ -134,7 +134,7 @@ class Parity:
     run: Mapping[str, Any]
     mode: StrategyConfig
     entry: launch.Entry
-    steps: int = 8
+    steps: int = 20
     seeds: int = 5
 
     def measure(self) -> Report:

@@ -58,8 +58,10 @@ class RunFolder:
             replace_file(self.metrics, to_json(metrics))
 
 
-def claim(out: str | None, parent: Path, name: str) -> RunFolder:
+def claim(out: str | None, parent: Path, name: str, *, resumable: bool = False) -> RunFolder:
     """Create the folder of a new run: `out`, or `parent/name`, numbered when taken.
+
+    `resumable` only says what to advise where `out` is taken.
 
     Raises:
         ConfigError: when `out` exists and holds something.
@@ -68,9 +70,8 @@ def claim(out: str | None, parent: Path, name: str) -> RunFolder:
     if out is not None:
         folder = Path(out)
         if folder.is_dir() and not _is_empty(folder):
-            raise ConfigError(
-                f"out: {out} is not empty; add resume=true to go on with its run, or name another"
-            )
+            advice = "add resume=true to go on with its run, or " if resumable else ""
+            raise ConfigError(f"out: {out} is not empty; {advice}name another folder")
         with storing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return RunFolder(folder)
