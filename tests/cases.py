@@ -94,24 +94,30 @@ def run_traced(job_json, place):
         noting.append(learner)
         return learner, steps
 
-    rows = []
-    original = DetectTask.assign
+    rows, made = [], []
+    originals = DetectTask.loss, DetectTask._assign
 
-    def assign(self, head, logits, boxes, grid, batch):
-        matched = original(self, head, logits, boxes, grid, batch)
-        chosen = torch.where(matched.score > 0, matched.target, -1)
+    def assign(self, head, logits, candidates):
+        matched = originals[1](self, head, logits, candidates)
+        made.append((self.heads.index(head), torch.where(matched.score > 0, matched.target, -1)))
+        return matched
+
+    def loss(self, outputs, batch, progress):
+        value = originals[0](self, outputs, batch, progress)
         rows.extend(
-            [noting[0].step, int(i), self.heads.index(head), zlib.crc32(c.numpy().tobytes())]
+            [noting[0].step, int(i), head, zlib.crc32(c.numpy().tobytes())]
+            for head, chosen in made
             for i, c, valid in zip(batch.ids, chosen, batch.valid, strict=True)
             if valid
         )
-        return matched
+        made.clear()
+        return value
 
-    DetectTask.assign = assign
+    DetectTask.loss, DetectTask._assign = loss, assign
     try:
         assert trace(job_json, place, build_noting) == 0
     finally:
-        DetectTask.assign = original
+        DetectTask.loss, DetectTask._assign = originals
     table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
     return sorted(noting[0].strategy.gather(table).tolist())
 

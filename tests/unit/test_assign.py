@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from visiontrain.ops.assign import Aligned, assign
+from visiontrain.ops.assign import Aligned, Candidates, assign
 from visiontrain.ops.boxes import anchor_points, iou
 
 
@@ -50,7 +50,7 @@ def slow(settings, scores, boxes, points, rows):
 def test_equals_a_slow_loop(topk, seed):
     settings = Aligned(topk, 0.5, 2.0)
     points, scores, boxes, rows = scene(seed)
-    got = assign(settings, scores, boxes, points, rows)
+    got = assign(settings, scores, Candidates.of(boxes, points, rows))
     for i in range(len(rows)):
         owner, score = slow(settings, scores[i], boxes[i], points, rows[i])
         chosen = got.positive[i].nonzero()[:, 0].tolist()
@@ -62,12 +62,13 @@ def test_equals_a_slow_loop(topk, seed):
 def test_a_tiny_target_between_anchor_points_still_gets_an_anchor():
     points, scores, boxes, rows = scene(0, images=1, targets=1)
     rows[0, 0] = torch.tensor([0, 31.0, 31.0, 33.0, 33.0, 1])  # 2 px, on a cell corner
-    assert assign(Aligned(10, 0.5, 6.0), scores, boxes, points, rows).positive.any()
+    candidates = Candidates.of(boxes, points, rows)
+    assert assign(Aligned(10, 0.5, 6.0), scores, candidates).positive.any()
 
 
 def test_padding_and_empty_images_are_never_assigned():
     points, scores, boxes, rows = scene(1)
     rows[..., 0] = -1
-    got = assign(Aligned(10, 0.5, 6.0), scores, boxes, points, rows)
+    got = assign(Aligned(10, 0.5, 6.0), scores, Candidates.of(boxes, points, rows))
     assert not got.positive.any()
     assert got.score.sum() == 0

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from visiontrain.core.types import Place
+from visiontrain.engine.learner import averaged
 from visiontrain.engine.step import train_step
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.precision import Precision
@@ -29,7 +30,7 @@ def train(learner, steps):
 
 
 def floats(learner):
-    return {name: tensor.clone() for name, tensor in learner.averaged(learner.model).items()}
+    return {name: tensor.clone() for name, tensor in averaged(learner.model).items()}
 
 
 def test_the_average_follows_its_formula(learner):

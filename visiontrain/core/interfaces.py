@@ -200,6 +200,7 @@ class Updatable(Protocol):
 
     model: VisionModel
     task: Task
+    trained: Mapping[str, Sequence[Tensor]]  # parameters by the head whose terms reach them
     optimizer: Optimizer
     seed: int
     step: int

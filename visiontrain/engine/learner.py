@@ -34,26 +34,32 @@ class Learner:
     )  # () 1.0 if the last step failed
     nonfinite: Tensor = field(default_factory=lambda: torch.zeros(()))  # (): failed steps in a row
     before: Sequence[Tensor] = ()  # float buffers as the running step found them
+    # Looked up once: walking through the modules costs a tenth of a small step.
+    trained: Mapping[str, Sequence[Tensor]] = field(init=False)  # parameters by their head
+    buffers: list[Tensor] = field(init=False)  # what training moves (BatchNorm statistics)
+    live: Mapping[str, Tensor] = field(init=False)  # what the average is taken of
 
     def __post_init__(self) -> None:
         device = self.strategy.place.device
         self.failed, self.nonfinite = self.failed.to(device), self.nonfinite.to(device)
         fill_state(self.optimizer)
+        heads = {name: self.task.head_of(name) for name, _ in self.model.named_parameters()}
+        self.trained = {
+            head: [p for n, p in self.model.named_parameters() if heads[n] == head]
+            for head in self.task.heads
+        }
+        self.buffers = [b for b in self.model.buffers() if b.is_floating_point()]
+        self.live = averaged(self.model)
 
     @property
     def progress(self) -> float:
         """Samples seen, as a share of the whole run's."""
         return self.schedule.progress(self.samples)
 
-    def float_buffers(self) -> list[Tensor]:
-        """Return the buffers that training moves (BatchNorm statistics)."""
-        return [b for b in self.model.buffers() if b.is_floating_point()]
-
     def begin(self) -> None:
         """Clear gradients; remember the buffers, should the step fail."""
         self.optimizer.zero_grad(set_to_none=True)
-        buffers = self.float_buffers()
-        self.before = torch._foreach_mul(buffers, 1.0) if buffers else []
+        self.before = torch._foreach_mul(self.buffers, 1.0) if self.buffers else []
 
     def update(self) -> Tensor:
         """Clip, set the learning rate, step, move the average; return the gradient norm ().
@@ -69,7 +75,7 @@ class Learner:
         self.optimizer.found_inf = self.failed  # pyrefly: ignore
         self.optimizer.step()
         self.strategy.precision.update(self.failed)
-        for buffer, old in zip(self.float_buffers(), self.before, strict=True):
+        for buffer, old in zip(self.buffers, self.before, strict=True):
             torch.where(self.failed > 0, old, buffer, out=buffer)
         self._average()
         return norm
@@ -78,29 +84,23 @@ class Learner:
     def _average(self) -> None:
         if self.ema is None:
             return
-        local, live = self.strategy.local, self.averaged(self.model)
+        local, live = self.strategy.local, self.live
         ema = [local(tensor) for tensor in self.ema.values()]
         now = [local(live[name]).to(e.dtype) for name, e in zip(self.ema, ema, strict=True)]
         share = (1 - self.schedule.ema_decay(self.samples)) * (1 - self.failed)
         torch._foreach_lerp_(ema, now, [share.to(e.dtype) for e in ema])
 
-    @staticmethod
-    def averaged(model: nn.Module) -> dict[str, Tensor]:
-        """Name the tensors the average is taken of."""
-        return {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
-
     @contextmanager
     def evaluating(self) -> Iterator[VisionModel]:
         """Hold the averaged weights in the model, in eval mode; swap back whatever happens."""
         self.strategy.sync_buffers(self.model)
-        live = self.averaged(self.model)
-        kept = {name: live[name].detach().clone() for name in self.ema or {}}
+        kept = {name: self.live[name].clone() for name in self.ema or {}}
         try:
-            self._fill(live, self.ema or {})
+            self._fill(self.live, self.ema or {})
             self.model.eval()
             yield self.model
         finally:
-            self._fill(live, kept)
+            self._fill(self.live, kept)
             self.model.train()
 
     @torch.no_grad()
@@ -127,9 +127,14 @@ class Learner:
             self.strategy.scatter(whole[part], named)
 
 
+def averaged(model: nn.Module) -> dict[str, Tensor]:
+    """Name the tensors the average is taken of: parameters and float buffers, as they change."""
+    return {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+
+
 def start_average(model: nn.Module, weights: torch.dtype) -> dict[str, Tensor]:
     """Return the first average: the weights themselves, each placed like its parameter."""
-    return {n: t.detach().clone().to(weights) for n, t in Learner.averaged(model).items()}
+    return {n: t.detach().clone().to(weights) for n, t in averaged(model).items()}
 
 
 def fill_state(optimizer: Optimizer) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from visiontrain.ops.boxes import anchor_points, distances_to_boxes, iou
 
-TRAINED, USED = 300, 1000  # scores of an image that are compared, in training and in use
+TRAINED, USED = 150, 1000  # scores of an image that are compared, in training and in use
 FAINT = math.log(0.001 / 0.999)  # logit under which nobody asks whether it is a duplicate
 STRENGTH, POWER = 0.5, 1.0  # measured, see DECISIONS.md, 6; training moves them from there
 

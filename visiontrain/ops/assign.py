@@ -34,24 +34,41 @@ class Aligned:
     beta: float
 
 
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Which anchors may answer for which target; the same for all settings."""
+
+    labels: Tensor  # (B, M) int64, -1 where padded
+    inside: Tensor  # (B, M, A) bool: the anchor's point lies in the target
+    overlap: Tensor  # (B, M, A): IoU of the anchor's box and the target, 0 where not inside
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, boxes: Tensor, points: Tensor, targets: Tensor) -> Candidates:
+        """Compare predicted boxes with targets.
+
+        Args:
+            boxes: (B, A, 4), predicted.
+            points: (A, 2) anchor points.
+            targets: (B, M, 6) class, x1, y1, x2, y2, weight; class -1 pads.
+        """
+        labels, truth = targets[..., 0].long(), targets[..., 1:5]
+        inside = _inside(points, truth) & (labels >= 0)[..., None]
+        overlap = iou(truth[:, :, None], boxes[:, None]).clamp_(0, 1) * inside
+        return cls(labels, inside, overlap)
+
+
 @torch.no_grad()
-def assign(
-    settings: Aligned, scores: Tensor, boxes: Tensor, points: Tensor, targets: Tensor
-) -> Assignment:
+def assign(settings: Aligned, scores: Tensor, candidates: Candidates) -> Assignment:
     """Assign anchors to targets by score^alpha * IoU^beta, the best `topk` for each target.
 
     Args:
         settings: how many anchors a target gets, and the two exponents.
         scores: (B, A, C) class probabilities.
-        boxes: (B, A, 4) predicted boxes.
-        points: (A, 2) anchor points; only points inside a target may answer for it.
-        targets: (B, M, 6) class, x1, y1, x2, y2, weight; class -1 pads.
+        candidates: who may answer for whom.
     """
-    labels, truth = targets[..., 0].long(), targets[..., 1:5]
-    real = labels >= 0  # (B, M)
-    inside = _inside(points, truth) & real[..., None]  # (B, M, A)
-    overlap = iou(truth[:, :, None], boxes[:, None]).clamp_(0, 1) * inside  # (B, M, A)
-    index = labels.clamp(min=0)[..., None].expand(-1, -1, scores.shape[1])
+    inside, overlap = candidates.inside, candidates.overlap
+    index = candidates.labels.clamp(min=0)[..., None].expand(-1, -1, scores.shape[1])
     class_score = scores.transpose(1, 2).gather(1, index)  # (B, M, A)
     align = class_score.pow(settings.alpha) * overlap.pow(settings.beta)
     chosen = _best(align + inside * 1e-12, settings.topk) & inside

@@ -16,19 +16,23 @@ EPSILON = 1e-9
 
 def area(boxes: Tensor) -> Tensor:
     """Return the areas (...,) of boxes (..., 4); zero where a side is negative."""
-    left, top, right, bottom = boxes.unbind(-1)
+    left, top, right, bottom = _sides(boxes)
     return (right - left).clamp(min=0) * (bottom - top).clamp(min=0)
 
 
 def iou(first: Tensor, second: Tensor) -> Tensor:
     """Return intersection over union of boxes (..., 4) that broadcast against each other."""
-    # Side by side: reductions over a last dimension of 2 are several times slower.
-    left, top, right, bottom = first.unbind(-1)
-    other_left, other_top, other_right, other_bottom = second.unbind(-1)
+    left, top, right, bottom = _sides(first)
+    other_left, other_top, other_right, other_bottom = _sides(second)
     width = torch.minimum(right, other_right) - torch.maximum(left, other_left)
     height = torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)
     inside = width.clamp(min=0) * height.clamp(min=0)
     return inside / (area(first) + area(second) - inside + EPSILON)
+
+
+def _sides(boxes: Tensor) -> tuple[Tensor, ...]:
+    """Lay the four sides (...,) out one after another: arithmetic on them is then vectorised."""
+    return boxes.movedim(-1, 0).contiguous().unbind(0)
 
 
 def complete_iou(first: Tensor, second: Tensor) -> Tensor:

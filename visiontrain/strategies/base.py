@@ -104,11 +104,7 @@ class Strategy:
         """Divide gradients and terms by the counts of the whole batch, in place."""
         shares = {head: 1 / count.clamp(min=1) for head, count in loss.counts.items()}
         for head, share in shares.items():
-            grads = [
-                self.local(p.grad)
-                for name, p in learner.model.named_parameters()
-                if p.grad is not None and learner.task.head_of(name) == head
-            ]
+            grads = [self.local(p.grad) for p in learner.trained[head] if p.grad is not None]
             if grads:
                 torch._foreach_mul_(grads, share.to(grads[0].dtype) * self.precision.unscale)
         terms = {name: value * shares[name.split("/")[0]] for name, value in loss.terms.items()}

@@ -14,7 +14,7 @@ from torchvision.ops import batched_nms
 
 from visiontrain.core.types import Batch, Detections, Loss
 from visiontrain.models.yolo import STRIDES
-from visiontrain.ops.assign import Aligned, Assignment, assign
+from visiontrain.ops.assign import Aligned, Assignment, Candidates, assign
 from visiontrain.ops.boxes import anchor_points, boxes_to_distances, distances_to_boxes
 from visiontrain.ops.losses import classification_sum, distance_sum, overlap_sum
 from visiontrain.tasks.config import DetectConfig
@@ -87,8 +87,9 @@ class DetectTask:
         distances, many, one = (output.to(wide) for output in outputs)
         grid = Grid.of(batch.images, distances)
         boxes = distances_to_boxes(distances, grid.points, grid.strides)
-        truth = Truth.of(self.assign(ONE_TO_MANY, many, boxes, grid, batch), batch, many)
-        single = Truth.of(self.assign(ONE_TO_ONE, one, boxes, grid, batch), batch, one)
+        candidates = Candidates.of(boxes.detach(), grid.points, batch.targets.to(wide))
+        truth = Truth.of(self._assign(ONE_TO_MANY, many, candidates), batch, many)
+        single = Truth.of(self._assign(ONE_TO_ONE, one, candidates), batch, one)
         sides = boxes_to_distances(truth.boxes, grid.points, grid.strides)
         # Dense, with weight 0 where unassigned: no device sync, and every parameter gets a
         # gradient also when no image has a box.
@@ -101,14 +102,11 @@ class DetectTask:
         counts = {ONE_TO_MANY: truth.weight.sum(), ONE_TO_ONE: single.weight.sum()}
         return Loss(terms, {head: count.detach() for head, count in counts.items()})
 
-    def assign(
-        self, head: str, logits: Tensor, boxes: Tensor, grid: Grid, batch: Batch
-    ) -> Assignment:
+    def _assign(self, head: str, logits: Tensor, candidates: Candidates) -> Assignment:
         """Choose the anchors that answer for each target under `head`."""
         many = Aligned(self.config.topk, self.config.alpha, self.config.beta)
         settings = many if head == ONE_TO_MANY else CONSISTENT
-        scores = logits.detach().sigmoid()
-        return assign(settings, scores, boxes.detach(), grid.points, batch.targets.to(boxes.dtype))
+        return assign(settings, logits.detach().sigmoid(), candidates)
 
     def decode(self, outputs: Sequence[Tensor], batch: Batch) -> list[Detections]:
         """Turn one head's distances and logits into detections in original pixels.
