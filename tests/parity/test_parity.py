@@ -8,14 +8,15 @@ import cases
 import pytest
 import torch
 
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.types import Place
-from visiontrain.engine.parity import ALLOWED, Job, Parity
+from visiontrain.engine.parity import ALLOWED, Check, Job, Parity, judge
 from visiontrain.engine.trace import Trace, compare
 from visiontrain.strategies.config import DDP
 
 MODES = ("ddp", "fsdp", "pipeline")
 CLIP = {"adamw": 8.0, "sgd": 15.0}  # so that some steps are clipped and some are not
-SEEDS = 5
+SEEDS = 20  # asked one after another, until one is as far off
 
 
 def train(kind, optim, precision, *, steps=cases.STEPS, pool=None, permute=None, **changes):
@@ -39,14 +40,10 @@ control = functools.cache(functools.partial(train, "single"))
 
 
 @functools.cache
-def rounding(optim):
+def rounding(optim, seed):
     """Return how far order and cuts alone move fp32 weights on one device."""
-    whole = control(optim, "fp32")[0]
-    changed = [
-        train("single", optim, "fp32", permute=seed, accumulate=2 * cases.ACCUMULATE)[0]
-        for seed in range(SEEDS)
-    ]
-    return max(compare(whole, other).weights for other in changed)
+    other = train("single", optim, "fp32", permute=seed, accumulate=2 * cases.ACCUMULATE)[0]
+    return compare(control(optim, "fp32")[0], other).weights
 
 
 def too_far(gaps, precision):
@@ -80,7 +77,7 @@ def test_fp64_is_one_device(mode, optim, ranks):
 def test_fp32_differs_by_rounding(mode, optim, ranks):
     gaps = compare(control(optim, "fp32")[0], train(mode, optim, "fp32", pool=ranks(2))[0])
     assert not too_far(gaps.as_dict(), "fp32")
-    assert gaps.weights <= 2 * rounding(optim)
+    assert any(gaps.weights <= 2 * rounding(optim, seed) for seed in range(SEEDS))
 
 
 @pytest.mark.parametrize("mutant", sorted(cases.MUTANTS))
@@ -107,6 +104,24 @@ def test_parity_measures_started_processes():
         "optim": {"kind": "adamw", "clip": 8.0},
         "model": {"norm": "group"},
     }
-    report = Parity(run, DDP(threads=1), cases.entry, steps=2, seeds=1).measure()
+    report = Parity(run, DDP(threads=1), cases.entry, steps=2, seeds=(1, 1)).measure()
     assert (report.verdict, report.reasons) == ("exact", ())
     assert {check.precision for check in report.checks} == {"fp64", "fp32"}
+
+
+def test_too_short_a_run_is_refused():
+    with pytest.raises(ConfigError, match="the run ends after 8 steps; parity compares 9"):
+        train("single", "sgd", "fp64", steps=9)
+
+
+def test_the_verdict_names_the_norm_and_what_was_measured():
+    run = {"model": {"norm": "batch"}}
+    checks = [Check("fp64", "samples", 0.0, 0.0), Check("fp64", "weights", 0.5, 1e-6)]
+    report = judge(run, "ddp", 8, checks)
+    assert report.verdict == "approximate"
+    assert report.reasons[0].startswith("model.norm=batch")
+    assert report.reasons[1] == "fp64: weights after all steps 5.0e-01, over 1.0e-06"
+    run["model"]["norm"] = "group"  # nothing excuses it
+    assert judge(run, "ddp", 8, checks).reasons == report.reasons[1:]
+    checks[0] = Check("fp64", "samples", 3.0, 0.0)
+    assert judge(run, "ddp", 8, checks).verdict == "different algorithm"

@@ -105,6 +105,22 @@ def test_steps_of_a_future_that_was_left_are_dropped(store):
     assert names(store) == ["last", "step-000001", "step-000002"]
 
 
+def test_going_on_keeps_later_ones_that_could_not_be_read_just_then(store):
+    for step in (1, 5):
+        store.save(snapshot(step))
+    store.prune(1)  # as a run that goes on from the first does
+    assert names(store) == ["last", "step-000001", "step-000005"]
+
+
+def test_drafts_of_killed_runs_are_removed(store):
+    store.save(snapshot(1))
+    draft = store.folder / ".part-step-000007"
+    draft.mkdir()
+    (draft / "model.safetensors").write_bytes(b"half")
+    store.save(snapshot(2))
+    assert names(store) == ["last", "step-000001", "step-000002"]
+
+
 FILE_SYNCS = len(checkpoint.FILES) + 1
 
 

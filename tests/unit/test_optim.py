@@ -87,9 +87,15 @@ def test_warm_up_takes_at_most_a_tenth_of_the_run():
     assert schedule.lr(30) == 1.0
 
 
-def test_the_average_starts_at_the_weights_and_slows_down():
-    schedule = Schedule(OptimConfig(ema=0.99, ema_horizon=0.1), 10, 100, 10)
-    decays = [schedule.ema_decay(samples) for samples in range(0, 1000, 10)]
-    assert decays[0] == 0
-    assert decays == sorted(decays)
-    assert decays[-1] == pytest.approx(0.99, rel=1e-3)
+@pytest.mark.parametrize("steps", [100, 1000, 10_000])
+def test_the_average_is_of_the_end_of_a_run_of_any_length(steps):
+    schedule = Schedule(OptimConfig(ema_window=0.05), 1, 10 * steps, 10)
+    weight, weights = 1.0, []  # of each step's weights in the last average, newest first
+    for step in reversed(range(steps)):
+        share = schedule.ema_share(10 * step)
+        weights.append(weight * share)
+        weight *= 1 - share
+    assert sum(weights) == pytest.approx(1.0)
+    assert 0.05 < sum(weights[: steps // 100]) < 0.3, "it is hardly an average"
+    assert sum(weights[: steps // 20]) > 0.5, "it lags"
+    assert sum(weights[: steps // 4]) > 0.99

@@ -44,20 +44,16 @@ class Batch:
         Images come out with channels last in memory: convolutions then run so, which is 5 to 50 %
         faster on a CPU, most with small batches (DECISIONS.md, 7).
         """
-        images = self.images.to(device, non_blocking=True)
+        images = self.images.to(device)
         if images.dtype == torch.uint8:
             images = images.to(dtype).div_(255)
         return Batch(
             images=images.to(dtype).contiguous(memory_format=torch.channels_last),
-            targets=self.targets.to(device, dtype, non_blocking=True),
-            ids=self.ids.to(device, non_blocking=True),
-            frame=self.frame.to(device, dtype, non_blocking=True),
-            valid=self.valid.to(device, dtype, non_blocking=True),
+            targets=self.targets.to(device, dtype),
+            ids=self.ids.to(device),
+            frame=self.frame.to(device, dtype),
+            valid=self.valid.to(device, dtype),
         )
-
-    def pin_memory(self) -> Batch:
-        """Copy into page-locked memory; called by torch's DataLoader."""
-        return Batch(*(getattr(self, name).pin_memory() for name in self.__slots__))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ PARTS = ("model", "ema", "optimizer", "strategy")
 FILES = ("meta.json", *(f"{part}.safetensors" for part in PARTS), "progress.json")
 MANIFEST = "MANIFEST"  # lines as sha256sum writes them: `sha256sum -c MANIFEST` checks by hand
 POINTER = "last"
-NAME = re.compile(r"(?:\.old-)?step-(\d+)")
+NAME = re.compile(r"(?:\.old-)?step-\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,7 @@ class CheckpointStore:
                 shutil.rmtree(draft, ignore_errors=True)  # half a checkpoint only takes space
                 raise
             replace_file(self.folder / POINTER, f"{final.name}\n".encode())
+            self.leave_future(snapshot.step)
             self.prune(snapshot.step)
         return final
 
@@ -108,10 +109,8 @@ class CheckpointStore:
         """List checkpoints, newest first; a replaced one only counts after its successor."""
         if not self.folder.is_dir():
             return
-        found = [(path, NAME.fullmatch(path.name)) for path in self.folder.iterdir()]
-        steps = [
-            (int(match[1]), not path.name.startswith("."), path) for path, match in found if match
-        ]
+        found = [path for path in self.folder.iterdir() if NAME.fullmatch(path.name)]
+        steps = [(_step_of(path), not path.name.startswith("."), path) for path in found]
         yield from (path for *_, path in sorted(steps, reverse=True))
 
     def _write(self, draft: Path, files: Mapping[str, bytes]) -> None:
@@ -131,14 +130,23 @@ class CheckpointStore:
         shutil.rmtree(old, ignore_errors=True)
 
     def prune(self, step: int) -> None:
-        """Keep the newest of those up to `step`; later ones belong to a future that was left."""
-        kept = 0
+        """Keep the newest of those up to `step`, and no draft that a killed run left."""
+        past = [path for path in self._candidates() if _step_of(path) <= step]
+        for path in [*past[self.keep :], *self.folder.glob(".part-*")]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def leave_future(self, step: int) -> None:
+        """Drop those later than `step`, once a run that went on from before them has saved.
+
+        Not earlier: what could not be read a moment ago may be read by the next attempt.
+        """
         for path in list(self._candidates()):
-            match = NAME.fullmatch(path.name)
-            past = match is not None and int(match[1]) <= step
-            kept += past
-            if not past or kept > self.keep:
+            if _step_of(path) > step:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
 
 
 def encode(snapshot: Snapshot) -> dict[str, bytes]:

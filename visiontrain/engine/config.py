@@ -23,11 +23,8 @@ class OptimConfig(Section):
     beta2: float = Field(0.999, ge=0, lt=1, description="second beta of adamw")
     weight_decay: float = Field(0.0005, ge=0, description="decay of weights; not of norms, biases")
     clip: float = Field(10.0, gt=0, description="largest gradient norm")
-    ema: float = Field(
-        0.9999, ge=0, lt=1, description="decay of the weight average in the long run"
-    )
-    ema_horizon: float = Field(
-        0.1, gt=0, le=1, description="ramp of that decay, as a share of the run's steps"
+    ema_window: float = Field(
+        0.05, gt=0, le=1, description="reach of the weight average, as a share of the steps so far"
     )
 
 

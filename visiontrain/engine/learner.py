@@ -87,7 +87,7 @@ class Learner:
         local, live = self.strategy.local, self.live
         ema = [local(tensor) for tensor in self.ema.values()]
         now = [local(live[name]).to(e.dtype) for name, e in zip(self.ema, ema, strict=True)]
-        share = (1 - self.schedule.ema_decay(self.samples)) * (1 - self.failed)
+        share = self.schedule.ema_share(self.samples) * (1 - self.failed)
         torch._foreach_lerp_(ema, now, [share.to(e.dtype) for e in ema])
 
     @contextmanager

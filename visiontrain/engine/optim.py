@@ -35,7 +35,7 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Learning rate and EMA decay of a run of `total` samples in steps of `batch`."""
+    """Learning rate and weight average of a run of `total` samples in steps of `batch`."""
 
     config: OptimConfig
     epochs: int
@@ -64,7 +64,11 @@ class Schedule:
             return last + (1 - last) * (1 + math.cos(math.pi * progress)) / 2
         return 1.0 if self.config.schedule == "constant" else 1 - (1 - last) * progress
 
-    def ema_decay(self, samples: int) -> float:
-        """Return the share of the old average to keep after `samples`; ramps up from 0."""
-        horizon = self.config.ema_horizon * self.total
-        return self.config.ema * (1 - math.exp(-samples / horizon))
+    def ema_share(self, samples: int) -> float:
+        """Return the newest weights' share of their average in the step that starts there.
+
+        The average reaches back over `ema_window` of the run so far, in a run of any length: a
+        power-law average (Karras et al. 2024, arXiv 2312.02696). One with a fixed decay lags by
+        most of a short run and smooths nothing in a long one.
+        """
+        return self.batch / (self.batch + self.config.ema_window * samples)

@@ -100,7 +100,9 @@ class Saver:
         """
         tensors = found.snapshot.tensors
         self.learner.load(tensors)
-        self.strategy.scatter(tensors["strategy"], self.strategy.precision.tensors())
+        mine = self.strategy.precision.tensors()
+        if mine.keys() <= tensors["strategy"].keys():  # else the run had another precision
+            self.strategy.scatter(tensors["strategy"], mine)
         if self.strategy.place.is_main:
             self.store.prune(found.snapshot.step)
 

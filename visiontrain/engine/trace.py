@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import StateDict, Task
 from visiontrain.core.seed import generator
 from visiontrain.core.types import Batch, Detections, Loss
@@ -75,7 +76,11 @@ class Watched:
 
 
 def record(learner: Learner, steps: Iterable[Step], count: int) -> Trace:
-    """Train `count` steps and note what happened. Collective; the learner is used up."""
+    """Train `count` steps and note what happened. Collective; the learner is used up.
+
+    Raises:
+        ConfigError: the run has fewer steps.
+    """
     strategy = learner.strategy
     learner.task = watched = Watched(learner.task)
     seen: list[Tensor] = []
@@ -90,6 +95,10 @@ def record(learner: Learner, steps: Iterable[Step], count: int) -> Trace:
         results.append((terms, _counts(learner, watched), result.grad_norm.item()))
         gradients["last"] = _gradients(learner)
         gradients.setdefault("first", gradients["last"])
+    if len(results) < count:
+        raise ConfigError(
+            f"epochs: too few, the run ends after {len(results)} steps; parity compares {count}"
+        )
     rows = strategy.gather(torch.cat([*seen, torch.empty(0, 4, dtype=torch.float64)]))
     terms, counts, norms = zip(*results, strict=True)
     parts = learner.collect() | gradients

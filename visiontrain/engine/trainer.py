@@ -118,7 +118,10 @@ class Trainer:
         self._jump()
         if self._epoch_is_over():
             self._end_epoch()
-        if self._finished() or (self.journal.best is not None and self._late()):
+        scored = self.journal.best is not None
+        if self._finished() and not scored:  # stopped unscored, and resumed with fewer epochs
+            self._end_epoch(late=True)
+        if self._finished() or (scored and self._late()):
             return Ending.COMPLETE
         steps = self.parts.steps(self.learner.step, frozenset(self.journal.skipped))
         ending = None
@@ -253,7 +256,8 @@ class Trainer:
         received = int(self.strategy.gather(mine).max())
         self.signals.received = received
         try:
-            self._save(self.learner.collect())
+            # Also amid non-finite steps: they changed nothing, and this is the last chance.
+            self.parts.saver.checkpoint(self.learner.collect(), self._state())
         except StorageError as error:
             if self.strategy.place.is_main:
                 _error("%s", error)

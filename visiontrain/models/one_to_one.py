@@ -42,17 +42,19 @@ class OneToOne(nn.Module):
             strides: of the levels, pixels.
         """
         classes = logits.shape[-1]
-        many = logits.detach().flatten(1)  # (B, A * C): every class of every anchor
+        # Boxes and ranks need full precision, whatever the network runs in.
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        many = logits.detach().to(wide).flatten(1)  # (B, A * C): every class of every anchor
         best, index = many.topk(self._compared(many))  # best first
         anchor, label = index // classes, index % classes  # (B, K)
-        boxes = _boxes(maps[0], distances.detach(), strides)
+        boxes = _boxes(maps[0], distances.detach().to(wide), strides)
         boxes = boxes.gather(1, anchor[..., None].expand(-1, -1, 4))
         overlap = _overlap_with_better(label, boxes)
         levels = [layer(m.detach()) for layer, m in zip(self.strength, maps, strict=True)]
-        strength = torch.cat([level.flatten(1) for level in levels], 1).gather(1, anchor)
+        strength = torch.cat([level.flatten(1) for level in levels], 1).to(wide).gather(1, anchor)
         odds = overlap / (1 - overlap)
         lowered = best - F.softplus(strength) * odds ** F.softplus(self.power)
-        return many.to(lowered.dtype).scatter(1, index, lowered).view_as(logits)
+        return many.scatter(1, index, lowered.to(wide)).view_as(logits)
 
     def _compared(self, many: Tensor) -> int:
         """Return how many scores of an image are compared."""

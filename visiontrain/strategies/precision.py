@@ -53,5 +53,7 @@ class Precision:
             )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what resume needs."""
+        """Return what resume needs: nothing but under fp16."""
+        if self.kind != "fp16":
+            return {}
         return {"loss_scale": self.scale, "good_steps": self._good_steps}
