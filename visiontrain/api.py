@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from visiontrain import app, prediction
-from visiontrain.core.config import from_keys, read_preset
+from visiontrain.core.config import Below, from_keys, read_preset
 from visiontrain.core.shipped import shipped
 from visiontrain.engine.detector import Detector
 from visiontrain.engine.run_folder import RunFolder
@@ -133,8 +133,7 @@ def train(preset: str | Path | None = None, /, **keys: Unpack[TrainKeys]) -> Tra
     Raises:
         VisiontrainError: with one line that says where, what it got, and what would do.
     """
-    run = app.prepare(_run("train", preset, keys))
-    exit_code = app.start(run, "main")
+    run, exit_code = app.train(_run("train", preset, keys, app.below))
     folder = app.folder_of(run)
     return _result(run, folder.best if folder.best.is_file() else folder.last, exit_code)
 
@@ -145,8 +144,7 @@ def val(preset: str | Path | None = None, /, **keys: Unpack[TrainKeys]) -> Train
     Raises:
         VisiontrainError: with one line that says where, what it got, and what would do.
     """
-    run = app.prepare_validation(_run("val", preset, keys))
-    exit_code = app.start(run, "validate")
+    run, exit_code = app.validate(_run("val", preset, keys))
     weights = Path(run.weights or "")
     return _result(run, RunFolder(weights).best if weights.is_dir() else weights, exit_code)
 
@@ -171,9 +169,9 @@ def load(weights: str | Path, **keys: Unpack[LoadKeys]) -> Detector:
     return prediction.load(from_keys(DetectorConfig, {**keys, "weights": weights}))
 
 
-def _run(verb: str, preset: str | Path | None, keys: TrainKeys) -> Run:
+def _run(verb: str, preset: str | Path | None, keys: TrainKeys, below: Below | None = None) -> Run:
     base = None if preset is None else read_preset(Run, str(preset), shipped("cfg"))
-    return from_keys(Run, keys, base, USES[verb])
+    return from_keys(Run, keys, base, USES[verb], below)
 
 
 def _result(run: Run, weights: Path, exit_code: int) -> TrainedRun:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from visiontrain import __version__
 from visiontrain.core.config import build as build_config
 from visiontrain.core.config import merge
-from visiontrain.core.errors import ConfigError
-from visiontrain.core.interfaces import Progress
+from visiontrain.core.errors import ConfigError, VisiontrainError
+from visiontrain.core.interfaces import Progress, VisionModel
 from visiontrain.core.types import Batch, Outcome, Place
-from visiontrain.core.yaml_loader import dump_yaml, load_yaml
 from visiontrain.data.dataset import EvalSet, TrainSet
 from visiontrain.data.loader import (
     Plan,
@@ -30,12 +28,11 @@ from visiontrain.data.loader import (
 from visiontrain.data.open import DataSpec, open_dataset
 from visiontrain.data.table import Table
 from visiontrain.engine.checkpoint import CheckpointStore
-from visiontrain.engine.durable import replace_file, storing
+from visiontrain.engine.detector import filled
 from visiontrain.engine.evaluate import Evaluation, evaluate
 from visiontrain.engine.learner import Learner, start_average
 from visiontrain.engine.optim import Schedule, build_optimizer
 from visiontrain.engine.parity import Parity, Report
-from visiontrain.engine.run_folder import RunFolder, claim, reopen
 from visiontrain.engine.saving import Saver
 from visiontrain.engine.trainer import FitSettings, Parts, StepSource, Trainer
 from visiontrain.engine.weights import Weights, WeightsMeta, load_weights, start_from
@@ -43,7 +40,15 @@ from visiontrain.loggers.console import Silent
 from visiontrain.loggers.registry import build_loggers, build_progress
 from visiontrain.metrics.registry import EVALUATORS
 from visiontrain.models.registry import build_model
-from visiontrain.recipe import Run, check_fixed
+from visiontrain.prepare import (
+    below,
+    config_text,
+    folder_of,
+    prepare,
+    prepare_validation,
+    write_config,
+)
+from visiontrain.recipe import Run
 from visiontrain.report.results import (
     TRAIN_BATCHES,
     Scored,
@@ -54,86 +59,49 @@ from visiontrain.report.results import (
 )
 from visiontrain.strategies import launch
 from visiontrain.strategies.base import Strategy
-from visiontrain.strategies.precision import resolve as resolve_precision
+from visiontrain.strategies.devices import settle, under_torchrun
+from visiontrain.strategies.member import once
 from visiontrain.strategies.registry import build_strategy
 from visiontrain.tasks.registry import build_task
 
 WORKER = "visiontrain.worker"  # sits above this module and is only named here
 
-Tree = dict[str, Any]
-
 
 # -- in the parent ------------------------------------------------------------------
 
 
-def train(run: Run) -> int:
-    """Train as `run` says; return the exit code.
+def train(run: Run) -> tuple[Run, int]:
+    """Train as `run` says; return the run as it was settled, and the exit code.
 
     Raises:
         VisiontrainError: with one line for the user.
     """
-    return start(prepare(run), "main")
+    return _start(lambda: prepare(run), "main")
 
 
-def validate(run: Run) -> int:
-    """Score `run.weights` on `run.split`; return the exit code.
+def validate(run: Run) -> tuple[Run, int]:
+    """Score `run.weights` on `run.split`; return as `train`.
 
     Raises:
         VisiontrainError: with one line for the user.
     """
-    return start(prepare_validation(run), "validate")
+    return _start(lambda: prepare_validation(run), "validate")
 
 
-def start(run: Run, entry: str) -> int:
-    """Call `worker.entry` in every process that a prepared run's mode needs."""
-    return launch.run(run.strategy, run.device, _entry(entry), run.model_dump_json())
+def _start(make: Callable[[], Run], entry: str) -> tuple[Run, int]:
+    """Prepare a run once, then call `worker.entry` in every process that its mode needs."""
+    text = once(lambda: make().model_dump_json())
+    run = Run.model_validate_json(text)
+    try:
+        return run, launch.run(run.strategy, run.device, _entry(entry), text)
+    except VisiontrainError:
+        if not run.resume:
+            folder_of(run).discard_unused()
+        raise
 
 
 def _entry(name: str) -> launch.Entry:
     return getattr(importlib.import_module(WORKER), name)
-
-
-def prepare(run: Run) -> Run:
-    """Settle what is open, claim the run's folder (`out` of the result), write config.yaml.
-
-    Keys the caller set win over those of the run that goes on (`resume`), which win over what
-    the data set recommends.
-
-    Raises:
-        VisiontrainError: when the folder or the data cannot be used.
-    """
-    given = run.model_dump(exclude_unset=True)
-    folder = reopen(run.out) if run.resume else None
-    if folder and folder.config.is_file():
-        base = read_config(folder)
-        merged = merge(Run, base, given)
-        check_fixed(base, build_config(Run, merged).model_dump())
-    else:
-        merged = merge(Run, open_dataset(run.data).defaults, given)
-        parent = Path(run.project) / run.task.kind
-        folder = folder or claim(run.out, parent, run.name, resumable=True)
-    # A file that a validation left may say otherwise; training scores this one.
-    return _settle(merged | {"split": "val"}, folder)
-
-
-def prepare_validation(run: Run) -> Run:
-    """Settle a validation as `prepare` does a run; what is open comes from the weights.
-
-    Raises:
-        VisiontrainError: when the folder, the weights or the data cannot be used.
-    """
-    if run.weights is None:
-        raise ConfigError("weights: none given; add weights=FILE or the folder of a run")
-    meta = load_weights(run.weights).meta
-    base: Tree = {"imgsz": meta.imgsz, "task": dict(meta.task_config)}
-    old = RunFolder(_run_of(Path(run.weights)))
-    if old.config.is_file():
-        base = read_config(old)
-        base.pop("strategy", None)
-        base.pop("name", None)
-    merged = merge(Run, base, run.model_dump(exclude_unset=True)) | {"model": dict(meta.model)}
-    folder = claim(run.out, Path(run.project) / meta.task, merged.get("name", "val"))
-    return _settle(merged, folder)
 
 
 def parity(run: Run) -> Report:
@@ -142,50 +110,15 @@ def parity(run: Run) -> Report:
     Raises:
         VisiontrainError: with one line for the user.
     """
-    tree = merge(Run, open_dataset(run.data).defaults, run.model_dump(exclude_unset=True))
-    whole = build_config(Run, tree)
+    if under_torchrun():
+        raise ConfigError("parity: under torchrun; start it without, it starts its own processes")
+    given = run.model_dump(exclude_unset=True)
+    whole = build_config(Run, merge(Run, below(given), given))
+    settle(whole.strategy, whole.device)
     return Parity(whole.model_dump(mode="json"), whole.strategy, _entry("traced")).measure()
 
 
-def _run_of(weights: Path) -> Path:
-    return weights if weights.is_dir() else weights.parent.parent
-
-
-def _settle(tree: Tree, folder: RunFolder) -> Run:
-    """Replace `auto` where numbers depend on it, and write the config that repeats the run."""
-    run = build_config(Run, tree)
-    precision = resolve_precision(run.precision, launch.devices(run.device)[0])
-    run = run.model_copy(update={"precision": precision, "out": str(folder.path)})
-    with storing(folder.config):
-        replace_file(folder.config, config_text(run).encode())
-    return run
-
-
-def read_config(folder: RunFolder) -> Tree:
-    """Read the config.yaml that a run left.
-
-    Raises:
-        ConfigError: when it is not one.
-    """
-    tree = load_yaml(folder.config.read_text(encoding="utf-8"), str(folder.config))
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{folder.config}: no config; give the folder of a run")
-    return tree
-
-
-def config_text(run: Run) -> str:
-    """Write a run as YAML; without `out` and `resume`, so that it repeats it elsewhere."""
-    tree = run.model_dump(mode="json") | {"out": None, "resume": False}
-    head = f"# visiontrain {__version__}: `visiontrain train` this file to repeat the run\n"
-    return head + dump_yaml(tree)
-
-
 # -- in every process ---------------------------------------------------------------
-
-
-def folder_of(run: Run) -> RunFolder:
-    """Return the folder of a prepared run."""
-    return RunFolder(Path(run.out or "."))
 
 
 def fit(run: Run, place: Place) -> int:
@@ -205,7 +138,8 @@ def build(run: Run, place: Place) -> Trainer:
     strategy = build_strategy(run.strategy, place, run.precision)
     progress = build_progress(run.log) if place.is_main else Silent()
     schedule = Schedule(run.optim, run.epochs, len(training), run.batch)
-    learner = build_learner(run, spec.names, schedule, strategy, progress)
+    model = build_fresh(run, spec.names, progress)
+    learner = build_learner(run, model, spec.names, schedule, strategy)
     parts = Parts(
         learner=learner,
         steps=step_source(run, training, strategy),
@@ -214,6 +148,7 @@ def build(run: Run, place: Place) -> Trainer:
         saver=build_saver(run, spec, learner, len(training)),
         loggers=build_loggers(run.log) if place.is_main else [],
         progress=progress,
+        begin=lambda: write_config(run) if place.is_main else None,
         config=run.model_dump(mode="json"),
     )
     return Trainer(parts, fit_settings(run, len(training)))
@@ -226,20 +161,26 @@ def build_traced(run_json: str, place: Place) -> tuple[Learner, Iterator[Step]]:
     table = spec.table("train")
     strategy = build_strategy(run.strategy, place, run.precision)
     schedule = Schedule(run.optim, run.epochs, len(table), run.batch)
-    learner = build_learner(run, spec.names, schedule, strategy, Silent())
+    model = build_fresh(run, spec.names, Silent())
+    learner = build_learner(run, model, spec.names, schedule, strategy)
     return learner, step_source(run, table, strategy)(0, frozenset())
 
 
-def build_learner(
-    run: Run, names: Sequence[str], schedule: Schedule, strategy: Strategy, progress: Progress
-) -> Learner:
-    """Make the model from the seed or from `run.weights`, place it, and what trains it."""
+def build_fresh(run: Run, names: Sequence[str], progress: Progress) -> VisionModel:
+    """Make the model from the seed, or from `run.weights`; checkpoints come later and win."""
     torch.manual_seed(run.seed)
     model = build_model(run.model, len(names))
     if run.weights is not None and not CheckpointStore(folder_of(run).checkpoints, 1):
         started = start_from(load_weights(run.weights), model.state_dict(), names, class_rows(run))
         model.load_state_dict(started.tensors)
         progress.message(started.line)
+    return model
+
+
+def build_learner(
+    run: Run, model: VisionModel, names: Sequence[str], schedule: Schedule, strategy: Strategy
+) -> Learner:
+    """Place a model, and make what trains it."""
     model.freeze(run.freeze)
     strategy.setup(model)
     return Learner(
@@ -334,7 +275,8 @@ def score(run: Run, place: Place) -> int:
     schedule = Schedule(run.optim, 1, len(table), run.batch)
     progress = build_progress(run.log) if place.is_main else Silent()
     plain = run.model_copy(update={"ema": False})
-    learner = build_learner(plain, table.names, schedule, strategy, Silent())
+    model = filled(weights, str(run.weights))
+    learner = build_learner(plain, model, table.names, schedule, strategy)
     evaluation = score_set(run, learner, EvalSet(table, run.imgsz))
     outcome = Outcome(evaluation.metrics, 0, evaluation.rows)
     finish(run, outcome, learner, table, progress)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 VERBS = {
     "train": "train a detector; without arguments, on the handwritten digits that ship",
@@ -15,6 +16,7 @@ VERBS = {
     "parity": "measure whether a training mode equals one device on your configuration",
 }
 USAGE_ERROR, DATA_ERROR = 2, 3
+ON_TOP = {"train", "parity"}  # what is typed lies on an older run or the data set's advice
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +57,7 @@ def _run(verb: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
     except VisiontrainError as error:
         return _complain(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _complain("interrupted before there was anything to save", 130)
+        return _complain("interrupted; what was written before stays", 130)
 
 
 # Each verb imports what it needs when it runs: a typo is told without waiting for torch.
@@ -65,14 +67,14 @@ def _train(words: Sequence[str]) -> int:
     run = _load_run("train", words)
     from visiontrain.app import train  # noqa: PLC0415
 
-    return train(run)
+    return train(run)[1]
 
 
 def _val(words: Sequence[str]) -> int:
     run = _load_run("val", words)
     from visiontrain.app import validate  # noqa: PLC0415
 
-    return validate(run)
+    return validate(run)[1]
 
 
 def _predict(words: Sequence[str]) -> int:
@@ -122,7 +124,13 @@ def _load_run(verb: str, words: Sequence[str]):  # noqa: ANN202 - importing Run 
     from visiontrain.core.shipped import shipped  # noqa: PLC0415
     from visiontrain.recipe import USES, Run  # noqa: PLC0415
 
-    return load(Run, words, shipped("cfg"), USES[verb])
+    return load(Run, words, shipped("cfg"), USES[verb], _below if verb in ON_TOP else None)
+
+
+def _below(tree: dict[str, Any]) -> Mapping[str, Any]:
+    from visiontrain.app import below  # noqa: PLC0415
+
+    return below(tree)
 
 
 RUN: dict[str, Callable[[Sequence[str]], int]] = {

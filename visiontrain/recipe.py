@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from functools import reduce
+from typing import Literal
 
 from pydantic import Field
 
@@ -16,7 +17,7 @@ from visiontrain.models.config import ModelConfig, YoloN
 from visiontrain.strategies.config import Single, StrategyConfig
 from visiontrain.tasks.config import DetectConfig
 
-FIXED = (  # what a run that goes on cannot change: its place in the data depends on it
+FIXED = (  # what a run that goes on cannot change: its state and its place in the data hang on it
     ("model",),
     ("batch",),
     ("imgsz",),
@@ -25,6 +26,9 @@ FIXED = (  # what a run that goes on cannot change: its place in the data depend
     ("data", "train_images"),
     ("data", "fraction"),
     ("data", "single_cls"),
+    ("freeze",),
+    ("ema",),
+    ("optim", "kind"),
 )
 
 
@@ -83,22 +87,18 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
 }
 
 
-def check_fixed(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run under another data order or model.
+def check_fixed(old: Run, new: Run) -> None:
+    """Refuse to go on with a run under another data order, model or optimizer.
 
     Raises:
         ConfigError: naming the key.
     """
     for keys in FIXED:
-        was, now = _look(old, keys), _look(new, keys)
+        was, now = reduce(getattr, keys, old), reduce(getattr, keys, new)
+        if isinstance(was, Section) and isinstance(now, Section):
+            was, now = was.model_dump(), now.model_dump()
         if was != now:
             raise ConfigError(
                 f"{'.'.join(keys)}: {now}, but the run in out has {was}; "
                 "leave it away, or start a new run without resume=true"
             )
-
-
-def _look(tree: Any, keys: Sequence[str]) -> Any:
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree

@@ -26,7 +26,7 @@ def main(run_json: str, place: Place) -> int:
     """
     run = Run.model_validate_json(run_json)
     try:
-        with explained(run):
+        with explained(run, _less_memory(run)):
             return app.fit(run, place)
     except KeyboardInterrupt:
         return INTERRUPTED  # a second Ctrl-C: at once, without saving
@@ -40,7 +40,7 @@ def validate(run_json: str, place: Place) -> int:
     """
     run = Run.model_validate_json(run_json)
     try:
-        with explained(run):
+        with explained(run, f"set batch={max(1, run.batch // 2)}, or a smaller imgsz"):
             return app.score(run, place)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -52,8 +52,8 @@ def traced(job_json: str, place: Place) -> int:
 
 
 @contextmanager
-def explained(run: Run) -> Iterator[None]:
-    """Turn memory and disk running out into errors that say what would do."""
+def explained(run: Run, less: str) -> Iterator[None]:
+    """Turn memory and disk running out into errors; `less` says what needs less memory."""
     try:
         yield
     except OSError as error:
@@ -65,6 +65,12 @@ def explained(run: Run) -> Iterator[None]:
         if not sure and not any(text in str(error).lower() for text in CPU_MEMORY):
             raise
         raise OutOfMemoryError(
-            f"batch: {run.batch} images of {run.imgsz} pixels do not fit in memory; set "
-            f"accumulate={2 * run.accumulate} (same result, less memory), or a smaller imgsz"
+            f"batch: {run.batch} images of {run.imgsz} pixels do not fit in memory; {less}"
         ) from error
+
+
+def _less_memory(run: Run) -> str:
+    """Say what trains in less memory: smaller micro-batches while a batch can be cut further."""
+    if 2 * run.accumulate <= run.batch:
+        return f"set accumulate={2 * run.accumulate} (same batch, in parts), or a smaller imgsz"
+    return "set a smaller imgsz or model"

@@ -1,5 +1,6 @@
 """Starting processes: from any script, with exit codes, errors and signals brought back."""
 
+import json
 import os
 import signal
 import socket
@@ -14,7 +15,8 @@ import torch
 
 from visiontrain.core.errors import ConfigError, DataError, RankError
 from visiontrain.strategies.config import DDP, Single
-from visiontrain.strategies.launch import devices, run
+from visiontrain.strategies.devices import devices, settle
+from visiontrain.strategies.launch import run
 
 # A user's script: no main guard, and it would run away if a process imported it again.
 SCRIPT = """
@@ -24,7 +26,9 @@ from visiontrain.strategies.launch import run
 code = run(DDP(processes=2, threads=1), "cpu", entries.{entry}, "{text}")
 print("code", code, flush=True)
 """
+SMALL = ["data=tiny", "data.train_images=6", "imgsz=64", "batch=3", "epochs=1", "device=cpu"]
 TWO = DDP(processes=2, threads=1)
+GPUS = [torch.device("cuda", 0), torch.device("cuda", 1)]
 
 
 @pytest.fixture
@@ -118,11 +122,76 @@ def test_torchrun_is_joined(start):
     assert out == "code 5\n", error
 
 
-def test_one_device_under_torchrun_is_refused(monkeypatch):
+def torchrun(*words, out):
+    """Start two processes of the program, as its users do; return (exit code, stdout, stderr)."""
+    command = ["torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "visiontrain", "train", *SMALL, *words],
+        cwd=out,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_torchrun_trains_one_run_with_as_many_processes_as_it_starts(tmp_path):
+    code, out, error = torchrun("strategy=ddp", "log.plots=false", out=tmp_path)
+    assert code == 0, error
+    assert out.count("results: ") == 1
+    (folder,) = (tmp_path / "runs" / "detect").iterdir()
+    assert json.loads((folder / "metrics.json").read_text())["processes"] == 2
+    assert "processes: 2" in (folder / "config.yaml").read_text()
+
+
+def test_processes_started_by_hand_train_one_run(tmp_path):
+    """As srun starts them: nobody but rank 0 can hold the store that they meet in."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    many = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    path = os.pathsep.join(p for p in sys.path if p)
+    command = [sys.executable, "-m", "visiontrain", "train", *SMALL, "strategy=ddp"]
+    ranks = [
+        subprocess.Popen(
+            [*command, "log.plots=false"],
+            cwd=tmp_path,
+            env=os.environ | many | {"RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": path},
+        )
+        for rank in ("1", "0")
+    ]
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    (folder,) = (tmp_path / "runs" / "detect").iterdir()
+    assert json.loads((folder / "metrics.json").read_text())["processes"] == 2
+
+
+def test_torchrun_is_told_once_per_process_what_cannot_be(tmp_path):
+    code, _, error = torchrun("strategy=ddp", "strategy.processes=3", out=tmp_path)
+    assert code != 0
+    line = "visiontrain: strategy.processes: 3; torchrun started 2 here, leave it out"
+    assert error.splitlines().count(line) in (1, 2)  # one may be ended by the other's end
+    assert 'Traceback (most recent call last):\n  File "<' not in error.split(line)[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_mode_is_checked_against_the_machine(monkeypatch):
+    settled = settle(DDP(threads=1), "cpu")
+    assert settled.processes == 2
+    with pytest.raises(ConfigError, match=r"^device: '0,1'; torch sees "):
+        settle(Single(), "0,1")
+    monkeypatch.setattr("visiontrain.strategies.devices.devices", lambda _: GPUS)
+    with pytest.raises(ConfigError, match=r"^device: '0,1'; strategy=single takes one"):
+        settle(Single(), "0,1")
+    with pytest.raises(ConfigError, match=r"^strategy.processes: 3; device=0,1 is 2 GPUs"):
+        settle(DDP(processes=3), "0,1")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert settle(DDP(threads=1), "0,1").processes == 2
+    assert settle(DDP(processes=2), "0,1").processes == 2
     with pytest.raises(ConfigError, match=r"^strategy: single under torchrun; "):
-        run(Single(), "cpu", entries.agree, "0")
+        settle(Single(), "cpu")
 
 
 def test_devices():

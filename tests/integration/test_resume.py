@@ -11,12 +11,15 @@ import torch.distributed as dist
 from small import config, digests, prepared, watched
 
 from visiontrain import app
-from visiontrain.core.config import from_keys
+from visiontrain.core.config import from_keys, load
 from visiontrain.core.errors import CheckpointError, ConfigError, StorageError
+from visiontrain.core.shipped import shipped
 from visiontrain.core.types import Place
 from visiontrain.engine.checkpoint import CheckpointStore
 from visiontrain.engine.run_folder import RunFolder
-from visiontrain.recipe import Run
+from visiontrain.engine.saving import Saver
+from visiontrain.prepare import below
+from visiontrain.recipe import USES, Run
 
 CPU = Place(torch.device("cpu"))
 ROOT = Path(__file__).parents[2]
@@ -151,6 +154,46 @@ def test_resume_takes_the_runs_own_config(tmp_path):
     app.prepare(config(tmp_path, epochs=7, **{"optim.lr": 0.005}))
     run = app.prepare(from_keys(Run, {"out": tmp_path, "resume": True, "patience": 3}))
     assert (run.epochs, run.optim.lr, run.patience) == (7, 0.005, 3)
+
+
+def again(out, *words):
+    """Read words as the program does, for the run in `out`."""
+    return load(Run, [f"out={out}", "resume=true", *words], shipped("cfg"), USES["train"], below)
+
+
+def test_keys_of_the_runs_own_kinds_need_no_kind(tmp_path):
+    app.prepare(config(tmp_path, strategy="ddp", optim={"kind": "sgd", "lr": 0.1}))
+    run = app.prepare(again(tmp_path, "strategy.processes=3", "optim.lr_final=0.5"))
+    assert (run.strategy.kind, run.strategy.processes) == ("ddp", 3)
+    assert (run.optim.kind, run.optim.lr, run.optim.lr_final) == ("sgd", 0.1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("model.norm=frozen", r"model: \{.*'norm': 'frozen'"),
+        ("optim=sgd", "optim.kind: sgd, but the run in out has adamw"),
+        ("ema=false", "ema: False, but the run in out has True"),
+        ("freeze=1", "freeze: 1, but the run in out has 0"),
+    ],
+)
+def test_what_a_runs_state_hangs_on_stays(tmp_path, word, message):
+    app.prepare(config(tmp_path))
+    with pytest.raises(ConfigError, match=message):
+        app.prepare(again(tmp_path, word))
+
+
+def test_a_resume_that_fails_leaves_the_runs_config(tmp_path, monkeypatch):
+    prepared(tmp_path)[1].fit()
+    before = RunFolder(tmp_path).config.read_text()
+    monkeypatch.setattr(Saver, "newest", broken)
+    with pytest.raises(CheckpointError, match="another run"):
+        app.train(config(tmp_path, resume=True, epochs=9))
+    assert RunFolder(tmp_path).config.read_text() == before
+
+
+def broken(_):
+    raise CheckpointError("checkpoints: of another run")
 
 
 def test_resume_needs_a_run(tmp_path):

@@ -33,7 +33,7 @@ COLUMNS = ["epoch", "step", "samples", "seconds", "images_per_s", "data_wait", "
 
 def test_a_run_leaves_what_is_promised(tmp_path):
     out = tmp_path / "run"
-    assert app.train(config(out, save_json=True, **{"log.plots": True})) == 0
+    assert app.train(config(out, save_json=True, **{"log.plots": True}))[1] == 0
     folder = RunFolder(out)
     metrics = json.loads(folder.metrics.read_text())
     assert metrics.keys() >= PROMISED
@@ -62,7 +62,7 @@ def test_a_run_leaves_what_is_promised(tmp_path):
     ).model_copy(update={"out": str(out)})
 
     scored = tmp_path / "scored"
-    assert app.validate(config(scored, weights=out)) == 0
+    assert app.validate(config(scored, weights=out))[1] == 0
     assert json.loads((scored / "metrics.json").read_text())["per_class"] == metrics["per_class"]
     assert (scored / "config.yaml").is_file()
 
@@ -198,6 +198,8 @@ def test_out_of_memory_says_what_would_do(tmp_path, monkeypatch, error):
     with pytest.raises(OutOfMemoryError, match=r"batch: 4 images of 64 .* accumulate=2") as caught:
         worker.main(run.model_dump_json(), CPU)
     assert caught.value.exit_code == 4
+    with pytest.raises(OutOfMemoryError, match=r"do not fit in memory; set a smaller imgsz or"):
+        worker.main(run.model_copy(update={"accumulate": 3}).model_dump_json(), CPU)
 
 
 def test_other_errors_stay_what_they_are(tmp_path, monkeypatch):
@@ -251,6 +253,12 @@ def test_weights_start_a_run_and_frozen_blocks_stay(tmp_path, capsys):
     moved = {name for name in start if not torch.equal(start[name], after[name])}
     assert not [name for name in moved if name.startswith(names)]
     assert any(name.startswith("blocks.stage4.") for name in moved)
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
+    with pytest.raises(ConfigError, match="freeze: 10"):
+        app.train(config(tmp_path / "run", freeze=10))
+    assert not (tmp_path / "run").exists()
 
 
 def test_freezing_everything_is_refused(tmp_path):

@@ -6,7 +6,7 @@ What is typed wins over presets, a later preset over an earlier one, wherever it
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from visiontrain.core.section import (
 from visiontrain.core.yaml_loader import load_yaml
 
 Tree = dict[str, Any]
+Below = Callable[[Tree], Mapping[str, Any]]
 MAX_EXTENDS = 8
 NULLS = {"", "~", "null", "Null", "NULL"}
 
@@ -45,7 +46,11 @@ def wandb_key_set() -> bool:
 
 
 def load(
-    root: type[S], arguments: Sequence[str], presets: Path, uses: Collection[str] | None = None
+    root: type[S],
+    arguments: Sequence[str],
+    presets: Path,
+    uses: Collection[str] | None = None,
+    below: Below | None = None,
 ) -> S:
     """Make a `root` from the words of a command line.
 
@@ -54,6 +59,7 @@ def load(
         arguments: PRESET names or files, `key=value`, `--key=value` or `--key value`.
         presets: folder in which preset names are looked up.
         uses: keys and sections that may be typed, all where None; a preset may hold others.
+        below: tells what the result will lie on: its kinds hold where none is named.
 
     Raises:
         ConfigError: one line: where, what it got, what would do.
@@ -63,7 +69,7 @@ def load(
     layers = [(_shown(file, presets), read_preset(root, file, presets)) for file in files]
     pairs = (word.partition("=") for word in words if "=" in word)
     typed = ((key.strip(), _scalar(root, key.strip(), text.strip())) for key, _, text in pairs)
-    return _checked(root, [*layers, ("", _tree(root, typed, uses))])
+    return _checked(root, [*layers, ("", _tree(root, typed, uses))], below)
 
 
 def from_keys(
@@ -71,6 +77,7 @@ def from_keys(
     keys: Mapping[str, Any],
     base: Mapping[str, Any] | None = None,
     uses: Collection[str] | None = None,
+    below: Below | None = None,
 ) -> S:
     """Make a `root` from Python values by the same names, aliases and rules.
 
@@ -79,12 +86,13 @@ def from_keys(
         keys: names, dotted names or aliases, and their values.
         base: what a preset says (`read_preset`); `keys` go on top.
         uses: as for `load`.
+        below: as for `load`.
 
     Raises:
         ConfigError: as `load`.
     """
     given = _tree(root, ((key, _plain(value)) for key, value in keys.items()), uses)
-    return _checked(root, [("preset", base or {}), ("", given)])
+    return _checked(root, [("preset", base or {}), ("", given)], below)
 
 
 def build(root: type[S], tree: Mapping[str, Any]) -> S:
@@ -96,25 +104,29 @@ def build(root: type[S], tree: Mapping[str, Any]) -> S:
     return _checked(root, [("", tree)])
 
 
-def _checked(root: type[S], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> S:
+def _checked(
+    root: type[S], layers: Sequence[tuple[str, Mapping[str, Any]]], below: Below | None = None
+) -> S:
     """Put (file, tree) layers on top of each other and check the result."""
     tree: Tree = {}
     for _, layer in layers:
         tree = merge(root, tree, layer)
-    tree = _with_kinds(root, tree)
+    tree = _with_kinds(root, tree, below)
     try:
         return root.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(explain(root, layers, tree, error)) from None
 
 
-def _with_kinds(root: type[Section], tree: Mapping[str, Any]) -> Tree:
-    """Name the default kind of sections that leave it open."""
+def _with_kinds(root: type[Section], tree: Tree, below: Below | None) -> Tree:
+    """Name the kind of sections that leave it open: that of what lies below, or the default."""
+    many = [name for name in tree if len(sections(annotation_of(root, name))) > 1]
+    vague = [name for name in many if isinstance(tree[name], Mapping) and "kind" not in tree[name]]
+    base = below(tree) if below and vague else {}
     out = dict(tree)
-    for name, value in tree.items():
-        field = root.model_fields.get(name)
-        if field and len(sections(field.annotation)) > 1 and isinstance(value, Mapping):
-            out[name] = {"kind": kind_of(type(field.default)), **value}
+    for name in vague:
+        default = kind_of(type(root.model_fields[name].default))
+        out[name] = {"kind": base.get(name, {}).get("kind", default), **tree[name]}
     return out
 
 

@@ -4,7 +4,7 @@ VisiontrainError
 ├── ConfigError        2   a key, a type or a value that cannot be used
 ├── DataError          3   data that cannot be read or trained on
 ├── CheckpointError    2   a checkpoint or weights file that cannot be used
-├── OutOfMemoryError   4   memory ran out, also after retries
+├── OutOfMemoryError   4   memory ran out
 ├── DivergedError      5   the loss stayed non-finite after roll-backs
 ├── RankError          1   a process of the run failed
 └── StorageError      74   the run's folder cannot be written, as when the disk is full

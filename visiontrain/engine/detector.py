@@ -20,7 +20,7 @@ from visiontrain.data.letterbox import letterbox
 from visiontrain.engine.weights import Weights, load_weights
 from visiontrain.models.config import ModelConfig
 from visiontrain.models.registry import build_model
-from visiontrain.strategies.launch import devices
+from visiontrain.strategies.devices import devices
 from visiontrain.tasks.config import DetectConfig
 from visiontrain.tasks.registry import build_task
 
@@ -108,14 +108,18 @@ def load_detector(
     """
     weights = load_weights(path)
     meta, place = weights.meta, devices(device)[0]
-    model = _fill(weights, str(path)).to(place).eval()
+    model = filled(weights, str(path)).to(place).eval()
     config = DetectConfig.model_validate({**meta.task_config, **decoding})
     task = build_task(config, len(meta.names))
     return Detector(meta.task, model, task, tuple(meta.names), imgsz or meta.imgsz, place)
 
 
-def _fill(weights: Weights, where: str) -> VisionModel:
-    """Make the model that `weights` describes, and give it the tensors."""
+def filled(weights: Weights, where: str) -> VisionModel:
+    """Make the model that `weights` describes, and give it the tensors.
+
+    Raises:
+        CheckpointError: when they do not fit exactly; `where` names the file.
+    """
     try:
         config = TypeAdapter(ModelConfig).validate_python(weights.meta.model)
         model = build_model(config, len(weights.meta.names))

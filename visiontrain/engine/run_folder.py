@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -10,6 +11,8 @@ from typing import Any
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.engine.durable import replace_file, storing, to_json
+
+_log = logging.getLogger(__name__).warning
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,15 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Everything resume needs."""
         return self.path / "checkpoints"
+
+    def discard_unused(self) -> None:
+        """Remove a folder in which a run left nothing but its config; one that held more stays."""
+        try:
+            if {child.name for child in self.path.iterdir()} <= {self.config.name}:
+                self.config.unlink(missing_ok=True)
+                self.path.rmdir()
+        except OSError as error:  # the run's own error says more
+            _log("%s: left behind, %s", self.path, error)
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json, whole or not at all.

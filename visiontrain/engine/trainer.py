@@ -66,6 +66,7 @@ class Parts:
     saver: Saver
     loggers: Sequence[Logger]  # none but on the main process
     progress: Progress
+    begin: Callable[[], None]  # called when the run has begun, or goes on
     config: Mapping[str, Any]  # the whole config, for the loggers
 
 
@@ -325,6 +326,7 @@ class Trainer:
             self.parts.progress.message(f"going on from {found.path}")
         else:
             self._save(self.learner.collect())
+        self.parts.begin()
         self._began = time.monotonic()
 
     def _restore(self, found: Found) -> None:

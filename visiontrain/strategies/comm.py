@@ -26,23 +26,23 @@ def ring_bytes(whole: int, world: int) -> int:
     return whole * (world - 1) // world
 
 
-def any_rank(*, flag: bool, device: torch.device) -> bool:
-    """Tell whether `flag` is set on any rank."""
-    votes = torch.tensor(int(flag), device=device)
+def any_rank(*, flag: bool) -> bool:
+    """Tell whether `flag` is set on any rank; asked between CPUs, so that no GPU is waited for."""
+    votes = torch.tensor(int(flag))
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
     return bool(votes.item())
 
 
-def broadcast_json(value: Any, device: torch.device, source: int = 0) -> Any:
+def broadcast_json(value: Any, source: int = 0) -> Any:
     """Return rank `source`'s JSON value on every rank: text as bytes, never a pickle."""
     text = json.dumps(value).encode() if dist.get_rank() == source else b""
-    size = torch.tensor(len(text), device=device)
+    size = torch.tensor(len(text))
     dist.broadcast(size, source)
-    data = torch.empty(int(size.item()), dtype=torch.uint8, device=device)
+    data = torch.empty(int(size.item()), dtype=torch.uint8)
     if dist.get_rank() == source:
         data.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
     dist.broadcast(data, source)
-    return json.loads(bytes(data.cpu().tolist()))
+    return json.loads(bytes(data.tolist()))
 
 
 def gather_rows(rows: Tensor, device: torch.device) -> Tensor:
@@ -64,7 +64,7 @@ def broadcast_tensors(
     """Return rank `source`'s named CPU tensors on every rank: a JSON header, then raw values."""
     header = {name: (list(t.shape), str(t.dtype).split(".")[1]) for name, t in tensors.items()}
     received = {}
-    for name, (shape, dtype) in broadcast_json(header, device, source).items():
+    for name, (shape, dtype) in broadcast_json(header, source).items():
         value = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
         if dist.get_rank() == source:
             value.copy_(tensors[name])

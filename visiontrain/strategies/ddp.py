@@ -48,10 +48,10 @@ class DDP(Strategy):
         return comm.all_sum(values)
 
     def any(self, *, flag: bool) -> bool:
-        return comm.any_rank(flag=flag, device=self.place.device)
+        return comm.any_rank(flag=flag)
 
     def broadcast(self, value: Any) -> Any:
-        return comm.broadcast_json(value, self.place.device)
+        return comm.broadcast_json(value)
 
     def gather(self, rows: Tensor) -> Tensor:
         return comm.gather_rows(rows, self.place.device)

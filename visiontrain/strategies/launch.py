@@ -7,34 +7,29 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from visiontrain.core import errors
-from visiontrain.core.errors import ConfigError, RankError, VisiontrainError
+from visiontrain.core.errors import RankError
 from visiontrain.core.types import Place
 from visiontrain.strategies.config import DDP, FSDP, Group, Pipeline, Single, StrategyConfig
+from visiontrain.strategies.devices import devices, threads, under_torchrun
+from visiontrain.strategies.member import Entry, describe, error_again, join
 
-Entry = Callable[[str, Place], int]
 FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1")  # workers save and stop
 GROUPS = {"ddp": DDP, "fsdp": FSDP, "pipeline": Pipeline}
-TAIL = 12  # lines of a failed rank's traceback that are shown
 # Workers start from here, not through multiprocessing: that would import the user's script again,
 # which runs away without a main guard and does not exist in a notebook.
 BOOT = (
@@ -51,7 +46,7 @@ def run(config: StrategyConfig, device: str, entry: Entry, run_json: str) -> int
 
     Args:
         config: the mode.
-        device: auto, cpu, cuda, or GPU numbers such as 0,1.
+        device: as `devices` reads it.
         entry: a module's function; it is imported anew in every process.
         run_json: handed to `entry`.
 
@@ -59,79 +54,17 @@ def run(config: StrategyConfig, device: str, entry: Entry, run_json: str) -> int
         RankError: a process failed; the message names its rank and ends with its traceback.
         VisiontrainError: whatever `entry` raised for the user.
     """
-    joined = {"RANK", "WORLD_SIZE"} <= os.environ.keys()
     if isinstance(config, Single):
-        if joined and os.environ["WORLD_SIZE"] != "1":
-            raise ConfigError(
-                "strategy: single under torchrun; start it without, or take strategy=ddp"
-            )
         return entry(run_json, Place(devices(device)[0]))
-    if joined:
-        return _member(config, device, entry, run_json)
-    check_count(config, device)
+    if under_torchrun():
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        return join(config, device, entry, run_json)
     with tempfile.TemporaryDirectory(prefix="visiontrain-") as folder:
         return _start(config, device, entry, run_json, Path(folder))
 
 
-# -- devices ------------------------------------------------------------------------
-
-
-def devices(text: str) -> list[torch.device]:
-    """List the devices that `device=` names: auto, cpu, cuda, cuda:1, or numbers as 0,1.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if text == "cpu" or (text == "auto" and not found):
-        return [torch.device("cpu")]
-    numbers = text.removeprefix("cuda").removeprefix(":")
-    wanted = range(found) if text == "auto" or not numbers else numbers.split(",")
-    if not all(str(number).strip().isdecimal() for number in wanted):
-        raise ConfigError(f"device: {text!r}; take auto, cpu, cuda, or GPU numbers such as 0,1")
-    indices = [int(number) for number in wanted]
-    if not indices or max(indices) >= found:
-        raise ConfigError(f"device: {text!r}; torch sees {found} GPUs here, take device=cpu")
-    return [torch.device("cuda", index) for index in indices]
-
-
-def check_count(config: Group, device: str) -> None:
-    """Refuse more processes than GPUs. CPUs are shared."""
-    found = devices(device)
-    if found[0].type == "cuda" and config.processes > len(found):
-        raise ConfigError(
-            f"strategy.processes: {config.processes}; device={device} is {len(found)} GPUs, "
-            "one process takes one (or take device=cpu)"
-        )
-
-
-def threads(config: Group) -> int:
-    """Return how many CPU threads one process gets."""
-    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return config.threads or max(1, cores // config.processes)
-
-
-# -- a process among others -----------------------------------------------------------
-
-
-def _member(config: Group, device: str, entry: Entry, run_json: str) -> int:
-    """Join the group that the environment describes, run, leave."""
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    choices = devices(device)
-    local = choices[int(os.environ.get("LOCAL_RANK", rank)) % len(choices)]
-    is_cuda = local.type == "cuda"
-    if is_cuda:
-        torch.cuda.set_device(local)
-    dist.init_process_group(
-        "nccl" if is_cuda else "gloo",
-        timeout=timedelta(seconds=config.timeout_s),
-        device_id=local if is_cuda else None,
-    )
-    shard = (0, 1) if isinstance(config, Pipeline) else (rank, world)
-    code = entry(run_json, Place(local, rank, world, shard, is_main=rank == 0))
-    dist.destroy_process_group()  # after an error it could wait for ranks that are gone
-    return code
+# -- a started process -----------------------------------------------------------------
 
 
 def child(job: dict[str, Any]) -> None:
@@ -146,15 +79,14 @@ def child(job: dict[str, Any]) -> None:
     if (folder / "signal").exists():
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the entry knows how to save
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
     torch.set_num_threads(job["threads"])
     config = GROUPS[job["config"]["kind"]](**job["config"])
     module, name = job["entry"]
     try:
-        code = _member(config, job["device"], getattr(import_module(module), name), job["run"])
+        code = join(config, job["device"], getattr(import_module(module), name), job["run"])
         report: dict[str, Any] = {"code": code}
     except BaseException as error:  # noqa: BLE001 - the parent raises it
-        report = _describe(error)
+        report = describe(error)
     partial = folder / f"partial-{rank}"
     partial.write_text(json.dumps(report))
     partial.rename(folder / f"rank-{rank}.json")
@@ -169,23 +101,6 @@ def _follow(parent: int, folder: Path) -> None:
         time.sleep(1.0)
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(137)
-
-
-def _describe(error: BaseException) -> dict[str, Any]:
-    text = "".join(traceback.format_exception(error))
-    return {
-        "kind": type(error).__name__,
-        "message": str(error),
-        "traceback": text.splitlines()[-TAIL:],
-        # When a rank goes, the others fail too, in their next collective.
-        "follows": isinstance(error, dist.DistError) or "gloo" in str(error),
-        "time": time.time(),
-    }
-
-
-def _loopback() -> str:
-    names = [name for _, name in socket.if_nameindex()]
-    return next(name for name in names if name.startswith("lo"))
 
 
 # -- the parent -----------------------------------------------------------------------
@@ -246,17 +161,7 @@ def _verdict(world: int, folder: Path, exits: dict[int, int], received: list[int
         raise RankError(f"ranks of {world}: ended without a word; their exit codes are {exits}")
     # A rank that only lost its peer did not fail first.
     rank = min(causes or failed, key=lambda rank: failed[rank]["time"])
-    raise _error(failed[rank], f"rank {rank} of {world}")
-
-
-def _error(report: dict[str, Any], who: str) -> VisiontrainError:
-    """Make a rank's error again: for the user as it was, any other with its traceback."""
-    kind, message = report["kind"], report["message"]
-    own = getattr(errors, kind, None)
-    if isinstance(own, type) and issubclass(own, VisiontrainError):
-        return own(message)
-    tail = "\n".join(report["traceback"])
-    return RankError(f"{who}: {kind}: {message}; its traceback ends with\n{tail}")
+    raise error_again(failed[rank], f"rank {rank} of {world}")
 
 
 @contextmanager

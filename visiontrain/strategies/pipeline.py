@@ -185,10 +185,10 @@ class Pipeline(Strategy):
     # -- talk ---------------------------------------------------------------------
 
     def any(self, *, flag: bool) -> bool:
-        return comm.any_rank(flag=flag, device=self.place.device)
+        return comm.any_rank(flag=flag)
 
     def broadcast(self, value: Any) -> Any:
-        return comm.broadcast_json(value, self.place.device)
+        return comm.broadcast_json(value)
 
     def gather(self, rows: Tensor) -> Tensor:
         return comm.gather_rows(rows, self.place.device)

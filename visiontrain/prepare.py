@@ -1,0 +1,146 @@
+"""From what was asked to a run that anyone can repeat: its folder, its whole config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from visiontrain import __version__
+from visiontrain.core.config import build, merge
+from visiontrain.core.errors import ConfigError
+from visiontrain.core.yaml_loader import dump_yaml, load_yaml
+from visiontrain.data.open import open_dataset
+from visiontrain.engine.durable import replace_file, storing
+from visiontrain.engine.optim import kind_of
+from visiontrain.engine.run_folder import RunFolder, claim, reopen
+from visiontrain.engine.weights import load_weights
+from visiontrain.recipe import Run, check_fixed
+from visiontrain.strategies.devices import devices, settle, under_torchrun
+from visiontrain.strategies.precision import resolve
+
+SCORED_AS_TRAINED = {"data", "imgsz", "batch", "task", "project"}  # unless val is told otherwise
+
+Tree = dict[str, Any]
+
+
+def prepare(run: Run) -> Run:
+    """Settle what is open, claim the run's folder (`out` of the result), write config.yaml.
+
+    Keys the caller set win over those of the run that goes on (`resume`), which win over what
+    the data set recommends.
+
+    Raises:
+        VisiontrainError: when the folder or the data cannot be used.
+    """
+    given = run.model_dump(exclude_unset=True)
+    base = below(given)
+    # A file that a validation left may name another split; training scores this one.
+    run = _settle(merge(Run, base, given) | {"split": "val"})
+    if run.resume:
+        folder = reopen(run.out)
+        if folder.config.is_file():
+            check_fixed(build(Run, base), run)
+            return _placed(run, folder)  # `fit` writes config.yaml once it goes on
+    else:
+        folder = claim(run.out, Path(run.project) / run.task.kind, run.name, resumable=True)
+    run = _placed(run, folder)
+    write_config(run)
+    return run
+
+
+def below(given: Mapping[str, Any]) -> Tree:
+    """Return what the keys that were given for a training lie on.
+
+    The config of the run that goes on, or what the data set recommends.
+
+    Raises:
+        VisiontrainError: when the folder or the data cannot be used.
+    """
+    if given.get("resume") is True:
+        folder = reopen(given.get("out"))
+        if folder.config.is_file():
+            base = read_config(folder)
+            if under_torchrun():  # which tells anew how many processes there are
+                base.get("strategy", {}).pop("processes", None)
+            return base
+    data = build(Run, {"data": given.get("data", {})}).data
+    return dict(open_dataset(data).defaults)
+
+
+def prepare_validation(run: Run) -> Run:
+    """Settle a validation as `prepare` does a run; what is open comes from the weights.
+
+    Raises:
+        VisiontrainError: when the folder, the weights or the data cannot be used.
+    """
+    if run.weights is None:
+        raise ConfigError("weights: none given; add weights=FILE or the folder of a run")
+    meta = load_weights(run.weights).meta
+    base: Tree = {"imgsz": meta.imgsz, "task": dict(meta.task_config), "name": "val"}
+    old = _run_of(Path(run.weights))
+    if old is not None:
+        base |= {key: value for key, value in read_config(old).items() if key in SCORED_AS_TRAINED}
+    given = run.model_dump(exclude_unset=True)
+    run = _settle(merge(Run, base, given) | {"model": dict(meta.model), "resume": False})
+    run = _placed(run, claim(run.out, Path(run.project) / meta.task, run.name))
+    write_config(run)
+    return run
+
+
+def _run_of(weights: Path) -> RunFolder | None:
+    """Return the run that left a weights file, if it still lies there."""
+    if not weights.is_dir():
+        if weights.parent.name != "weights":
+            return None
+        weights = weights.parent.parent
+    folder = RunFolder(weights)
+    return folder if folder.config.is_file() else None
+
+
+def _settle(tree: Tree) -> Run:
+    """Check a whole config against this machine; replace `auto` where numbers depend on it."""
+    run = build(Run, tree)
+    strategy = settle(run.strategy, run.device)
+    precision = resolve(run.precision, devices(run.device)[0])
+    optim = run.optim.model_copy(update={"kind": kind_of(run.optim)})
+    return run.model_copy(update={"strategy": strategy, "precision": precision, "optim": optim})
+
+
+def _placed(run: Run, folder: RunFolder) -> Run:
+    return run.model_copy(update={"out": str(folder.path)})
+
+
+def write_config(run: Run) -> None:
+    """Write the config.yaml that repeats a run.
+
+    Raises:
+        StorageError: when it cannot be written.
+    """
+    path = folder_of(run).config
+    with storing(path):
+        replace_file(path, config_text(run).encode())
+
+
+def read_config(folder: RunFolder) -> Tree:
+    """Read the config.yaml that a run left.
+
+    Raises:
+        ConfigError: when it is not one.
+    """
+    tree = load_yaml(folder.config.read_text(encoding="utf-8"), str(folder.config))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{folder.config}: no config; give the folder of a run")
+    return tree
+
+
+def config_text(run: Run) -> str:
+    """Write a run as YAML; without `out` and `resume`, so that it repeats it elsewhere."""
+    tree = run.model_dump(mode="json") | {"out": None, "resume": False}
+    head = f"# visiontrain {__version__}: `visiontrain train` this file to repeat the run\n"
+    return head + dump_yaml(tree)
+
+
+def folder_of(run: Run) -> RunFolder:
+    """Return the folder of a prepared run."""
+    return RunFolder(Path(run.out or "."))
