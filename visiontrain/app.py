@@ -59,6 +59,7 @@ from visiontrain.report.results import (
 )
 from visiontrain.strategies import launch
 from visiontrain.strategies.base import Strategy
+from visiontrain.strategies.config import Single
 from visiontrain.strategies.devices import settle, under_torchrun
 from visiontrain.strategies.member import once
 from visiontrain.strategies.registry import build_strategy
@@ -90,7 +91,7 @@ def validate(run: Run) -> tuple[Run, int]:
 
 def _start(make: Callable[[], Run], entry: str) -> tuple[Run, int]:
     """Prepare a run once, then call `worker.entry` in every process that its mode needs."""
-    text = once(lambda: make().model_dump_json())
+    text = once(lambda: _filled(make(), entry).model_dump_json())
     run = Run.model_validate_json(text)
     try:
         return run, launch.run(run.strategy, run.device, _entry(entry), text)
@@ -98,6 +99,15 @@ def _start(make: Callable[[], Run], entry: str) -> tuple[Run, int]:
         if not run.resume:
             folder_of(run).discard_unused()
         raise
+
+
+def _filled(run: Run, entry: str) -> Run:
+    """Write the cache on disk, which many processes would else each write."""
+    if run.data.cache == "disk" and not isinstance(run.strategy, Single):
+        spec = open_dataset(run.data)
+        for split in ("train", "val") if entry == "main" else (run.split,):
+            spec.table(split)
+    return run
 
 
 def _entry(name: str) -> launch.Entry:
@@ -137,6 +147,8 @@ def build(run: Run, place: Place) -> Trainer:
     training, validation = spec.table("train"), EvalSet(spec.table("val"), run.imgsz)
     strategy = build_strategy(run.strategy, place, run.precision)
     progress = build_progress(run.log) if place.is_main else Silent()
+    for line in spec.remarks({"train": training, "val": validation.table}):
+        progress.message(line)
     schedule = Schedule(run.optim, run.epochs, len(training), run.batch)
     model = build_fresh(run, spec.names, progress)
     learner = build_learner(run, model, spec.names, schedule, strategy)
@@ -269,11 +281,14 @@ def fit_settings(run: Run, images: int) -> FitSettings:
 def score(run: Run, place: Place) -> int:
     """Score `run.weights` in one process of a validation; return the exit code."""
     weights = load_weights(str(run.weights))
-    table = open_dataset(run.data).table(run.split)
+    spec = open_dataset(run.data)
+    table = spec.table(run.split)
     check_names(weights, table)
     strategy = build_strategy(run.strategy, place, run.precision)
     schedule = Schedule(run.optim, 1, len(table), run.batch)
     progress = build_progress(run.log) if place.is_main else Silent()
+    for line in spec.remarks({run.split: table}):
+        progress.message(line)
     plain = run.model_copy(update={"ema": False})
     model = filled(weights, str(run.weights))
     learner = build_learner(plain, model, table.names, schedule, strategy)

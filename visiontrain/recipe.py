@@ -72,7 +72,9 @@ class Run(Section):
 USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest would change nothing
     "train": tuple(name for name in Run.model_fields if name != "split"),
     "val": (
-        *("data", "strategy", "task.conf", "task.iou", "task.nms", "task.max_det", "log.plots"),
+        *("data.source", "data.val_images", "data.single_cls", "data.workers", "data.cache"),
+        *("data.cache_dir", "data.strict", "data.max_pixels"),
+        *("strategy", "task.conf", "task.iou", "task.nms", "task.max_det", "log.plots"),
         *("batch", "imgsz", "precision", "device", "weights", "split", "save_json"),
         *("out", "project", "name"),
     ),

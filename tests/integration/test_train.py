@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from small import STEPS, config, prepared, scores, watched, weights_of
 
 from visiontrain import app, worker
@@ -65,6 +66,46 @@ def test_a_run_leaves_what_is_promised(tmp_path):
     assert app.validate(config(scored, weights=out))[1] == 0
     assert json.loads((scored / "metrics.json").read_text())["per_class"] == metrics["per_class"]
     assert (scored / "config.yaml").is_file()
+
+
+def yolo_with_a_bad_row(root):
+    """Make a YOLO data set of 4 pictures, one label row of which is no box."""
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (64, 64), (i * 90, 40, 40)).save(root / f"images/{split}/{i}.png")
+            rows = "0 0.5 0.5 0.4 0.4\n" + ("0 0.5\n" if (split, i) == ("train", 1) else "")
+            (root / f"labels/{split}/{i}.txt").write_text(rows)
+    yaml = "train: images/train\nval: images/val\nnames: [square]\ndownload: print(1)\n"
+    (root / "data.yaml").write_text(yaml)
+    return root / "data.yaml"
+
+
+def test_what_is_left_out_is_said_before_training_and_scoring(tmp_path, capsys):
+    source = str(yolo_with_a_bad_row(tmp_path / "set"))
+    data = {"source": source, "workers": 0, "cache": "disk", "cache_dir": str(tmp_path / "cache")}
+    keys = {"data": data, "log": {"to": ["console"], "plots": False}, "epochs": 1, "batch": 2}
+    assert app.train(config(tmp_path / "run", **keys))[1] == 0
+    said = capsys.readouterr().out
+    assert f"{source}: train: 1 malformed-row" in said
+    assert "`download` is ignored" in said
+    keys = {"data": {"source": source}, "split": "train", "weights": tmp_path / "run"}
+    assert app.validate(config(tmp_path / "scored", **keys, log={"to": ["console"]}))[1] == 0
+    assert "train: 1 malformed-row" in capsys.readouterr().out
+
+
+def test_a_cache_on_disk_is_written_once_for_all_processes(tmp_path, monkeypatch):
+    source = str(yolo_with_a_bad_row(tmp_path / "set"))
+    data = {"source": source, "workers": 0, "cache": "disk", "cache_dir": str(tmp_path / "cache")}
+    seen = []
+    monkeypatch.setattr(app.launch, "run", lambda *_: seen.append(caches(tmp_path)) or 0)
+    app.train(config(tmp_path / "run", data=data, strategy="ddp"))
+    assert len(seen[0]) == 2  # train and val
+
+
+def caches(folder):
+    return list((folder / "cache").rglob("*.u8"))
 
 
 def test_data_set_then_preset_then_user(tmp_path):

@@ -29,7 +29,7 @@ def slow(settings, scores, boxes, points, rows):
         if row[0] < 0:
             continue
         centre, side = (row[1:3] + row[3:5]) / 2, row[3:5] - row[1:3]
-        side = torch.where(side < 8, torch.tensor(16.0), side)
+        side = torch.where(side <= 8, torch.tensor(16.0), side)
         inside = ((points - centre).abs() < side / 2).all(1)
         overlap[m] = iou(row[1:5], boxes) * inside
         align[m] = scores[:, int(row[0])] ** settings.alpha * overlap[m] ** settings.beta
@@ -64,6 +64,14 @@ def test_a_tiny_target_between_anchor_points_still_gets_an_anchor():
     rows[0, 0] = torch.tensor([0, 31.0, 31.0, 33.0, 33.0, 1])  # 2 px, on a cell corner
     candidates = Candidates.of(boxes, points, rows)
     assert assign(Aligned(10, 0.5, 6.0), scores, candidates).positive.any()
+
+
+def test_every_small_target_on_whole_pixels_holds_an_anchor():
+    points, scores, boxes, rows = scene(0, images=1, targets=1)
+    for side in range(1, 9):
+        for left in range(16, 24):
+            rows[0, 0] = torch.tensor([0, left, left, left + side, left + side, 1.0])
+            assert Candidates.of(boxes, points, rows).inside[0, 0].any(), (side, left)
 
 
 def test_padding_and_empty_images_are_never_assigned():

@@ -77,13 +77,13 @@ def assign(settings: Aligned, scores: Tensor, candidates: Candidates) -> Assignm
 
 
 def _inside(points: Tensor, truth: Tensor) -> Tensor:
-    """Tell which points lie in which targets; a side under 8 px counts as 16 px.
+    """Tell which points lie in which targets; a side up to 8 px counts as 16 px.
 
     The widening is the small-target rule of YOLO26 (arXiv 2606.03748, eq. 4 to 6): every
     target then holds at least one point of the finest level.
     """
     centre, side = (truth[..., :2] + truth[..., 2:]) / 2, truth[..., 2:] - truth[..., :2]
-    half = torch.where(side < SMALL_SIDE, torch.full_like(side, REPLACED_SIDE), side) / 2
+    half = torch.where(side <= SMALL_SIDE, torch.full_like(side, REPLACED_SIDE), side) / 2
     return ((points - centre[:, :, None]).abs() < half[:, :, None]).all(-1)
 
 
