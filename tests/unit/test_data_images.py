@@ -1,6 +1,7 @@
 """Headers and decoding: every trap of image files, with Pillow as the oracle."""
 
 import io
+import struct
 
 import cv2
 import numpy as np
@@ -9,15 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from visiontrain.data.header import ImageError
-from visiontrain.data.images import (
-    FileImages,
-    Paths,
-    decode,
-    is_hollow,
-    lacks_only_end,
-    read_header,
-)
+from visiontrain.data.header import ImageError, read_header
+from visiontrain.data.images import FileImages, Paths, decode, is_hollow, lacks_only_end
 
 LIMIT = 10**6
 COLOUR = cv2.resize(np.random.default_rng(0).integers(0, 255, (5, 5, 3), np.uint8), (60, 40))
@@ -31,6 +25,10 @@ def encoded(image, kind, **options):
 
 def jpeg(**options):
     return encoded(Image.fromarray(COLOUR), "JPEG", quality=95, **options)
+
+
+def size_of(data):
+    return read_header(io.BytesIO(data), "x", LIMIT).size
 
 
 def exif(orientation):
@@ -51,7 +49,7 @@ def test_images_come_upright(kind, orientation):
     )
     data = encoded(Image.fromarray(COLOUR), kind, **options)
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
-    assert read_header(data, "x", LIMIT) == upright.shape[1::-1]
+    assert size_of(data) == upright.shape[1::-1]
     image = decode(data, "x", LIMIT)
     assert image.flags.c_contiguous
     np.testing.assert_allclose(image, upright, atol=0 if kind != "JPEG" else 2)
@@ -70,7 +68,7 @@ MODES = {
 def test_modes_become_rgb(mode, kind):
     picture = Image.fromarray(COLOUR).convert(mode)
     data = encoded(picture, kind, **({"lossless": True} if kind == "WEBP" else {}))
-    assert read_header(data, "x", LIMIT) == picture.size
+    assert size_of(data) == picture.size
     opaque = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     tolerance = 8 if mode == "CMYK" or kind == "JPEG" else 1
     np.testing.assert_allclose(decode(data, "x", LIMIT), opaque, atol=tolerance)
@@ -130,6 +128,31 @@ def test_a_bomb_is_refused_from_its_header(monkeypatch):
     monkeypatch.setattr(cv2, "imdecode", never)
     with pytest.raises(ImageError, match=r"20000 x 20000 is more than data.max_pixels=64000000"):
         decode(bomb, "x", 64_000_000)
+
+
+@pytest.mark.parametrize("first", [3, 16])  # SHORT; LONG8, which libtiff reads and we do not
+def test_a_tiff_cannot_hide_its_size_behind_a_second_one(first, monkeypatch):
+    """libtiff decodes by the first of two equal tags."""
+
+    def never(*_):
+        raise AssertionError("decoded")
+
+    data = bytearray(encoded(Image.new("L", (2000, 2000)), "TIFF", compression="tiff_lzw"))
+    start = struct.unpack_from("<I", data, 4)[0]
+    count = struct.unpack_from("<H", data, start)[0]
+    entries = [bytes(data[start + 2 + 12 * i : start + 14 + 12 * i]) for i in range(count)]
+    doubled = []
+    for entry in entries:
+        tag, kind = struct.unpack_from("<HH", entry)
+        is_size = tag in (256, 257)
+        doubled.append(struct.pack("<HH", tag, first if is_size else kind) + entry[4:])
+        doubled += [struct.pack("<HHIHH", tag, 3, 1, 20, 0)] * is_size
+    struct.pack_into("<I", data, 4, len(data))
+    data += struct.pack("<H", len(doubled)) + b"".join(doubled) + bytes(4)
+    monkeypatch.setattr(cv2, "imdecode", never)
+    with pytest.raises(ImageError) as caught:
+        decode(bytes(data), "x", LIMIT)
+    assert caught.value.kind == ("huge-image" if first == 3 else "corrupt-image")
 
 
 def test_a_chunk_that_claims_gigabytes_is_refused_unread(monkeypatch):

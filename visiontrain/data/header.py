@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 from visiontrain.core.errors import DataError
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset({".bmp", ".jfif", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
+OTHER_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".heif"})  # pictures that are not read
 ORIENTATION = 0x0112  # EXIF's tag: 1 upright, 2 to 8 the other seven, 5 to 8 swap the sides
 
 
@@ -176,7 +177,11 @@ def _tiff(file: BinaryIO) -> Header:
 
 
 def _ifd(file: BinaryIO) -> dict[int, int]:
-    """Return the whole-number tags of the first directory of a TIFF."""
+    """Return the whole-number tags of the first directory of a TIFF.
+
+    Of a tag that comes twice the first counts, as for libtiff: a second size must not hide the
+    one that is decoded.
+    """
     file.seek(0)
     order = {b"II": "<", b"MM": ">"}[file.read(2)]
     version, offset = _unpack(f"{order}HI", file)
@@ -185,13 +190,15 @@ def _ifd(file: BinaryIO) -> dict[int, int]:
     file.seek(offset)
     (count,) = _unpack(f"{order}H", file)
     tags: dict[int, int] = {}
+    seen: set[int] = set()
     for _ in range(count):
         entry = file.read(12)
         tag, kind, _ = struct.unpack(f"{order}HHI", entry[:8])
-        if kind in (3, 4):  # SHORT, LONG
+        if kind in (3, 4) and tag not in seen:  # SHORT, LONG
             (tags[tag],) = struct.unpack(
                 order + " HI"[kind - 2], entry[8 : 10 if kind == 3 else 12]
             )
+        seen.add(tag)
     return tags
 
 

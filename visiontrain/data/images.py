@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.JpegImagePlugin import JpegImageFile
 
-from visiontrain.data import header
-from visiontrain.data.header import Header, ImageError
+from visiontrain.data.header import Header, ImageError, read_header
 
 Pixels = NDArray[np.uint8]
 
@@ -77,11 +76,6 @@ def read_bytes(path: str) -> bytes:
         raise ImageError(path, "corrupt-image", f"cannot be read ({error.strerror})") from error
 
 
-def read_header(data: bytes, where: str, max_pixels: int) -> tuple[int, int]:
-    """Return (width, height) as shown; see `data.header.read_header`."""
-    return header.read_header(io.BytesIO(data), where, max_pixels).size
-
-
 def decode(data: bytes, where: str, max_pixels: int) -> Pixels:
     """Decode an image file's bytes to (H, W, 3) uint8 RGB, upright by its EXIF orientation.
 
@@ -92,7 +86,7 @@ def decode(data: bytes, where: str, max_pixels: int) -> Pixels:
         ImageError: The image is larger than `max_pixels` (nothing was decoded), truncated,
             damaged, or of a format or depth that is not read.
     """
-    head = header.read_header(io.BytesIO(data), where, max_pixels)
+    head = read_header(io.BytesIO(data), where, max_pixels)
     raw = _imdecode(data)
     if raw is None and head.format == "jpeg" and lacks_only_end(data):
         raw = _imdecode(_ended(data))

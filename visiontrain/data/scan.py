@@ -18,7 +18,7 @@ from visiontrain.data.header import ImageError, read_header
 from visiontrain.data.images import FileImages, Paths, decode, is_decodable
 from visiontrain.data.table import Defect
 
-VERSION = 2  # of what is checked; a change makes remembered scans void
+VERSION = 3  # of what is checked; a change makes remembered scans void
 REMEMBERED = 1000  # images from which a scan is worth a file in the cache
 SMALLEST = 10  # shortest side of a usable image, pixels
 THREADS = 8  # they wait for storage, not for the processor
