@@ -209,6 +209,39 @@ def test_polygons_become_boxes(tmp_path):
     assert table.targets(0).tolist() == [[0, 16, 12, 48, 36, 1]]
 
 
+@pytest.mark.parametrize("shape", [(12, 2), (17, 3)])  # 24 numbers, as a polygon has; 51
+def test_a_pose_is_its_box(shape, tmp_path):
+    data = Yolo(tmp_path / "set")
+    pose = f"0 0.5 0.5 0.25 0.25{' 0.9 0.1 2'[: 4 * shape[1]] * shape[0]}"
+    data.labels.write_text(f"{pose}\n1 0.25 0.25 0.5 0.5\n{pose} 0.5\n0 0 0 1 0 1 1\n")
+    yaml = tmp_path / "set/data.yaml"
+    yaml.write_text(f"{yaml.read_text()}kpt_shape: {list(shape)}\n")
+    spec = opened(data.source, tmp_path / "cache")
+    table = spec.table("train")
+    assert table.targets(0)[:, :5].tolist() == [[0, 24, 18, 40, 30], [1, 0, 0, 32, 24]]
+    assert [(defect.line, defect.kind) for defect in table.defects] == [
+        (3, "malformed-row"),
+        (4, "malformed-row"),
+    ]
+    told = f"7 columns; a box has 5, a pose {5 + shape[0] * shape[1]}"
+    assert table.defects[1].reason.endswith(told)
+    assert not spec.notes
+
+
+def test_pictures_that_are_not_read_are_named_and_a_jfif_is_a_jpeg(tmp_path):
+    data = Yolo(tmp_path / "set")
+    data.image.rename(data.image.with_suffix(".jfif"))
+    for suffix in ("gif", "HEIC", "avif"):
+        (data.image.parent / f"z.{suffix}").write_bytes(b"no matter what")
+    (data.image.parent / "notes.md").write_text("no picture")
+    table = opened(data.source, tmp_path / "cache").table("train")
+    assert len(table) == len(PICTURES)
+    assert len(table.targets(0)) == 2  # a.jfif's
+    assert {(d.kind, d.file.rsplit(".")[-1]) for d in table.defects} == {
+        ("unknown-format", suffix) for suffix in ("gif", "HEIC", "avif")
+    }
+
+
 def test_a_data_set_without_any_usable_image_says_why(tmp_path):
     data = Yolo(tmp_path / "set")
     for image in data.image.parent.iterdir():

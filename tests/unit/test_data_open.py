@@ -66,12 +66,32 @@ def test_labels_lie_where_the_last_folder_images_becomes_labels(tmp_path):
     assert opened(beside, tmp_path / "cache").table("train").classes.tolist() == [1]
 
 
+def test_a_folder_that_links_lead_back_to_is_read_once(tmp_path):
+    described(tmp_path / "set", "train: images/train\nnames: [cat, dog]")
+    folder = tmp_path / "set/images/train"
+    save(PICTURES[0], folder / "deep", seed=5)
+    (tmp_path / "set/labels/train/deep").mkdir()
+    (tmp_path / "set/labels/train/deep/a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    save(PICTURES[1], tmp_path / "apart", seed=6)
+    for place, to in (
+        ("again", folder),
+        ("deep/up", folder),
+        ("a link", folder / "deep"),
+        ("elsewhere", tmp_path / "apart"),
+    ):
+        (folder / place).symlink_to(to)
+    table = opened(tmp_path / "set", tmp_path / "cache").table("train")
+    names = [table.images.name(row).split("/train/")[1] for row in range(len(table))]
+    assert names == [*(f"{p.name}.jpg" for p in PICTURES), "deep/a.jpg", "elsewhere/b.jpg"]
+    assert len(table.boxes) == 5  # with the label of deep/a.jpg
+
+
 def test_keys_of_other_tools_are_ignored_with_a_note(tmp_path):
-    extra = "download: import os; os.abort()\nroboflow: {version: 3}\nlicense: x\n"
+    extra = "download: import os; os.abort()\nroboflow: {version: 3}\nlicense: x\nminival: x\n"
     spec = described(tmp_path / "set", extra + "train: images/train\nnames: [cat, dog]")
     assert count(spec) == 4
     assert any("`download` is ignored: nothing is downloaded" in note for note in spec.notes)
-    assert any("roboflow, license" in note for note in spec.notes)
+    assert any("roboflow, license, minival" in note for note in spec.notes)
 
 
 HEAD = "train: images/train\n"
@@ -84,6 +104,7 @@ REFUSED = {
     "names have a gap": (HEAD + "names: {0: cat, 2: dog}", ConfigError, "number them"),
     "no names": (HEAD, ConfigError, "names"),
     "no splits": ("names: [cat]", ConfigError, "add train: and val:"),
+    "keypoints of four": (HEAD + "names: [a]\nkpt_shape: [17, 4]", ConfigError, "kpt_shape: got"),
     "an unknown format": (HEAD + "names: [cat]\nformat: yoloo", ConfigError, "yoloo"),
     "a split of the wrong type": ("train: {a: 1}\nnames: [cat]", ConfigError, "train"),
     "a list, no keys": ("- train\n- val\n", DataError, "no keys"),

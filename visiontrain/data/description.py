@@ -18,7 +18,7 @@ from visiontrain.data.table import Table
 IGNORED = frozenset(
     {
         *("author", "channels", "date", "description", "download", "flip_idx", "info"),
-        *("kpt_shape", "licence", "license", "links", "roboflow", "task", "url", "version"),
+        *("licence", "license", "links", "minival", "roboflow", "task", "url", "version"),
     }
 )
 SPLITS = ("train", "val", "test")

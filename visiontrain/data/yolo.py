@@ -10,12 +10,13 @@ from typing import Any
 from visiontrain.core.errors import DataError
 from visiontrain.data.build import Labels, build
 from visiontrain.data.description import Choice, Description
-from visiontrain.data.header import SUFFIXES
+from visiontrain.data.header import OTHER_SUFFIXES, SUFFIXES
 from visiontrain.data.images import FileImages, Paths
 from visiontrain.data.scan import scan
 from visiontrain.data.table import Defect, Table
 
-KEYS = ("path", "train", "val", "validation", "test", "minival", "names", "nc")
+KEYS = ("path", "train", "val", "validation", "test", "names", "nc", "kpt_shape")
+PICTURES = SUFFIXES | OTHER_SUFFIXES  # those that are not read become defects, not silence
 
 
 class YoloReader:
@@ -28,6 +29,7 @@ class YoloReader:
             raise description.fail("names", "no class names", "add names: [...]")
         self.names = names
         self.description = description
+        self.keypoints = self._keypoints()
         self.splits: Mapping[str, Any] = description.sources()
         self.root = description.root()
 
@@ -47,8 +49,20 @@ class YoloReader:
         for row, path in enumerate(chosen):
             if seen.usable[row]:
                 width, height = seen.sizes[row].tolist()
-                read_rows(label_path(path), row, (width, height), labels)
+                read_rows(label_path(path), row, (width, height), labels, self.keypoints)
         return build(self.names, images, seen, labels, lambda row: label_path(images.name(row)))
+
+    def _keypoints(self) -> int:
+        """Return how many numbers of a row are keypoints: `kpt_shape` is [points, 2 or 3]."""
+        match self.description.values.get("kpt_shape"):
+            case None:
+                return 0
+            case [int(points), 2 | 3 as numbers] if points > 0:
+                return points * numbers
+            case other:
+                raise self.description.fail(
+                    "kpt_shape", f"got {other!r}", "give [points, 2] or [points, 3]"
+                )
 
     def _images(self, split: str, entry: str) -> list[str]:
         """List the images of a folder (walked), of a text list, or one image."""
@@ -83,12 +97,23 @@ class YoloReader:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Yield the images below `folder`, sorted: equal on every machine."""
+    """Yield the images below `folder`, sorted: equal on every machine.
+
+    Links are followed, but no folder is read twice: a link to one above would never end.
+    """
+    # os.path throughout: a Path for each of a million images is slow.
+    seen: set[tuple[int, int]] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
+        status = os.stat(parent)  # noqa: PTH116
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        # Links last: labels lie beside the folder itself rather than beside a link to it.
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(parent, name)), name))  # noqa: PTH114, PTH118
         for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):  # noqa: PTH122
-                yield os.path.join(parent, name)  # noqa: PTH118 - a Path each is slow
+            if os.path.splitext(name)[1].lower() in PICTURES and not name.startswith("."):  # noqa: PTH122
+                yield os.path.join(parent, name)  # noqa: PTH118
 
 
 def label_path(image: str) -> str:
@@ -100,8 +125,18 @@ def label_path(image: str) -> str:
     return os.path.join(folder, os.path.splitext(name)[0] + ".txt")  # noqa: PTH118, PTH122
 
 
-def read_rows(file: str, image: int, size: tuple[int, int], labels: Labels) -> None:
-    """Add the rows of a label file; what cannot be used becomes a defect of its line."""
+def read_rows(
+    file: str, image: int, size: tuple[int, int], labels: Labels, keypoints: int = 0
+) -> None:
+    """Add the rows of a label file; what cannot be used becomes a defect of its line.
+
+    Args:
+        file: the label file; there may be none.
+        image: row of the image it belongs to.
+        size: width and height of the image.
+        labels: what is added to.
+        keypoints: how many numbers of keypoints may follow a box.
+    """
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -115,7 +150,7 @@ def read_rows(file: str, image: int, size: tuple[int, int], labels: Labels) -> N
         if not fields:
             continue
         try:
-            label, box = parse_row(fields, size)
+            label, box = parse_row(fields, size, keypoints)
         except ValueError as error:
             labels.defects.append(Defect(file, number, "malformed-row", f"{line[:60]!r}: {error}"))
             continue
@@ -128,13 +163,18 @@ def read_rows(file: str, image: int, size: tuple[int, int], labels: Labels) -> N
 
 
 def parse_row(
-    fields: list[str], size: tuple[int, int]
+    fields: list[str], size: tuple[int, int], keypoints: int
 ) -> tuple[float, tuple[float, float, float, float]]:
     """Return the class and the box (x1, y1, x2, y2 in pixels) of a row.
 
     Five numbers are class and x, y, w, h relative to the image's size; seven or more, an odd
-    number, are class and the corners of a polygon, which becomes the box around it.
+    number, are class and the corners of a polygon, which becomes the box around it. Where poses
+    are labelled there are no polygons: a box may be followed by its keypoints, which are skipped.
     """
+    if keypoints:
+        if len(fields) not in (5, 5 + keypoints):
+            raise ValueError(f"{len(fields)} columns; a box has 5, a pose {5 + keypoints}")
+        fields = fields[:5]
     label, *numbers = map(float, fields)
     if not abs(label) < 2**31:
         raise ValueError("no class")
