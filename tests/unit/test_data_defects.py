@@ -1,6 +1,8 @@
 """One defective data set per row of the table of defects."""
 
 import json
+import os
+import sys
 
 import cv2
 import numpy as np
@@ -128,6 +130,7 @@ def annotation(inner):
     return f"<annotation>{inner}</annotation>"
 
 
+UNNAMED = voc_object("", (1, 1, 9, 9)).replace("<name></name>", "")
 BOMB = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>'
 OTHER_CASES = {
     "coco/missing-image": lambda root: coco_case(
@@ -138,6 +141,9 @@ OTHER_CASES = {
     ),
     "coco/class-range": lambda root: coco_case(
         root, lambda c: c["annotations"][0].update(category_id=5)
+    ),
+    "coco/malformed-row ": lambda root: coco_case(
+        root, lambda c: c["annotations"][0].update(iscrowd="maybe")
     ),
     "coco/malformed-row": lambda root: coco_case(
         root, lambda c: c["annotations"][0].update(bbox=[1, 2, 3])
@@ -151,6 +157,7 @@ OTHER_CASES = {
     "voc/malformed-row": lambda root: voc_case(
         root, annotation("<object><name>cat</name><bndbox><xmin>3</xmin></bndbox></object>")
     ),
+    "voc/malformed-row ": lambda root: voc_case(root, annotation(UNNAMED)),
     "voc/size-mismatch": lambda root: voc_case(
         root, annotation("<size><width>1</width><height>2</height></size>")
     ),
@@ -174,6 +181,29 @@ def test_defects_of_the_other_layouts(case, tmp_path):
     assert [defect.kind for defect in table.defects] == [kind]
     lost = 1 if kind == "unreadable-labels" else 0
     assert len(table) == len(PICTURES) - lost
+
+
+@pytest.mark.parametrize("case", ["coco/size-mismatch", "voc/size-mismatch"])
+def test_labels_of_an_image_of_another_size_are_doubtful(case, tmp_path):
+    source = OTHER_CASES[case](tmp_path / "set")
+    spec = opened(source, tmp_path / "cache")
+    (line,) = spec.remarks({"train": spec.table("train")})
+    assert "train: 1 size-mismatch; `visiontrain check data=" in line
+    assert "--json` lists them all" in line
+    with pytest.raises(DataError, match=r"size-mismatch.*--json` lists them all"):
+        opened(source, tmp_path / "cache", strict=True).table("train")
+
+
+def test_single_cls_makes_two_classes_of_one_place_one_box(tmp_path):
+    data = Yolo(tmp_path / "set")
+    data.rows(GOOD_BOX.strip().replace("0", "1", 1), "2 0.1 0.1 0.1 0.1")
+    with pytest.raises(DataError, match="class 2 is none of 0 cat, 1 dog"):  # not hidden by it
+        opened(data.source, tmp_path / "cache", single_cls=True).table("train")
+    data.rows(GOOD_BOX.strip().replace("0", "1", 1))
+    assert len(opened(data.source, tmp_path / "cache").table("train").targets(0)) == 2
+    spec = opened(data.source, tmp_path / "cache", single_cls=True)
+    assert len(spec.table("train").targets(0)) == 1
+    assert check(spec, ["train"]).splits[0].classes == {"object": 3}
 
 
 def test_every_kind_of_defect_has_a_case():
@@ -265,6 +295,7 @@ def test_a_report_is_readable_by_people_and_programs(tmp_path):
     text = "\n".join(report.lines())
     assert "5 malformed-row (box dropped)" in text
     assert text.count("a.txt:") == 3  # examples
+    assert "    ... and 2 more; --json lists all\n" in text
     content = json.loads(json.dumps(report.as_json()))
     assert len(content["splits"]["train"]["defects"]) == 5
     assert content["splits"]["val"]["classes"] == {"cat": 2, "dog": 2}
@@ -297,3 +328,46 @@ def test_remarks_tell_what_was_left_out(tmp_path):
     spec = opened(data.source, tmp_path / "cache")
     (line,) = spec.remarks({split: spec.table(split) for split in ("train", "val")})
     assert ": train: 2 malformed-row, 1 nonfinite-box; `visiontrain check data=" in line
+
+
+def test_a_split_that_is_not_there_is_its_own_problem(tmp_path):
+    data = Yolo(tmp_path / "set")
+    yaml = tmp_path / "set/data.yaml"
+    yaml.write_text(f"{yaml.read_text()}test: ../test/images\n")  # as Roboflow writes it
+    spec = opened(data.source, tmp_path / "cache")
+    report = check(spec, list(spec.splits))
+    assert report.trainable
+    assert report.lines()[-1].startswith(f"test: not read: {yaml}: test: nothing at ")
+    yaml.write_text(yaml.read_text().replace("images/val", "images/gone"))
+    spec = opened(data.source, tmp_path / "cache")
+    assert not check(spec, list(spec.splits)).trainable
+
+
+def test_only_what_a_run_reads_decides_whether_it_would_start(tmp_path):
+    data = Yolo(tmp_path / "set")
+    save(PICTURES[0], tmp_path / "set/images/test")
+    yaml = tmp_path / "set/data.yaml"
+    yaml.write_text(f"{yaml.read_text()}test: images/test\n")
+    spec = opened(data.source, tmp_path / "cache")
+    assert check(spec, list(spec.splits)).trainable  # nobody labelled the test images
+    report = check(spec, ["train"])
+    assert not report.trainable
+    assert report.lines()[-1] == "val: no such split; a run needs one"
+    for labels in data.labels.parent.parent.joinpath("val").iterdir():
+        labels.unlink()
+    assert not check(spec, list(spec.splits)).trainable
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are Unicode")
+def test_a_name_that_is_no_utf8_can_be_printed(tmp_path):
+    data = Yolo(tmp_path / "set")
+    stem = os.fsdecode(b"\xb9")
+    image = data.image.rename(data.image.with_stem(stem))
+    data.labels.rename(data.labels.with_stem(stem))
+    spec = opened(data.source, tmp_path / "cache")
+    assert len(spec.table("train").boxes) == ALL_BOXES
+    image.write_bytes(b"broken")
+    report = check(spec, ["train", "val"])
+    text = "\n".join(report.lines())
+    assert b"/\\udcb9.jpg: starts with" in text.encode()
+    json.dumps(report.as_json()).encode()

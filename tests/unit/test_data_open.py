@@ -8,9 +8,11 @@ from layouts import NAMES, PICTURES, opened, save, write_coco, write_voc, write_
 
 from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.core.shipped import shipped
+from visiontrain.core.yaml_loader import load_yaml
 from visiontrain.data.config import DataConfig
 from visiontrain.data.open import open_dataset
 
+YAMLS = ("coco.yaml", "coco128.yaml")
 ONE_LINE = r"^[^\n]*$"
 
 
@@ -139,6 +141,13 @@ def test_missing_data_is_a_data_error_that_says_where_it_looked(tmp_path):
         opened("digts", tmp_path)
 
 
+def test_a_user_that_does_not_exist_is_one_clear_line(tmp_path):
+    with pytest.raises(DataError, match="nothing at ~nobody-here/x"):
+        opened("~nobody-here/x", tmp_path)
+    write_yolo(tmp_path / "set")
+    assert opened(tmp_path / "set", "~nobody-here/cache").names == NAMES
+
+
 def test_relative_paths_are_tried_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = "path: pets\ntrain: images/train\nnames: [cat, dog]\n"
@@ -160,6 +169,22 @@ def test_the_environment_names_the_folder_of_data_sets(tmp_path, monkeypatch):
     spec = opened("bccd", tmp_path / "cache")
     assert (spec.format, spec.root) == ("voc", tmp_path / "bccd")
     assert spec.names == ("Platelets", "RBC", "WBC")
+
+
+def test_a_voc_list_may_hold_spaces_and_suffixes(tmp_path):
+    source = write_voc(tmp_path / "set")
+    for folder, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".xml")):
+        for old, new in (("a", "my a"), ("b", "b.v2")):
+            file = tmp_path / "set" / folder / f"{old}{suffix}"
+            file.rename(file.with_name(f"{new}{suffix}"))
+    text = "my a\n b.v2.JPG \nc.jpg  -1\n d  1\ngone.jpg 1\n"
+    (tmp_path / "set/ImageSets/Main/train.txt").write_text(text)
+    table = opened(source, tmp_path / "cache").table("train")
+    names = [Path(table.images.name(row)).name for row in range(len(table))]
+    assert names == ["my a.jpg", "b.v2.jpg", "c.jpg", "d.jpg"]
+    assert len(table.boxes) == 4
+    (defect,) = table.defects
+    assert (defect.kind, Path(defect.file).name) == ("missing-image", "gone.jpg")
 
 
 def test_a_voc_root_needs_no_yaml(tmp_path):
@@ -218,7 +243,6 @@ def test_a_lone_coco_json_is_both_splits_and_says_so(tmp_path):
         ({"images": [{"id": 1}]}, r"images\[0\]: needs id and file_name"),
         ({"images": [{"id": [], "file_name": "a"}]}, r"images\[0\]"),
         ({"images": [{"id": 1, "file_name": "a"}] * 2}, "two have id 1"),
-        ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "both 'a'"),
     ],
 )
 def test_a_broken_coco_json_is_one_clear_line(change, told, tmp_path):
@@ -240,6 +264,17 @@ def test_every_shipped_name_opens_or_says_where_to_put_it(name, tmp_path, monkey
         return
     with pytest.raises(DataError, match=f"nothing at .*{name}.*VISIONTRAIN_DATASETS"):
         opened(name, tmp_path)
+
+
+def test_the_classes_of_coco_need_no_reading(tmp_path):
+    """The JSON of 450 MB is read once, for its images, not before for its names."""
+    coco, small = (load_yaml((shipped("datasets") / name).read_text(), name) for name in YAMLS)
+    assert coco["names"] == small["names"]
+    assert len(set(coco["names"])) == 80
+    (tmp_path / "coco").mkdir()
+    text = (shipped("datasets") / "coco.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text)
+    assert opened(tmp_path / "mine.yaml", tmp_path).names == tuple(coco["names"])
 
 
 def test_recommended_keys_reach_the_run(tmp_path):

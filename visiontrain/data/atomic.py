@@ -14,7 +14,7 @@ from typing import BinaryIO
 def cache_folder(chosen: str | None) -> Path:
     """Return `chosen`, or the platform's folder for caches of this user."""
     if chosen is not None:
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))  # noqa: PTH111 - Path's raises on an unknown user
     home = Path.home()
     folders = {"darwin": home / "Library/Caches", "win32": home / "AppData/Local"}
     return folders.get(sys.platform, home / ".cache") / "visiontrain"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,9 +86,12 @@ def arrays(labels: Labels) -> Boxes:
 class Judge:
     """Takes out the boxes that cannot be used, and writes down each with its reason."""
 
-    def __init__(self, names: Sequence[str], label_file: Callable[[int], str]) -> None:
+    def __init__(
+        self, names: Sequence[str], label_file: Callable[[int], str], *, single_cls: bool
+    ) -> None:
         self.names = names
         self.label_file = label_file
+        self.single_cls = single_cls
         self.defects: list[Defect] = []
 
     def __call__(self, boxes: Boxes, sizes: NDArray[np.int32]) -> Boxes:
@@ -96,6 +99,8 @@ class Judge:
         boxes = self._drop(
             boxes, (boxes.label < 0) | (boxes.label >= len(self.names)), "class-range", self._class
         )
+        if self.single_cls:  # before duplicates are looked for: one place may have two classes
+            boxes = replace(boxes, label=np.zeros_like(boxes.label))
         broken = np.any(~np.isfinite(boxes.box), axis=1)
         boxes = self._drop(boxes, broken, "nonfinite-box", _box)
         negative = np.any(boxes.box[:, 2:] < boxes.box[:, :2], axis=1)
@@ -107,10 +112,7 @@ class Judge:
         empty = np.any(single[:, 2:] <= single[:, :2], axis=1)
         self._note(boxes, far & ~empty, "box-outside", _box)
         self._note(boxes, empty, "empty-box", _box)
-        inside = Boxes(
-            **{name: getattr(boxes, name) for name in boxes.__slots__} | {"box": clipped}
-        )
-        return self._unique(inside.keep(~empty))
+        return self._unique(replace(boxes, box=clipped).keep(~empty))
 
     def _unique(self, boxes: Boxes) -> Boxes:
         """Drop what repeats an earlier box and class of the same image."""
@@ -153,9 +155,11 @@ def build(
     seen: Scan,
     labels: Labels,
     label_file: Callable[[int], str],
+    *,
+    single_cls: bool = False,
 ) -> Table:
     """Put the usable images and boxes into a table; everything else is among its defects."""
-    judge = Judge(names, label_file)
+    judge = Judge(names, label_file, single_cls=single_cls)
     boxes = arrays(labels)
     usable = seen.usable.copy()
     usable[list(labels.dropped)] = False

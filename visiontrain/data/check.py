@@ -6,16 +6,17 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
+from visiontrain.core.errors import DataError
 from visiontrain.core.interfaces import ImageSource
 from visiontrain.data import images
-from visiontrain.data.defects import DEFECTS, describe, fatal
+from visiontrain.data.defects import DEFECTS, describe, fatal, printable
 from visiontrain.data.header import ImageError, read_header
 from visiontrain.data.images import FileImages
 from visiontrain.data.open import DataSpec
@@ -31,13 +32,21 @@ class SplitReport:
     """What one split holds."""
 
     split: str
-    images: int  # usable
-    boxes: int
-    backgrounds: int  # images without a box
-    rotated: int  # images that EXIF turns
-    classes: dict[str, int]  # name -> boxes
-    sizes: dict[str, int]  # "640x480" -> images, most frequent first
-    defects: tuple[Defect, ...]
+    images: int = 0  # usable
+    boxes: int = 0
+    ignored: int = 0  # of the boxes: crowd or difficult, never trained on
+    backgrounds: int = 0  # images without a box
+    rotated: int = 0  # images that EXIF turns
+    classes: dict[str, int] = field(default_factory=dict)  # name -> boxes
+    sizes: dict[str, int] = field(default_factory=dict)  # "640x480" -> images, most frequent first
+    defects: tuple[Defect, ...] = ()
+    problem: str | None = None  # why it cannot be read at all
+
+    @property
+    def usable(self) -> bool:
+        """Tell whether a run could train on it, or score it."""
+        enough = self.boxes > (self.ignored if self.split == "train" else 0)
+        return enough and fatal(self.defects, strict=False) is None
 
     def as_json(self) -> dict[str, Any]:
         """Return what JSON can hold, under the names of the fields."""
@@ -61,16 +70,17 @@ class Report:
 
     @property
     def trainable(self) -> bool:
-        """Tell whether a run would start on it."""
-        usable = all(split.boxes for split in self.splits)
-        return usable and all(fatal(split.defects, strict=False) is None for split in self.splits)
+        """Tell whether a run would start on it: on train, scored by val."""
+        return {"train", "val"} <= {split.split for split in self.splits if split.usable}
 
     def lines(self) -> list[str]:
         """Return the report for people."""
         lines = [f"{self.source}: {self.format}, {len(self.names)} classes", *self.notes]
         for split in self.splits:
             lines += _split_lines(split)
-        return lines
+        missing = {"train", "val"} - {split.split for split in self.splits}
+        lines += [f"{split}: no such split; a run needs one" for split in sorted(missing)]
+        return [printable(line) for line in lines]
 
     def as_json(self) -> dict[str, Any]:
         """Return the report for programs."""
@@ -94,19 +104,23 @@ class Look:
 
 
 def check(spec: DataSpec, splits: Sequence[str], *, decode: bool = True) -> Report:
-    """Read every label and image of `splits`; nothing found here raises.
+    """Read every label and image of `splits`; nothing that is wrong with them raises.
 
     Args:
         spec: The data set.
         splits: Which splits; the same picture in two of them is a defect of the later one.
         decode: Also decode the images, which finds truncated and hollow ones.
-
-    Raises:
-        DataError: A split is missing, or has no image at all.
     """
     seen: dict[bytes, str] = {}
-    reports = tuple(_check_split(split, spec.read(split), seen, decode=decode) for split in splits)
-    return Report(spec.source, spec.format, spec.names, spec.notes, reports)
+    reports = []
+    for split in splits:
+        try:
+            table = spec.read(split)
+        except DataError as error:
+            reports.append(SplitReport(split, problem=str(error)))
+        else:
+            reports.append(_check_split(split, table, seen, decode=decode))
+    return Report(spec.source, spec.format, spec.names, spec.notes, tuple(reports))
 
 
 def _check_split(split: str, table: Table, seen: dict[bytes, str], *, decode: bool) -> SplitReport:
@@ -128,6 +142,7 @@ def _check_split(split: str, table: Table, seen: dict[bytes, str], *, decode: bo
         split=split,
         images=len(table) - sum(DEFECTS[item.kind][0] == "image dropped" for item in damaged),
         boxes=len(table.boxes),
+        ignored=table.num_ignored,
         backgrounds=int((np.diff(table.offsets) == 0).sum()),
         rotated=sum(item.rotated for item in looks),
         classes=dict(zip(table.names, counts, strict=True)),
@@ -156,8 +171,11 @@ def _look(source: ImageSource, row: int, *, decode: bool) -> Look:
 
 
 def _split_lines(split: SplitReport) -> list[str]:
+    if split.problem is not None:
+        return [f"{split.split}: not read: {split.problem}"]
+    ignored = f" ({split.ignored} crowd or difficult)" if split.ignored else ""
     lines = [
-        f"{split.split}: {split.images} images, {split.boxes} boxes, "
+        f"{split.split}: {split.images} images, {split.boxes} boxes{ignored}, "
         f"{split.backgrounds} images without a box, {split.rotated} turned by EXIF"
     ]
     lines.append("  classes: " + ", ".join(f"{name} {n}" for name, n in split.classes.items()))
@@ -168,11 +186,18 @@ def _split_lines(split: SplitReport) -> list[str]:
         lines.append(
             "  more than half of the images have no box: are the labels where they belong?"
         )
-    kinds = Counter(defect.kind for defect in split.defects)
-    for kind, count in kinds.most_common():
+    return [*lines, *_defect_lines(split.defects)]
+
+
+def _defect_lines(defects: Sequence[Defect]) -> list[str]:
+    """Count each kind, with a few examples."""
+    lines = []
+    for kind, count in Counter(defect.kind for defect in defects).most_common():
         what, meaning = DEFECTS[kind]
         done = "" if what == "none" else f" ({what})"
         lines.append(f"  {count} {kind}{done}: {meaning}")
-        shown = [defect for defect in split.defects if defect.kind == kind][:EXAMPLES]
+        shown = [defect for defect in defects if defect.kind == kind][:EXAMPLES]
         lines += [f"    {describe(defect)}" for defect in shown]
+        if count > EXAMPLES:
+            lines.append(f"    ... and {count - EXAMPLES} more; --json lists all")
     return lines

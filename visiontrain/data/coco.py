@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visiontrain.core.errors import DataError
 from visiontrain.data.build import Labels, build
@@ -19,6 +22,8 @@ from visiontrain.data.scan import scan
 from visiontrain.data.table import Defect, Table
 
 KEYS = ("path", "train", "val", "validation", "test", "images", "names", "nc")
+SAMPLE = 20  # file names by which the folder of the images is found
+Record = Mapping[str, Any]
 ROLES = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}
 
 
@@ -35,46 +40,73 @@ class CocoReader:
         self.folders = description.values.get("images", {})
         if not isinstance(self.folders, dict | str):
             raise description.fail("images", f"got {self.folders!r}", "give a folder per split")
+        self.notes: tuple[str, ...] = ()
         self.names = description.names() or self._find_names()
 
     def read(self, split: str, choice: Choice) -> Table:
         """Read the annotations of `split`; category ids become positions in `names`."""
-        file = self.splits[split]
+        file = self._file(split)
         content = load(file)
         images = self._unique(content["images"], file)
         if not images:
             raise DataError(f"{file}: images: none listed; add some")
         chosen = [images[row] for row in choice.rows(len(images))]
-        folder = self._folder(split, file, str(chosen[0]["file_name"]))
-        source = FileImages(
-            Paths(folder / str(image["file_name"]) for image in chosen), self.description.max_pixels
-        )
+        names = [str(image["file_name"]) for image in chosen]
+        folder = self._folder(split, file, names)
+        source = FileImages(Paths(folder / name for name in names), self.description.max_pixels)
         seen = scan(source.paths, source.max_pixels, self.description.cache)
         labels = Labels()
         _compare_sizes(chosen, seen.sizes, file, labels)
         rows = {image["id"]: row for row, image in enumerate(chosen)}
         known = frozenset(image["id"] for image in images)
-        adder = Adder(str(file), rows, known, self._numbers(content["categories"]), labels)
+        numbers = self._numbers(content["categories"])
+        adder = Adder(str(file), rows, known, numbers, labels)
         for place, item in enumerate(content["annotations"]):
             adder.add(item, place)
-        return build(self.names, source, seen, labels, lambda row: f"{file} ({source.name(row)})")
+        table = build(
+            self.names,
+            source,
+            seen,
+            labels,
+            lambda row: f"{file} ({source.name(row)})",
+            single_cls=self.description.single_cls,
+        )
+        return replace(
+            table,
+            image_ids=np.array([int(image["id"]) for image in chosen], np.int64)[seen.usable],
+            category_ids=_ids(numbers, used_ids(content), len(self.names)),
+        )
 
-    def _one(self, split: str, entries: Sequence[str]) -> Path:
+    def _one(self, split: str, entries: Sequence[str]) -> str:
         if len(entries) != 1:
             raise self.description.fail(split, f"{len(entries)} files", "give one COCO JSON")
-        place = self.root / entries[0]
-        return place if place.exists() else self.description.locate(split, entries[0])
+        return entries[0]
+
+    def _file(self, split: str) -> Path:
+        """Find the JSON of `split`: only when it is read, one that is missing may not be needed."""
+        place = self.root / self.splits[split]
+        return place if place.exists() else self.description.locate(split, self.splits[split])
 
     def _find_names(self) -> tuple[str, ...]:
-        """Take the categories of the first split, by id."""
-        file = next(iter(self.splits.values()))
-        categories = load(file)["categories"]
-        if not categories:
+        """Take the categories of the first split, by id, but for what exporters add to them."""
+        first, *others = self.splits
+        file = self._file(first)
+        content = load(file)
+        if not content["categories"]:
             raise DataError(f"{file}: categories: none; add some")
-        ordered = sorted(categories, key=lambda category: category["id"])
-        return unique_names([str(category["name"]) for category in ordered], str(file))
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        used = used_pairs(content)
+        if needless(categories, used):  # a whole file each, so only where it matters
+            for split in others:
+                with suppress(DataError):  # told when the split itself is read
+                    used |= used_pairs(load(self._file(split)))
+        left_out = needless(categories, used)
+        if left_out:
+            told = ", ".join(f"{category['id']} {category['name']!r}" for category in left_out)
+            self.notes = (f"{file}: left out categories without an annotation: {told}",)
+        return unique_names([str(c["name"]) for c in categories if c not in left_out], str(file))
 
-    def _numbers(self, categories: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+    def _numbers(self, categories: Sequence[Record]) -> dict[int, int]:
         """Map category ids to positions in `names`; by name, so that files may number apart."""
         places = {name: place for place, name in enumerate(self.names)}
         return {
@@ -83,7 +115,7 @@ class CocoReader:
             if str(category["name"]) in places
         }
 
-    def _unique(self, images: Sequence[Mapping[str, Any]], file: Path) -> list[Mapping[str, Any]]:
+    def _unique(self, images: Sequence[Record], file: Path) -> list[Record]:
         """Refuse two images of one id: their boxes could not be told apart."""
         seen: set[Any] = set()
         for image in images:
@@ -92,8 +124,8 @@ class CocoReader:
             seen.add(image["id"])
         return list(images)
 
-    def _folder(self, split: str, file: Path, first: str) -> Path:
-        """Find the folder of the images: as the YAML says, or where the first one is."""
+    def _folder(self, split: str, file: Path, names: Sequence[str]) -> Path:
+        """Find the folder of the images: as the YAML says, or where most of them are."""
         said = self.folders if isinstance(self.folders, str) else self.folders.get(split)
         if said is not None:
             return self.root / said
@@ -104,13 +136,14 @@ class CocoReader:
             *(base / name for base in (file.parent.parent, self.root) for name in (year, split)),
             *(file.parent.parent / "images" / name for name in (year, split, "")),
         ]
-        for folder in guesses:
-            if (folder / first).is_file():
-                return folder
+        for some in (names[:: max(1, len(names) // SAMPLE)], names):
+            hits = [sum((folder / name).is_file() for name in some) for folder in guesses]
+            if any(hits):
+                return guesses[hits.index(max(hits))]
         listed = ", ".join(dict.fromkeys(str(folder) for folder in guesses))
         raise DataError(
-            f"{file}: no {first} in {listed}; say where the images are: `images: {{{split}: ...}}` "
-            "in a YAML with `format: coco`"
+            f"{file}: none of its images, such as {names[0]}, in {listed}; say where they are: "
+            f"`images: {{{split}: ...}}` in a YAML with `format: coco`"
         )
 
 
@@ -141,9 +174,51 @@ def _is_record(entry: Any, fields: Sequence[str]) -> bool:
     """Tell whether `entry` has a usable id and a text in the other fields."""
     return (
         isinstance(entry, dict)
-        and isinstance(entry.get("id"), int)
-        and all(isinstance(entry.get(field), int | str) for field in fields)
+        and _is_id(entry.get("id"))
+        and all(isinstance(entry.get(field), int | str) for field in fields if field != "id")
     )
+
+
+def used_ids(content: Mapping[str, Sequence[Any]]) -> set[int]:
+    """Return the category ids that annotations have."""
+    found = (item.get("category_id") for item in content["annotations"] if isinstance(item, dict))
+    return {category for category in found if _is_id(category)}
+
+
+def used_pairs(content: Mapping[str, Sequence[Any]]) -> set[tuple[int, str]]:
+    """Return id and name of the categories that annotations have."""
+    ids = used_ids(content)
+    return {(c["id"], str(c["name"])) for c in content["categories"] if c["id"] in ids}
+
+
+def needless(categories: Sequence[Record], used: set[tuple[int, str]]) -> list[Record]:
+    """Return the categories that are no classes of their own.
+
+    Roboflow lists the project beside its classes, as their supercategory, and some exporters list
+    a class twice: without an annotation, neither is anything to learn.
+    """
+    names = {name for _, name in used}
+    above = {str(c.get("supercategory")) for c in categories if c.get("supercategory") != c["name"]}
+    found = []
+    listed = Counter(str(category["name"]) for category in categories)
+    for category in categories:
+        name = str(category["name"])
+        if (category["id"], name) in used:
+            continue
+        if listed[name] > 1:  # one of each name stays
+            listed[name] -= 1
+            found.append(category)
+        elif name in above and name not in names:
+            found.append(category)
+    return found
+
+
+def _ids(numbers: Mapping[int, int], used: set[int], classes: int) -> NDArray[np.int64]:
+    """Return the category id of each class: of two the one in use, -1 where the file has none."""
+    found = np.full(classes, -1, np.int64)
+    for category in sorted(numbers, key=lambda category: category in used):
+        found[numbers[category]] = category
+    return found
 
 
 def split_files(file: Path) -> dict[str, str]:
@@ -171,9 +246,7 @@ def _sibling(file: Path, words: Sequence[str]) -> Path | None:
     return None
 
 
-def _compare_sizes(
-    images: Sequence[Mapping[str, Any]], sizes: np.ndarray, file: Path, labels: Labels
-) -> None:
+def _compare_sizes(images: Sequence[Record], sizes: np.ndarray, file: Path, labels: Labels) -> None:
     for image, (width, height) in zip(images, sizes.tolist(), strict=True):
         said = image.get("width"), image.get("height")
         if width and None not in said and said != (width, height):
@@ -197,30 +270,51 @@ class Adder:
         """Add annotation number `place` of the file."""
         if not isinstance(item, dict):
             return self._refuse(place, "malformed-row", "is no object")
-        image, category, box = (item.get(key) for key in ("image_id", "category_id", "bbox"))
-        if not isinstance(image, int) or image not in self.known:
+        image = item.get("image_id")
+        if not _is_id(image) or image not in self.known:
             reason = f"image_id {image!r} is not among the images"
             return self._refuse(place, "unknown-image", reason)
-        if image not in self.rows:
-            return None
+        if image in self.rows:
+            self._add(item, place, self.rows[image])
+        return None
+
+    def _add(self, item: Record, place: int, row: int) -> None:
+        category, box, crowd = item.get("category_id"), item.get("bbox"), _flag(item.get("iscrowd"))
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
             return self._refuse(place, "malformed-row", f"bbox {box!r}; four numbers are needed")
-        if not isinstance(category, int) or category not in self.numbers:
+        if not _is_id(category) or category not in self.numbers:
             listed = ", ".join(map(str, self.numbers))
             reason = f"category_id {category!r} is none of {listed}"
             return self._refuse(place, "class-range", reason)
+        if crowd is None:
+            reason = f"iscrowd {item['iscrowd']!r}; 0 or 1 is needed"
+            return self._refuse(place, "malformed-row", reason)
         x, y, width, height = map(float, box)
         area = item.get("area")
         return self.labels.add(
-            self.rows[image],
+            row,
             self.numbers[category],
             (x, y, x + width, y + height),
-            crowd=bool(item.get("iscrowd", 0)),
+            crowd=crowd,
             area=float(area) if _is_number(area) else np.nan,
         )
 
     def _refuse(self, place: int, kind: str, reason: str) -> None:
         self.labels.defects.append(Defect(self.file, None, kind, f"annotations[{place}]: {reason}"))
+
+
+def _is_id(value: Any) -> TypeGuard[int]:
+    """Tell whether `value` is a whole number; 3.0 is, and equals 3 wherever it is looked up."""
+    if isinstance(value, float):
+        return value.is_integer() and abs(value) < 2**63
+    return isinstance(value, int) and abs(value) < 2**63
+
+
+def _flag(value: Any) -> bool | None:
+    """Return what a flag says, however exporters write it; None for what is no flag."""
+    if value is None or value in (0, "0"):
+        return False
+    return True if value in (1, "1") else None
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

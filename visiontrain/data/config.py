@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -25,7 +25,7 @@ class DataConfig(Section):
     )
     fraction: float = Field(1.0, gt=0, le=1, description="share of the training images to use")
     single_cls: bool = Field(False, description="treat all classes as one, named `object`")
-    workers: int | Literal["auto"] = Field(
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="loader processes per rank; 0 loads in the training process"
     )
     cache: Literal["none", "ram", "disk"] = Field(

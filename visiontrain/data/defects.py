@@ -8,13 +8,13 @@ from typing import Literal
 
 from visiontrain.data.table import Defect
 
-Effect = Literal["none", "clipped", "box dropped", "image dropped", "stops"]
+Effect = Literal["none", "doubtful", "clipped", "box dropped", "image dropped", "stops"]
 
 DEFECTS: dict[str, tuple[Effect, str]] = {
     "missing-end": ("none", "a JPEG without its end marker; the picture is all there"),
-    "size-mismatch": ("none", "the label file gives another image size; the image's is used"),
     "duplicate-image": ("none", "the same picture in two splits: scores would flatter"),
     "hollow-image": ("none", "a JPEG with its end marker but not all of its picture: grey parts"),
+    "size-mismatch": ("doubtful", "the labels are of an image of another size; they are used"),
     "box-outside": ("clipped", "a box reaches more than 1 % of the side out of the image"),
     "malformed-row": ("box dropped", "a label without the numbers a box needs"),
     "nonfinite-box": ("box dropped", "a coordinate is NaN or infinite"),
@@ -41,13 +41,18 @@ def effect(defect: Defect) -> Effect:
 def describe(defect: Defect) -> str:
     """Return `file:line: reason`, as for a user."""
     line = "" if defect.line is None else f":{defect.line}"
-    return f"{defect.file}{line}: {defect.reason}"
+    return printable(f"{defect.file}{line}: {defect.reason}")
+
+
+def printable(text: str) -> str:
+    """Return `text` as any terminal takes it: file names need not be UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def fatal(defects: Iterable[Defect], *, strict: bool) -> Defect | None:
     """Return the first defect a run must not start with, if any."""
-    stops = {"stops"} if not strict else {"stops", "clipped", "box dropped", "image dropped"}
-    return next((defect for defect in defects if effect(defect) in stops), None)
+    found = (defect for defect in defects if effect(defect) != "none")
+    return next((defect for defect in found if strict or effect(defect) == "stops"), None)
 
 
 def summary(defects: Sequence[Defect]) -> str:

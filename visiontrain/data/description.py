@@ -51,6 +51,7 @@ class Reader(Protocol):
     names: tuple[str, ...]
     root: Path
     splits: Mapping[str, Any]  # those it has; the values are the format's own
+    notes: tuple[str, ...]  # what a user should know
 
     def read(self, split: str, choice: Choice) -> Table:
         """Read the labels of `split`; everything wrong is among the table's defects."""
@@ -67,6 +68,7 @@ class Description:
     datasets: Path | None  # $VISIONTRAIN_DATASETS
     cache: Path  # where scans of many images are kept
     max_pixels: int
+    single_cls: bool  # boxes of all classes are alike
 
     def fail(self, key: str, got: str, advice: str) -> ConfigError:
         """Return the error for `key`, to be raised."""

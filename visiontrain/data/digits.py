@@ -40,6 +40,7 @@ class DigitReader:
     """The embedded scenes, as a data set: `train`, `val` and `test` say how many there are."""
 
     names = NAMES
+    notes: tuple[str, ...] = ()
 
     def __init__(self, description: Description) -> None:
         description.check_keys((*SPLITS, "canvas", "digits", "heights"))

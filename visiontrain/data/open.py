@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from visiontrain.data import coco, voc
 from visiontrain.data.atomic import cache_folder
 from visiontrain.data.cache import keep_images
 from visiontrain.data.config import DataConfig
-from visiontrain.data.defects import describe, fatal, summary
+from visiontrain.data.defects import describe, fatal, printable, summary
 from visiontrain.data.description import IGNORED, Choice, Description, Reader
 from visiontrain.data.images import FileImages
 from visiontrain.data.registry import FORMATS
@@ -52,7 +53,11 @@ class DataSpec:
         if split not in self.splits:
             there = ", ".join(self.splits) or "none"
             raise DataError(f"{self.source}: no split {split!r}; it has {there}")
-        return self.reader.read(split, self._choice(split))
+        table = self.reader.read(split, self._choice(split))
+        if self.config.single_cls:
+            one = np.zeros_like(table.classes)
+            table = replace(table, names=self.names, classes=one, category_ids=None)
+        return table
 
     def table(self, split: str) -> Table:
         """Return what to train on or score: `data.*` applied, images cached if asked for.
@@ -65,12 +70,10 @@ class DataSpec:
         worst = fatal(table.defects, strict=self.config.strict)
         if worst is not None:
             more = f" ({len(table.defects)} defects: {summary(table.defects)})"
-            raise DataError(f"{describe(worst)}{more}; `visiontrain check` lists them all")
+            raise DataError(f"{describe(worst)}{more}; {self._advice}")
         self._refuse_empty(split, table)
         if self.config.strict and isinstance(table.images, FileImages):
             decode_all(table.images)
-        if self.config.single_cls:
-            table = replace(table, names=self.names, classes=np.zeros_like(table.classes))
         return keep_images(table, self.config.cache, cache_folder(self.config.cache_dir))
 
     def remarks(self, tables: Mapping[str, Table]) -> list[str]:
@@ -79,8 +82,12 @@ class DataSpec:
         for split, table in tables.items():
             if table.defects:
                 found = f"{self.source}: {split}: {summary(table.defects)}"
-                lines.append(f"{found}; `visiontrain check data={self.source}` lists them")
-        return lines
+                lines.append(f"{found}; {self._advice}")
+        return [printable(line) for line in lines]
+
+    @property
+    def _advice(self) -> str:
+        return f"`visiontrain check data={self.source} --json` lists them all"
 
     def _choice(self, split: str) -> Choice:
         if split == "train":
@@ -97,6 +104,11 @@ class DataSpec:
             raise DataError(
                 f"{self.source}: {split}: no box in any of {len(table)} images{found}; "
                 "check where the labels lie (datasets/README.md)"
+            )
+        if split == "train" and table.num_ignored == len(table.boxes):
+            raise DataError(
+                f"{self.source}: {split}: no box to train on in {len(table)} images, all "
+                f"{len(table.boxes)} are crowd or difficult{found}; label single objects"
             )
 
 
@@ -128,7 +140,7 @@ def open_dataset(config: DataConfig, environment: Path | None = None) -> DataSpe
         root=reader.root,
         splits=MappingProxyType(dict(reader.splits)),
         defaults=MappingProxyType(defaults),
-        notes=tuple(_notes(description)),
+        notes=(*_notes(description), *reader.notes),
         config=config,
         reader=reader,
     )
@@ -139,7 +151,7 @@ def _find(source: str, folder: Path | None) -> Path:
     known = {path.stem: path for path in sorted(shipped("datasets").glob("*.yaml"))}
     if source in known:
         return known[source]
-    places = [Path(source).expanduser(), Path("datasets") / source]
+    places = [Path(os.path.expanduser(source)), Path("datasets") / source]  # noqa: PTH111 - Path's raises
     if folder is not None:
         places.insert(1, folder / source)
     for place in places:
@@ -174,6 +186,7 @@ def _describe(place: Path, config: DataConfig, folder: Path | None) -> Descripti
         datasets=folder,
         cache=cache_folder(config.cache_dir),
         max_pixels=config.max_pixels,
+        single_cls=config.single_cls,
     )
 
 

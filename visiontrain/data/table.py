@@ -35,6 +35,8 @@ class Table:
     difficult: NDArray[np.bool_]  # (K,): VOC's flag: never trained on, ignored in scores
     area: NDArray[np.float32]  # (K,): COCO's segment area where given, else the box's
     defects: Sequence[Defect] = field(default=())
+    image_ids: NDArray[np.int64] | None = None  # (N,): a COCO JSON's own; None: the rows
+    category_ids: NDArray[np.int64] | None = None  # (C,): likewise; None: the classes
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -43,27 +45,14 @@ class Table:
         """Return which boxes belong to `image`."""
         return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
 
+    @property
+    def num_ignored(self) -> int:
+        """Return how many boxes are never trained on: crowd or difficult."""
+        return int((self.crowd | self.difficult).sum())
+
     def targets(self, image: int) -> NDArray[np.float32]:
         """Return what `image` trains on (M, 6): class, x1, y1, x2, y2, weight 1."""
         rows = self.rows(image)
         keep = ~(self.crowd[rows] | self.difficult[rows])
         classes = self.classes[rows][keep, None].astype(np.float32)
         return np.hstack([classes, self.boxes[rows][keep], np.ones_like(classes)])
-
-    def select(self, images: NDArray[np.int64], source: ImageSource) -> Table:
-        """Return the table of the rows `images`, whose pixels come from `source`."""
-        counts = np.diff(self.offsets)[images]
-        spans = [np.arange(*self.rows(i).indices(len(self.boxes))) for i in images]
-        rows = np.concatenate(spans) if spans else np.empty(0, np.int64)
-        return Table(
-            names=self.names,
-            images=source,
-            sizes=self.sizes[images],
-            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            boxes=self.boxes[rows],
-            classes=self.classes[rows],
-            crowd=self.crowd[rows],
-            difficult=self.difficult[rows],
-            area=self.area[rows],
-            defects=self.defects,
-        )

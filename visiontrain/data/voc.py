@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -27,6 +28,8 @@ def is_root(folder: Path) -> bool:
 
 class VocReader:
     """A root of VOC's layout, or several: splits name lists such as `VOC2007/trainval`."""
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, description: Description) -> None:
         description.check_keys(KEYS)
@@ -56,7 +59,14 @@ class VocReader:
             if seen.usable[row]:
                 width, height = seen.sizes[row].tolist()
                 read_annotation(file, row, (width, height), numbers, labels)
-        return build(self.names, images, seen, labels, files.__getitem__)
+        return build(
+            self.names,
+            images,
+            seen,
+            labels,
+            files.__getitem__,
+            single_cls=self.description.single_cls,
+        )
 
     def _list(self, split: str, entry: str) -> list[tuple[str, str]]:
         """Return image and annotation of every id in one list."""
@@ -72,8 +82,8 @@ class VocReader:
             there = ", ".join(sorted(path.stem for path in file.parent.glob("*.txt")))
             raise DataError(f"{self.description.where}: {split}: no {file}; there are: {there}")
         lines = file.read_text(encoding="utf-8-sig").splitlines()
-        ids = [line.split()[0] for line in lines if line.strip()]  # a second column is a class's
         pictures = _pictures(root / FOLDERS[1])
+        ids = [_id(line.strip(), pictures) for line in lines if line.strip()]
         annotations = root / FOLDERS[0]
         return [
             (
@@ -87,9 +97,10 @@ class VocReader:
         """Collect the class names in the annotations of all splits, sorted."""
         found: set[str] = set()
         for split, entries in self.splits.items():
-            for entry in entries:
-                for _, file in self._list(split, entry):
-                    found |= _names_in(file)
+            with suppress(DataError):  # told when the split itself is read
+                for entry in entries:
+                    for _, file in self._list(split, entry):
+                        found |= _names_in(file)
         if not found:
             raise DataError(
                 f"{self.description.where}: no object in any annotation; check the splits"
@@ -104,11 +115,28 @@ def _pictures(folder: Path) -> dict[str, str]:
     return {stem: stem + suffix for stem, suffix in pairs if suffix.lower() in SUFFIXES}
 
 
+def _id(line: str, pictures: Mapping[str, str]) -> str:
+    """Return which image a line of a list means.
+
+    Usually an id alone, which may hold spaces; some tools write the file's name, and VOC's lists
+    of single classes have a second column.
+    """
+    first, *_ = line.split()
+    candidates = (line, _without_suffix(line), first, _without_suffix(first))
+    return next((found for found in candidates if found in pictures), candidates[-1])
+
+
+def _without_suffix(name: str) -> str:
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122
+    return stem if suffix.lower() in SUFFIXES else name
+
+
 def _names_in(file: str) -> set[str]:
     try:
-        return {_text(item, "name") for item in parse(file).iter("object")}
+        names = {_text(item, "name") for item in parse(file).iter("object")}
     except (OSError, ValueError):
         return set()  # becomes a defect when the split is read
+    return names - {""}  # likewise
 
 
 def parse(file: str) -> ElementTree.Element:
@@ -161,6 +189,9 @@ def _add_object(
     labels: Labels,
 ) -> None:
     name = _text(item, "name")
+    if not name:
+        labels.defects.append(Defect(file, None, "malformed-row", f"object {place}: no name"))
+        return
     corners = [_number(item, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
     match corners:
         case [float(x1), float(y1), float(x2), float(y2)]:

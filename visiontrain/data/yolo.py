@@ -22,6 +22,8 @@ PICTURES = SUFFIXES | OTHER_SUFFIXES  # those that are not read become defects, 
 class YoloReader:
     """A data.yaml as Ultralytics and Roboflow write it."""
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, description: Description) -> None:
         description.check_keys(KEYS)
         names = description.names()
@@ -50,7 +52,14 @@ class YoloReader:
             if seen.usable[row]:
                 width, height = seen.sizes[row].tolist()
                 read_rows(label_path(path), row, (width, height), labels, self.keypoints)
-        return build(self.names, images, seen, labels, lambda row: label_path(images.name(row)))
+        return build(
+            self.names,
+            images,
+            seen,
+            labels,
+            lambda row: label_path(images.name(row)),
+            single_cls=self.description.single_cls,
+        )
 
     def _keypoints(self) -> int:
         """Return how many numbers of a row are keypoints: `kpt_shape` is [points, 2 or 3]."""

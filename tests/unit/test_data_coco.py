@@ -1,0 +1,192 @@
+"""COCO JSON as exporters really write it: folders, ids, flags, categories that are none."""
+
+import json
+from pathlib import Path
+
+import pytest
+from layouts import NAMES, PICTURES, opened, save, write_coco
+
+from visiontrain.core.errors import ConfigError, DataError
+from visiontrain.data.check import check
+
+
+def changed(root, change, splits=("train",)):
+    """Write the COCO layout, change the JSON of `splits`, and open it."""
+    source = write_coco(root)
+    for split in splits:
+        file = root / f"annotations/instances_{split}2017.json"
+        content = json.loads(file.read_text())
+        change(content)
+        file.write_text(json.dumps(content))
+    return opened(source, root.parent / "cache")
+
+
+def boxes_by_name(table):
+    """Return what the table says in words, whatever the numbers of its classes."""
+    names = [table.names[label] for label in table.classes]
+    return sorted(zip(names, table.boxes.tolist(), strict=True))
+
+
+def test_images_are_looked_for_where_most_of_them_are(tmp_path):
+    source = write_coco(tmp_path / "set")
+    folder = tmp_path / "set/train2017"
+    (folder / "a.jpg").unlink()  # the first one
+    save(PICTURES[1], tmp_path / "set/annotations")  # a stray copy, where is looked first
+    table = opened(source, tmp_path / "cache").table("train")
+    assert [Path(table.images.name(row)) for row in range(len(table))] == [
+        folder / f"{name}.jpg" for name in "bcd"
+    ]
+    assert [defect.kind for defect in table.defects] == ["missing-image"]
+    for image in folder.iterdir():
+        image.unlink()
+    (tmp_path / "set/annotations/b.jpg").unlink()
+    with pytest.raises(DataError, match=r"none of its images, such as a\.jpg, in .*train2017"):
+        opened(source, tmp_path / "cache").table("train")
+
+
+def test_few_images_of_many_are_found(tmp_path):
+    def many(content):
+        content["images"] += [{"id": n, "file_name": f"{n}.jpg"} for n in range(1000, 1500)]
+
+    table = changed(tmp_path / "set", many).table("train")
+    assert len(table) == len(PICTURES)
+
+
+def test_a_missing_split_concerns_only_who_reads_it(tmp_path):
+    write_coco(tmp_path / "set")
+    lines = [f"{split}: annotations/instances_{split}2017.json" for split in ("train", "val")]
+    text = "\n".join(["format: coco", *lines, "test: annotations/gone.json"])
+    (tmp_path / "set/data.yaml").write_text(text)
+    spec = opened(tmp_path / "set", tmp_path / "cache")
+    assert len(spec.table("train")) == len(PICTURES)
+    with pytest.raises(DataError, match=r"test: nothing at .*gone\.json"):
+        spec.table("test")
+    report = check(spec, list(spec.splits))
+    assert report.trainable
+    assert "gone.json" in report.as_json()["splits"]["test"]["problem"]
+
+
+ROBOFLOW = [  # the project, listed as its classes' supercategory, and in older exports as a class
+    {"id": 0, "name": "pets", "supercategory": "none"},
+    {"id": 3, "name": "cat", "supercategory": "pets"},
+    {"id": 7, "name": "dog", "supercategory": "pets"},
+]
+
+
+def with_categories(*categories):
+    return lambda content: content.update(categories=list(categories))
+
+
+@pytest.mark.parametrize(
+    ("categories", "told"),
+    [
+        (ROBOFLOW, "0 'pets'"),
+        ([ROBOFLOW[0] | {"name": "cat"}, *ROBOFLOW[1:]], "0 'cat'"),
+        ([*ROBOFLOW[1:], {"id": 9, "name": "dog"}], "9 'dog'"),
+    ],
+)
+def test_a_category_that_only_heads_others_is_no_class(categories, told, tmp_path):
+    spec = changed(tmp_path / "set", with_categories(*categories), ("train", "val"))
+    table = spec.table("train")
+    assert spec.names == table.names == NAMES
+    expected = changed(tmp_path / "plain", lambda content: None).table("train")
+    assert boxes_by_name(table) == boxes_by_name(expected)
+    assert table.category_ids.tolist() == [3, 7]
+    (note,) = spec.notes
+    assert note.endswith(f"left out categories without an annotation: {told}")
+    assert note in check(spec, ["train"]).lines()
+
+
+def test_a_category_that_any_split_uses_stays(tmp_path):
+    spec = changed(tmp_path / "set", with_categories(*ROBOFLOW), ("train", "val"))
+    file = tmp_path / "set/annotations/instances_val2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["category_id"] = 0
+    file.write_text(json.dumps(content))
+    spec = opened(spec.source, tmp_path / "cache")
+    assert spec.names == ("pets", *NAMES)
+    assert not spec.notes
+    assert spec.table("val").classes[0] == 0
+
+
+def test_its_own_supercategory_and_no_annotation_make_a_class_all_the_same(tmp_path):
+    own = [{"id": i, "name": name, "supercategory": name} for i, name in ((3, "cat"), (7, "dog"))]
+    unused = {"id": 8, "name": "cow", "supercategory": "cow"}
+    assert changed(tmp_path / "set", with_categories(*own, unused)).names == (*NAMES, "cow")
+
+
+def test_two_used_categories_of_one_name_are_refused(tmp_path):
+    both = [{"id": 3, "name": "pet"}, {"id": 7, "name": "pet"}]
+    with pytest.raises(ConfigError, match="both 'pet'"):
+        changed(tmp_path / "set", with_categories(*both))
+
+
+@pytest.mark.parametrize(("zero", "one"), [(0, 1), (0.0, 1.0), ("0", "1"), (False, True)])
+def test_a_crowd_is_marked_in_many_ways(zero, one, tmp_path):
+    def mark(content):
+        for number, item in enumerate(content["annotations"]):
+            item["iscrowd"] = one if number == 0 else zero
+        content["annotations"][1]["iscrowd"] = None
+
+    table = changed(tmp_path / "set", mark).table("train")
+    assert table.crowd.tolist() == [True, False, False, False]
+    assert not table.defects
+
+
+@pytest.mark.parametrize("value", ["no", 2, -1, [1], {}, "", 0.5])
+def test_what_is_neither_crowd_nor_not_is_no_box(value, tmp_path):
+    spec = changed(tmp_path / "set", lambda c: c["annotations"][0].update(iscrowd=value))
+    table = spec.table("train")
+    assert len(table.boxes) == 3
+    (defect,) = table.defects
+    assert defect.kind == "malformed-row"
+    assert defect.reason == f"annotations[0]: iscrowd {value!r}; 0 or 1 is needed"
+
+
+def test_whole_numbers_may_be_written_as_floats(tmp_path):
+    def as_floats(content):
+        for item in content["annotations"]:
+            item.update(category_id=float(item["category_id"]), image_id=float(item["image_id"]))
+        content["images"][0]["id"] = 100.0
+        content["categories"][0]["id"] = 7.0
+
+    table = changed(tmp_path / "set", as_floats).table("train")
+    assert (len(table.boxes), list(table.defects)) == (4, [])
+    assert table.image_ids.tolist() == [100, 101, 102, 103]
+    spec = changed(tmp_path / "half", lambda c: c["annotations"][0].update(category_id=3.5))
+    with pytest.raises(DataError, match=r"category_id 3\.5 is none of"):
+        spec.table("train")
+
+
+def test_ids_of_the_file_stay_with_their_rows(tmp_path):
+    source = write_coco(tmp_path / "set")
+    (tmp_path / "set/train2017/b.jpg").write_bytes(b"broken")
+    spec = opened(source, tmp_path / "cache")
+    table = spec.table("train")
+    assert table.image_ids.tolist() == [100, 102, 103]
+    assert table.category_ids.tolist() == [3, 7]
+    one = opened(source, tmp_path / "cache", single_cls=True, train_images=2).table("train")
+    assert len(one.image_ids) == len(one) <= 2
+    assert one.category_ids is None
+
+
+def test_a_class_that_the_file_lacks_has_no_id(tmp_path):
+    write_coco(tmp_path / "set")
+    text = "format: coco\ntrain: annotations/instances_train2017.json\nnames: [cow, dog, cat]\n"
+    (tmp_path / "set/data.yaml").write_text(text)
+    table = opened(tmp_path / "set", tmp_path / "cache").table("train")
+    assert table.category_ids.tolist() == [-1, 7, 3]
+
+
+def test_boxes_that_are_all_crowds_are_nothing_to_train_on(tmp_path):
+    def crowds(content):
+        for item in content["annotations"]:
+            item["iscrowd"] = 1
+
+    spec = changed(tmp_path / "set", crowds, ("train", "val"))
+    with pytest.raises(DataError, match="no box to train on in 4 images, all 4 are crowd"):
+        spec.table("train")
+    assert len(spec.table("val").boxes) == 4  # scores ignore them
+    report = check(spec, ["train", "val"])
+    assert not report.trainable
+    assert "4 boxes (4 crowd or difficult)" in report.lines()[1]
