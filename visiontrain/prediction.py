@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from visiontrain.core.errors import DataError
 from visiontrain.core.types import Detections
+from visiontrain.data.defects import printable
 from visiontrain.data.inputs import Input, find_inputs, frame_rate, read_frames
 from visiontrain.engine.detector import Detector, load_detector, read_pixels
 from visiontrain.engine.durable import storing
@@ -103,11 +104,11 @@ def predict(config: PredictConfig, say: Say) -> Predicted:
     finally:
         writer.close()
     for reason in unreadable:
-        say(f"left out: {reason}")
+        say(printable(f"left out: {reason}"))
     if not writer.rows:
         raise DataError(f"source: nothing in {config.source!r} could be read; see the lines above")
     result = Predicted(folder, writer.rows, unreadable, time.perf_counter() - began)
-    say(result.summary())
+    say(printable(result.summary()))
     return result
 
 
@@ -120,8 +121,9 @@ class Writer:
     names: Sequence[str]
     rows: list[dict[str, Any]] = field(default_factory=list)
     _film: Film | None = None
-    _filmed: Path | None = None
+    _filmed: Path | None = None  # the video of `_film`
     _labels: set[Path] = field(default_factory=set)
+    _videos: dict[str, Path] = field(default_factory=dict)  # what it is called here -> the video
 
     def add(self, shot: Shot, found: Detections) -> None:
         """Take what was found in `shot`; the frames of a video come in order."""
@@ -152,27 +154,35 @@ class Writer:
             write_json(self.folder / "detections.json", coco_rows(self.rows))
 
     def _draw(self, shot: Shot, found: Detections) -> None:
-        path = self.folder / "images" / shot.input.name
         if shot.frame is None:
+            path = self.folder / "images" / shot.input.name
             write_picture(path, shot.pixels, found, self.names)
             return
         if self._filmed != shot.input.path:
             if self._film is not None:
                 self._film.close()
             rate = frame_rate(shot.input.path) / self.config.vid_stride
+            path = self.folder / "images" / f"{self._stem(shot.input)}.mp4"
             self._film, self._filmed = Film(path, rate), shot.input.path
         if self._film is not None:
             self._film.add(shot.pixels, found, self.names)
 
     def _label_path(self, shot: Shot) -> Path:
         """Return `a.txt` for a.jpg; `a.png.txt` for an a.png beside it; each only once."""
-        path = self.folder / "labels" / shot.input.name
         if shot.frame is not None:
-            return path.with_suffix("") / f"{shot.frame:06d}.txt"
+            return self.folder / "labels" / self._stem(shot.input) / f"{shot.frame:06d}.txt"
+        path = self.folder / "labels" / shot.input.name
         label = path.with_suffix(".txt")
         label = path.with_name(path.name + ".txt") if label in self._labels else label
         self._labels.add(label)
         return label
+
+    def _stem(self, video: Input) -> str:
+        """Return `tour` for tour.avi; `tour.mp4` for a tour.mp4 beside it."""
+        plain = video.name.removesuffix(video.path.suffix)
+        name = plain if self._videos.setdefault(plain, video.path) == video.path else video.name
+        self._videos.setdefault(name, video.path)
+        return name
 
 
 def _shots(item: Input, config: PredictConfig, unreadable: list[str]) -> Iterator[Shot]:

@@ -1,6 +1,8 @@
 """predict: the same numbers as evaluation, everything written, nothing fatal in one bad file."""
 
 import json
+import os
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +11,10 @@ import torch
 from PIL import Image
 
 from visiontrain.core.errors import CheckpointError, ConfigError, DataError
+from visiontrain.core.types import Detections
 from visiontrain.data.dataset import EvalSet
 from visiontrain.data.images import FileImages, Paths
+from visiontrain.data.inputs import read_frames
 from visiontrain.data.loader import eval_batches
 from visiontrain.data.table import Table
 from visiontrain.engine.weights import WeightsMeta, load_weights, save_weights
@@ -116,6 +120,8 @@ def test_the_keys_of_a_detector_count(weights, pictures):
     ("picture", "got"),
     [
         (np.zeros((8, 8), np.uint8), r"images\[0\]: an array \(8, 8\) of uint8; "),
+        (np.zeros((0, 8, 3), np.uint8), r"images\[0\]: an array \(0, 8, 3\) of uint8; "),
+        (np.zeros((8, 0, 3), np.uint8), r"images\[0\]: an array \(8, 0, 3\) of uint8; "),
         (np.zeros((8, 8, 3), np.float32), r"images\[0\]: an array \(8, 8, 3\) of float32; "),
         ("absent.jpg", r"absent\.jpg: "),
     ],
@@ -178,6 +184,47 @@ def test_two_pictures_of_one_stem_keep_two_label_files(weights, pictures, tmp_pa
     assert sorted(p.name for p in (tmp_path / "o" / "labels").iterdir()) == ["0.png.txt", "0.txt"]
 
 
+def write_video(path, frames):
+    film = Film(path.with_suffix(".mp4"), 5.0)
+    nothing = Detections(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
+    for _ in range(frames):
+        film.add(np.zeros((48, 64, 3), np.uint8), nothing, NAMES)
+    film.close()
+    path.with_suffix(".mp4").rename(path)
+
+
+def test_videos_of_one_stem_keep_their_own_files(weights, tmp_path):
+    folder = tmp_path / "videos"
+    for name, frames in (("tour.mp4.avi", 1), ("tour.avi", 2), ("tour.mkv", 4), ("tour.mp4", 3)):
+        write_video(folder / name, frames)
+    config = PredictConfig(
+        weights=str(weights), source=str(folder), out=str(tmp_path / "o"), save_txt=True
+    )
+    assert len(predict(config, lambda _: None).rows) == 10
+    films = {"tour": 2, "tour.mkv": 4, "tour.mp4": 3, "tour.mp4.avi": 1}
+    for name, frames in films.items():
+        assert len(list(read_frames(tmp_path / f"o/images/{name}.mp4", 1))) == frames
+        assert len(list((tmp_path / "o/labels" / name).iterdir())) == frames
+    assert {path.name for path in (tmp_path / "o/labels").iterdir()} == set(films)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are Unicode")
+def test_names_that_are_no_utf8_are_predicted_on_and_told(weights, pictures, tmp_path):
+    (pictures / "0.png").rename(pictures / os.fsdecode(b"\xb9.png"))
+    (pictures / os.fsdecode(b"\xba.png")).write_bytes(b"broken")
+    said = []
+    config = PredictConfig(
+        weights=str(weights), source=str(pictures), out=str(tmp_path / "o"), save_json=True
+    )
+    result = predict(config, said.append)
+    content = json.loads((tmp_path / "o/predictions.json").read_text())
+    assert content["images"] == result.rows
+    assert [row["file_name"] for row in result.rows] == ["1.png", "2.png", "\udcb9.png"]
+    assert "\n".join(said).encode()  # any terminal takes it
+    assert said[0].startswith("left out: ")
+    assert "\\udcba.png" in said[0]
+
+
 def test_nothing_readable_is_an_error(weights, tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
     said = []
@@ -195,5 +242,13 @@ def test_weights_that_do_not_fit_and_devices_that_do_not_exist(weights, tmp_path
     save_weights(tmp_path / "bad.safetensors", meta, good.tensors)
     with pytest.raises(CheckpointError, match=r"bad\.safetensors does not fit the model it names"):
         load(DetectorConfig(weights=str(tmp_path / "bad.safetensors")))
+    for task_config, told in (({"future": 1}, "future: extra"), ({"box": "x"}, "box: input")):
+        save_weights(
+            tmp_path / "newer.safetensors",
+            replace(good.meta, task_config={**good.meta.task_config, **task_config}),
+            good.tensors,
+        )
+        with pytest.raises(CheckpointError, match=rf"newer\.safetensors: task_config\.{told}"):
+            load(DetectorConfig(weights=str(tmp_path / "newer.safetensors")))
     with pytest.raises(ConfigError, match="device: "):
         load(DetectorConfig(weights=str(weights), device="cuda:99"))

@@ -1,6 +1,8 @@
 """What predict reads and writes, without a model."""
 
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -64,6 +66,19 @@ def test_nothing_to_read_is_one_line(tmp_path, monkeypatch, source):
     with pytest.raises(DataError, match=r"^source: no .*; ") as caught:
         find_inputs(source)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are Unicode")
+def test_a_name_that_is_no_utf8_is_read_and_written(tmp_path):
+    path = tmp_path / os.fsdecode(b"\xb9\xb7.mp4")
+    film = Film(path, 10.0)  # OpenCV ends the process when it gets the name as text
+    for _ in range(3):
+        film.add(np.zeros((48, 64, 3), np.uint8), found(), NAMES)
+    film.close()
+    assert (frame_rate(path), len(list(read_frames(path, 1)))) == (10, 3)
+    row = image_row(path.name, (64, 48), found(), NAMES)
+    write_json(tmp_path / "x.json", row)
+    assert json.loads((tmp_path / "x.json").read_text()) == row
 
 
 def test_film_has_every_frame_and_reads_back(tmp_path):

@@ -1,15 +1,30 @@
+import json
 import logging
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from layouts import opened, write_coco
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from visiontrain.core.errors import DataError
+from visiontrain.core.errors import DataError, StorageError
 from visiontrain.core.types import Outcome
 from visiontrain.engine.run_folder import RunFolder
+from visiontrain.metrics.detection import DetectionEvaluator
 from visiontrain.recipe import Run
 from visiontrain.report import results
-from visiontrain.report.results import Scored, coco_results, draw, score_lines
+from visiontrain.report.results import (
+    Scored,
+    coco_results,
+    draw,
+    score_lines,
+    write_results,
+)
 
 NAN = float("nan")
 
@@ -17,6 +32,7 @@ NAN = float("nan")
 class Table:
     names = ("cat", "a very long name")
     images = SimpleNamespace(name=lambda row: f"{row}.jpg")
+    image_ids = category_ids = None
 
     def __len__(self):
         return 5
@@ -51,6 +67,44 @@ def test_rows_become_coco_results():
         "bbox": [10.0, 20.0, 20.0, 30.0],
         "score": 0.5,
     }
+
+
+def test_results_are_scored_by_the_users_own_json(tmp_path):
+    """Ids of images and categories are those of the file, here 100 ... and 7, 3."""
+    source = Path(write_coco(tmp_path / "set"))
+    content = json.loads(source.read_text())
+    for item in content["annotations"]:
+        item["id"] += 1  # pycocotools takes 0 for "none"
+    source.write_text(json.dumps(content))
+    table = opened(source, tmp_path / "cache").table("train")
+    random = np.random.default_rng(0)
+    images = np.repeat(np.arange(len(table)), np.diff(table.offsets)).repeat(3)
+    moved = table.boxes.repeat(3, axis=0) + random.integers(-2, 3, (len(images), 4))
+    classes = np.where(random.random(len(images)) < 0.8, table.classes.repeat(3), 0)
+    scores = random.permutation(len(images)) / 16
+    rows = torch.from_numpy(np.column_stack([images, moved, scores, classes]))
+    ours = DetectionEvaluator(table).compute(rows)
+    with redirect_stdout(None):
+        known = COCO(str(source))
+        theirs = COCOeval(known, known.loadRes(coco_results(table, rows)), "bbox")
+        theirs.evaluate()
+        theirs.accumulate()
+        theirs.summarize()
+    keys = ("map", "map50", "map75")
+    assert [ours[key] for key in keys] == pytest.approx(theirs.stats[:3], abs=1e-12)
+    assert 0.2 < ours["map"] < 0.9
+
+
+def test_the_scores_are_safe_before_detections_are_written(tmp_path, monkeypatch):
+    def full(*_):
+        raise StorageError("no space")
+
+    monkeypatch.setattr(results, "write_json", full)
+    some = scored(tmp_path)
+    outcome = replace(some.outcome, rows=torch.empty(0, 7, dtype=torch.float64))
+    with pytest.raises(StorageError):
+        write_results(replace(some, run=Run(save_json=True), outcome=outcome), "1.0")
+    assert json.loads((tmp_path / "metrics.json").read_text())["map"] == 0.25
 
 
 @pytest.mark.parametrize("error", [OSError("disk"), ValueError("bad"), DataError("gone")])

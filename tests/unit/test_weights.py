@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from visiontrain.core.errors import CheckpointError, StorageError
 from visiontrain.engine import durable
 from visiontrain.engine.weights import (
+    RGB,
     Weights,
     WeightsMeta,
     floats_of,
@@ -56,6 +57,32 @@ def test_what_is_no_weights_file_is_named(tmp_path):
     save_file(tensors(2, 0.5), junk, {"visiontrain": '{"schema": 99}'})
     with pytest.raises(CheckpointError, match="schema 99"):
         load_weights(junk)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"task": "classify"}, "task 'classify', which this version can't use"),
+        ({"task": ["detect"]}, "a header without"),
+        ({"norm": {**RGB, "order": "BGR"}}, "norm {'order': 'BGR', "),
+        ({"norm": {**RGB, "mean": [0.5, 0.5, 0.5]}}, "norm {'order': 'RGB', 'mean': [0.5,"),
+        ({"norm": None}, "norm None, "),
+        ({"names": None}, "names None, "),
+        ({"names": []}, r"names [], "),
+        ({"names": [1, 2]}, "names [1, 2], "),
+        ({"model": "yolo_n"}, "model 'yolo_n', "),
+        ({"task_config": None}, "task_config None, "),
+        ({"imgsz": 0}, "imgsz 0, "),
+        ({"imgsz": None}, "imgsz None, "),
+        ({"later": 1}, "a header without"),
+    ],
+)
+def test_metadata_that_would_be_misread_is_one_line(change, told, tmp_path):
+    path = tmp_path / "odd.safetensors"
+    save_file(tensors(2, 0.5), path, {"visiontrain": json.dumps(vars_of(META) | change)})
+    with pytest.raises(CheckpointError, match=r"^[^\n]*odd\.safetensors has [^\n]*$") as caught:
+        load_weights(path)
+    assert f"has {told}" in str(caught.value)
 
 
 def test_a_full_disk_leaves_the_older_file(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -64,7 +65,7 @@ def read_frames(path: Path, stride: int) -> Iterator[tuple[int, NDArray[np.uint8
     Raises:
         DataError: when the file cannot be opened or holds no frame.
     """
-    video = cv2.VideoCapture(str(path))
+    video = cv2.VideoCapture(opencv_name(path))
     try:
         number = -1
         while video.grab():
@@ -84,10 +85,19 @@ def read_frames(path: Path, stride: int) -> Iterator[tuple[int, NDArray[np.uint8
 
 def frame_rate(path: Path) -> float:
     """Return a video's frames per second, 25 where the file does not say."""
-    video = cv2.VideoCapture(str(path))
+    video = cv2.VideoCapture(opencv_name(path))
     rate = video.get(cv2.CAP_PROP_FPS)
     video.release()
     return rate if 0 < rate < 1000 else 25.0
+
+
+def opencv_name(path: Path) -> Any:
+    """Return `path` as OpenCV takes it: a text that is no UTF-8 would end the process."""
+    encoded = os.fsencode(path)
+    try:
+        return encoded.decode("utf-8")
+    except UnicodeDecodeError:
+        return encoded
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -17,7 +17,7 @@ from visiontrain.core.interfaces import Task, VisionModel
 from visiontrain.core.types import Batch, Detections
 from visiontrain.data.images import decode, read_bytes
 from visiontrain.data.letterbox import letterbox
-from visiontrain.engine.weights import Weights, load_weights
+from visiontrain.engine.weights import Weights, WeightsMeta, load_weights
 from visiontrain.models.config import ModelConfig
 from visiontrain.models.registry import build_model
 from visiontrain.strategies.devices import devices
@@ -109,9 +109,20 @@ def load_detector(
     weights = load_weights(path)
     meta, place = weights.meta, devices(device)[0]
     model = filled(weights, str(path)).to(place).eval()
-    config = DetectConfig.model_validate({**meta.task_config, **decoding})
-    task = build_task(config, len(meta.names))
+    task = build_task(_task_config(meta, decoding, str(path)), len(meta.names))
     return Detector(meta.task, model, task, tuple(meta.names), imgsz or meta.imgsz, place)
+
+
+def _task_config(meta: WeightsMeta, decoding: Mapping[str, Any], where: str) -> DetectConfig:
+    try:
+        return DetectConfig.model_validate({**meta.task_config, **decoding})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"weights: {where}: task_config.{key}: {first['msg'].lower()}; give weights of this "
+            "version of visiontrain"
+        ) from error
 
 
 def filled(weights: Weights, where: str) -> VisionModel:
@@ -140,7 +151,8 @@ def read_pixels(path: Path, max_pixels: int = MAX_PIXELS) -> Pixels:
 def _pixels(picture: Picture, number: int) -> Pixels:
     if isinstance(picture, str | Path):
         return read_pixels(Path(picture))
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+    good = picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8
+    if not good or not picture.size:
         got = f"an array {picture.shape} of {picture.dtype}"
-        raise DataError(f"images[{number}]: {got}; give RGB (H, W, 3) of uint8")
+        raise DataError(f"images[{number}]: {got}; give RGB (H, W, 3) of uint8, no side empty")
     return picture

@@ -14,8 +14,10 @@ from safetensors.torch import save as encode_tensors
 from torch import Tensor
 
 from visiontrain.core.errors import CheckpointError
+from visiontrain.core.explain import short
 from visiontrain.core.interfaces import StateDict
 from visiontrain.engine.durable import replace_file, require_space, storing, to_json
+from visiontrain.tasks.registry import TASKS
 
 SCHEMA = 1
 KEY = "visiontrain"  # the header's metadata: this key holds one JSON object
@@ -96,16 +98,35 @@ def read_meta(header: str | None, file: Path) -> WeightsMeta:
     """Decode the header's metadata.
 
     Raises:
-        CheckpointError: when it is missing or of another schema.
+        CheckpointError: when it is missing, of another schema, or means what is unknown here.
     """
     try:
         values = json.loads(header or "")
-        if values["schema"] == SCHEMA:
-            return WeightsMeta(**values)
-        got = f"schema {values['schema']}, this version reads {SCHEMA}"
+        if values["schema"] != SCHEMA:
+            got = f"schema {values['schema']}, this version reads {SCHEMA}"
+        else:
+            meta = WeightsMeta(**values)
+            got = _unusable(meta)
+            if got is None:
+                return meta
     except (ValueError, KeyError, TypeError):
         got = f"a header without visiontrain's `{KEY}` metadata"
     raise CheckpointError(f"weights: {file} has {got}; give a file that visiontrain wrote")
+
+
+def _unusable(meta: WeightsMeta) -> str | None:
+    """Return what of a file's metadata would be misread here; None where all is well."""
+    names = meta.names
+    good = {
+        "task": meta.task in TASKS,
+        "model": isinstance(meta.model, dict),
+        "names": isinstance(names, list) and names and all(isinstance(name, str) for name in names),
+        "imgsz": isinstance(meta.imgsz, int) and meta.imgsz > 0 and meta.imgsz % 32 == 0,
+        "task_config": isinstance(meta.task_config, dict),
+        "norm": meta.norm == RGB,
+    }
+    bad = [f"{key} {short(repr(getattr(meta, key)))}" for key, fine in good.items() if not fine]
+    return f"{bad[0]}, which this version can't use" if bad else None
 
 
 @dataclass(frozen=True, slots=True)

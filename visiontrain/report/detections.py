@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visiontrain.core.types import Detections
+from visiontrain.data.inputs import opencv_name
 from visiontrain.engine.durable import replace_file, storing
 from visiontrain.report.draw import draw_boxes
 
@@ -65,7 +66,7 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         StorageError: when it can't be written.
     """
-    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(value, indent=1) + "\n"  # ASCII: names of files need not be UTF-8
     with storing(path):
         replace_file(path, text.encode())
 
@@ -95,7 +96,7 @@ class Film:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             code = cv2.VideoWriter.fourcc(*"mp4v")
             size = (pixels.shape[1], pixels.shape[0])
-            self._writer = cv2.VideoWriter(str(self._path), code, self._rate, size)
+            self._writer = cv2.VideoWriter(opencv_name(self._path), code, self._rate, size)
         if self._writer.isOpened():
             self._writer.write(cv2.cvtColor(draw_boxes(pixels, found, names), cv2.COLOR_RGB2BGR))
         else:

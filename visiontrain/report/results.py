@@ -55,15 +55,15 @@ def peak_rss_mb() -> float:
 
 
 def write_results(scored: Scored, version: str) -> None:
-    """Write metrics.json, and detections.json when `save_json` asks for it.
+    """Write metrics.json first, then detections.json when `save_json` asks for it.
 
     Raises:
         StorageError: when they cannot be written.
     """
     run, table, rows = scored.run, scored.table, scored.outcome.rows
+    scored.folder.write_metrics(summary(scored, version))
     if run.save_json and rows is not None:
         write_json(scored.folder.path / "detections.json", coco_results(table, rows))
-    scored.folder.write_metrics(summary(scored, version))
 
 
 def summary(scored: Scored, version: str) -> dict[str, Any]:
@@ -118,12 +118,16 @@ def _cell(value: float | None) -> str:
 
 
 def coco_results(table: Table, rows: Tensor) -> list[dict[str, Any]]:
-    """Turn rows (K, 7) into COCO's results format, with the name of each one's file."""
+    """Turn rows (K, 7) into COCO's results format, with the name of each one's file.
+
+    Ids are those of the user's COCO JSON, so that it scores them; else rows and classes.
+    """
+    images, categories = table.image_ids, table.category_ids
     return [
         {
-            "image_id": int(image),
+            "image_id": int(image if images is None else images[int(image)]),
             "file_name": table.images.name(int(image)),
-            "category_id": int(label),
+            "category_id": int(label if categories is None else categories[int(label)]),
             "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
             "score": round(score, 6),
         }
