@@ -93,6 +93,20 @@ def test_csv_keeps_what_it_had_when_the_disk_is_full(tmp_path, monkeypatch, capl
     assert logger.state() == {"step": 10}
 
 
+def test_a_logger_that_could_not_start_gets_another_chance_on_resume(tmp_path):
+    blocked = tmp_path / "run"
+    blocked.write_text("a file where the folder should be")
+    first = Guarded(CsvLogger())
+    first.start({}, blocked)
+    first.log(row(1), 10)
+    blocked.unlink()
+    second = Guarded(CsvLogger())
+    second.load_state(first.state())
+    second.start({}, blocked)
+    second.log(row(2), 20)
+    assert [r["epoch"] for r in read(blocked)] == ["2"]
+
+
 def test_tensorboard_hides_what_resume_repeats(tmp_path):
     states = []
     for value in (1.0, 2.0):

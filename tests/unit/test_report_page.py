@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from visiontrain.report.page import VOID, Html, tag
+from visiontrain.report.pictures import CONFIDENCE
 from visiontrain.report.run_report import duration, show, write_report
 
 EVIL = "</title><script>alert('x')</script><img src=x onerror=\"alert(1)\">&amp;"
@@ -101,6 +104,17 @@ def test_everything_is_there(folder):
         assert wanted in text
     assert "missing" not in text
     assert "nan" not in text.replace("\nnan", "")
+
+
+def test_the_picture_of_predictions_says_which_are_drawn(folder):
+    text = " ".join(read(write_report(folder)).text)
+    assert f"to the right of each the predictions scored above {CONFIDENCE}." in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are Unicode")
+def test_a_folder_whose_name_is_no_utf8_gets_its_page(folder):
+    odd = folder.rename(folder.with_name(os.fsdecode(b"run \xb9")))
+    assert "run ?" in " ".join(read(write_report(odd)).text)
 
 
 def test_names_of_users_stay_text(folder):

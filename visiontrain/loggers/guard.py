@@ -35,6 +35,8 @@ class Guarded:
         return dict(self._state)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
+        if not state:  # it failed before it had any: it starts anew
+            return
         self._state = dict(state)
         self._try(lambda: self.logger.load_state(state))
 

@@ -19,6 +19,7 @@ from visiontrain.report.draw import Colour, colour_of, font_of
 from visiontrain.report.figure import short
 
 CELL, GAP, FONT = 400, 8, 13  # pixels
+CONFIDENCE = 0.25  # predictions below are not drawn
 PAPER, INK, GREY = (255, 255, 255), (31, 41, 51), (120, 130, 140)
 
 
@@ -55,7 +56,7 @@ def _of_batch(batch: Batch, row: int) -> Picture:
 
 
 def predictions_picture(
-    table: Table, rows: Tensor, path: Path, *, confidence: float = 0.25, images: int = 8
+    table: Table, rows: Tensor, path: Path, *, confidence: float = CONFIDENCE, images: int = 8
 ) -> Path:
     """Draw labels and, to the right of each, the detections scored above `confidence`.
 

@@ -38,8 +38,6 @@ PANELS = (  # of results.png, after the losses; a panel without values is left o
     ("Average precision", ("val/map", "val/map50", "val/map75")),
     ("At the best confidence", ("val/precision", "val/recall", "val/f1")),
     ("Average precision by size", ("val/map_small", "val/map_medium", "val/map_large")),
-    ("Accuracy", ("val/top1", "val/top5")),
-    ("Validation loss", ("val/loss",)),
     ("Learning rate", ("lr",)),
     ("Images per second", ("images_per_s",)),
     ("Share of time waiting for data", ("data_wait",)),

@@ -18,6 +18,7 @@ from PIL import Image
 
 from visiontrain.loggers.csv import read_rows
 from visiontrain.report.page import Content, Html, html, page, table, tag
+from visiontrain.report.pictures import CONFIDENCE
 
 MEANINGS = {  # of metrics.json, in the order shown
     "map": ("mAP50-95", "average precision, mean over classes and overlaps 0.5 to 0.95"),
@@ -36,11 +37,8 @@ MEANINGS = {  # of metrics.json, in the order shown
     "recall": ("Recall", "share of boxes that are found, at the best confidence"),
     "f1": ("F1", "harmonic mean of the two, highest at the best confidence"),
     "conf": ("Best confidence", "the confidence to cut at: here mean F1 is highest"),
-    "top1": ("Top-1", "share of images whose class is named first"),
-    "top5": ("Top-5", "share of images whose class is among the first five"),
-    "loss": ("Loss", "mean validation loss"),
 }
-CARDS = ("map", "map50", "precision", "recall", "top1", "top5")
+CARDS = ("map", "map50", "precision", "recall")
 CAPTIONS = {  # of plots/, in the order shown; names end in .png
     "results": "Losses, scores, learning rate and speed over epochs.",
     "pr_curve": "Precision by recall: the area under a curve is its average precision.",
@@ -53,7 +51,8 @@ CAPTIONS = {  # of plots/, in the order shown; names end in .png
     "found and named right.",
     "labels": "What the labels hold: boxes per class, where they lie, how large they are.",
     "train_batch": "Training images as the model sees them, with their labels.",
-    "val_predictions": "Labels, and to the right of each the predictions.",
+    "val_predictions": "Labels, and to the right of each the predictions scored above "
+    f"{CONFIDENCE}.",
 }
 LARGE = 400_000  # bytes of a PNG from which the page holds a JPEG of it
 UNREADABLE = (OSError, ValueError)  # of pictures: PIL raises both
@@ -86,7 +85,8 @@ def write_report(folder: Path) -> Path:
     body = [section(files) for section in sections]
     path = folder / "report.html"
     draft = path.with_suffix(".html.part")
-    draft.write_text(page(_title(files), body), encoding="utf-8")
+    # A folder's name need not be UTF-8.
+    draft.write_text(page(_title(files), body), encoding="utf-8", errors="replace")
     draft.replace(path)
     return path
 
@@ -216,17 +216,16 @@ def _effort(files: RunFiles) -> list[str]:
             _count(int(_finite(metrics.get("processes")) or 1), "process"),
         )
         said.append(f"The run took {duration(seconds)} for {counts[0]}{by}, {counts[1]}{pace}.")
-    for key in ("val/map", "val/top1"):
-        scored = [
-            (value, row.get("epoch", "?"))
-            for row in files.epochs
-            for value in [_finite(row.get(key))]
-            if value is not None
-        ]
-        if len(scored) > 1:
-            value, epoch = max(scored, key=lambda pair: pair[0])
-            name = MEANINGS[key.removeprefix("val/")][0]
-            said.append(f"The best epoch was {epoch} of {len(files.epochs)} ({name} {value:.3f}).")
+    scored = [
+        (value, row.get("epoch", "?"))
+        for row in files.epochs
+        for value in [_finite(row.get("val/map"))]
+        if value is not None
+    ]
+    if len(scored) > 1:
+        value, epoch = max(scored, key=lambda pair: pair[0])
+        score = f"{MEANINGS['map'][0]} {value:.3f}"
+        said.append(f"The best epoch was {epoch} of {len(files.epochs)} ({score}).")
     return said
 
 
@@ -274,7 +273,7 @@ def _classes(files: RunFiles) -> Content:
 def _bar(key: str, value: Any) -> Content:
     """Return a number, the first score with a bar beside it."""
     number = _finite(value)
-    if key not in ("map", "top1") or number is None:
+    if key != "map" or number is None:
         return show(value)
     bar = tag("meter", attributes={"value": f"{number:.4f}", "min": "0", "max": "1"})
     return [show(value), bar]
