@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from visiontrain.core.config import Section
 
@@ -12,13 +13,20 @@ class DetectorConfig(Section):
 
     weights: str = Field(description="weights file, or a run folder (its best weights)")
     conf: float = Field(0.25, ge=0, le=1, description="drop detections below this score")
-    iou: float = Field(0.7, ge=0, le=1, description="overlap above which nms=true merges")
     nms: bool = Field(False, description="suppress overlaps; the one-to-one head needs none")
+    iou: float = Field(0.7, ge=0, le=1, description="overlap above which nms=true merges")
     max_det: int = Field(300, ge=1, description="detections kept per image")
     imgsz: int | None = Field(
         None, ge=32, multiple_of=32, description="side of the square input; default: as trained"
     )
     device: str = Field("auto", description="auto, cpu, cuda, or a GPU number")
+
+    @field_validator("iou")
+    @classmethod
+    def _has_an_effect(cls, value: float, info: ValidationInfo) -> float:
+        if value != cls.model_fields["iou"].default and not info.data.get("nms", True):
+            raise PydanticCustomError("no_effect", "it changes nothing without nms; add nms=true")
+        return value
 
 
 class PredictConfig(DetectorConfig):

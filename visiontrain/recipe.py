@@ -10,7 +10,7 @@ from pydantic import Field
 
 from visiontrain.core.config import Section
 from visiontrain.core.errors import ConfigError
-from visiontrain.data.config import AugmentConfig, DataConfig
+from visiontrain.data.config import AugmentConfig, AugmentSection, DataConfig
 from visiontrain.engine.config import OptimConfig, SaveConfig
 from visiontrain.loggers.config import LogConfig
 from visiontrain.models.config import ModelConfig, YoloN
@@ -36,7 +36,7 @@ class Run(Section):
     """Everything a run is made from."""
 
     data: DataConfig = DataConfig()
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentSection = AugmentConfig()
     model: ModelConfig = YoloN()
     task: DetectConfig = DetectConfig()
     optim: OptimConfig = OptimConfig()

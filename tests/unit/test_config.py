@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from visiontrain.core.config import from_keys, load
+from visiontrain.core.config import build, from_keys, load, merge
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.keys import ALIASES
 from visiontrain.core.section import all_keys, annotation_of
@@ -45,6 +45,8 @@ def typed(*words):
         (["ddp", "strategy=single"], {"strategy": {"kind": "single"}}),
         (["strategy.processes=4", "modes/fsdp"], {"strategy": {"kind": "fsdp", "processes": 4}}),
         (["strategy.kind=centralized"], {"strategy": {"kind": "single"}}),
+        (["augment=none"], {"augment": {"kind": "none"}}),
+        (["mosaic=0.5"], {"augment": {"kind": "standard", "mosaic": 0.5}}),
         (["optim={kind: sgd, lr: 1e-2}"], {"optim": {"kind": "sgd", "lr": 0.01}}),
         (["data=images/*.yaml"], {"data": {"source": "images/*.yaml"}}),
         (["name=a: [b", "out="], {"name": "a: [b", "out": None}),
@@ -67,6 +69,11 @@ def test_words_become_keys(words, want):
         (["epochs=0"], "epochs: 0; input should be greater than or equal to 1"),
         (["imgsz=100"], "imgsz: 100; input should be a multiple of 32"),
         (["strategy.processes=2"], "strategy.processes: strategy=single has no such key; "),
+        (
+            ["augment=none", "fliplr=0.1"],
+            "augment.fliplr: augment=none has no such key; augment=st",
+        ),
+        (["augment=none", "augment.flplr=0.1"], "augment.flplr: no such key; did you mean "),
         (["--epochs"], "--epochs: no value; write epochs=VALUE"),
         (["--resume", "--epochs", "5"], "--resume: no value; write resume=VALUE"),
         (["epochs"], "epochs: no value; write epochs=VALUE"),
@@ -176,6 +183,25 @@ def test_python_values_follow_the_same_rules():
 def test_the_config_round_trips_through_yaml():
     run = load(Run, ["strategy=pipeline", "strategy.cuts=[up4]", "lr0=1e-5", "time=0.5"], PRESETS)
     assert Run.model_validate(load_yaml(dump_yaml(run.model_dump()), "x")) == run
+
+
+def test_no_augmentation_drops_what_a_data_set_recommends():
+    recommended = {"imgsz": 160, "augment": {"mosaic": 0.0, "scale": 0.2}}
+    run = build(Run, merge(Run, recommended, typed("augment=none")))
+    assert (run.imgsz, run.augment.model_dump()) == (160, {"kind": "none"})
+    run = build(Run, merge(Run, recommended, typed("augment.scale=0.3")))
+    assert (run.augment.kind, run.augment.mosaic, run.augment.scale) == ("standard", 0.0, 0.3)
+
+
+def test_an_overlap_that_nothing_looks_at_is_refused():
+    words = ["weights=w", "source=x", "iou=0.5"]
+    with pytest.raises(ConfigError) as caught:
+        load(PredictConfig, words, PRESETS)
+    assert str(caught.value) == "iou: 0.5; it changes nothing without nms; add nms=true"
+    with pytest.raises(ConfigError, match=r"^nms: 'x'; "):
+        load(PredictConfig, [*words, "nms=x"], PRESETS)
+    assert load(PredictConfig, [*words, "nms=true"], PRESETS).iou == 0.5
+    assert load(PredictConfig, [*words[:2], "iou=0.7"], PRESETS).iou == 0.7
 
 
 def test_required_keys_are_asked_for():

@@ -16,7 +16,7 @@ from memory import memory_table
 
 from visiontrain.core.errors import DataError
 from visiontrain.core.types import Sample
-from visiontrain.data.config import AugmentConfig
+from visiontrain.data.config import AugmentConfig, NoAugment
 from visiontrain.data.dataset import EvalSet, TrainSet
 from visiontrain.data.loader import (
     Plan,
@@ -167,7 +167,7 @@ def test_loaders_run_on_one_thread_each():
     data.table.images.read = lambda row: np.full(
         (SIDE, SIDE, 3), [cv2.getNumThreads(), torch.get_num_threads(), 7], np.uint8
     )
-    plain = TrainSet(data.table, SIDE, AugmentConfig(kind="none"), seed=0, epochs=1)
+    plain = TrainSet(data.table, SIDE, NoAugment(), seed=0, epochs=1)
     step = next(train_steps(plain, Plan(2, 1, 0, workers=1), 0))
     assert step.micro_batches[0].images[0, :, 0, 0].tolist() == [1, 1, 7]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visiontrain.core.errors import DataError
-from visiontrain.data.config import AugmentConfig
+from visiontrain.data.config import AugmentConfig, NoAugment
 from visiontrain.data.dataset import EvalSet, TrainSet
 from visiontrain.data.digits import Recipe, compose
 from visiontrain.data.loader import eval_batches, train_steps
@@ -96,7 +96,7 @@ def test_skipped_steps_are_left_out_and_change_nothing_else():
 
 
 def test_a_rank_without_data_gets_an_image_that_does_not_count(table):
-    data = TrainSet(table, SIDE, AugmentConfig(kind="none"), seed=0, epochs=1)
+    data = TrainSet(table, SIDE, NoAugment(), seed=0, epochs=1)
     step = next(train_steps(data, Plan(1, 1, 0, 1, (1, 2)), 0))
     (batch,) = step.micro_batches
     assert (len(batch), float(batch.valid), int(batch.ids)) == (1, 0.0, -1)
@@ -132,5 +132,5 @@ def test_an_unreadable_image_is_replaced_by_the_next_readable_one(table):
             return table.images.read(row)
 
     broken = replace(table, images=Holes())
-    data = TrainSet(broken, SIDE, AugmentConfig(kind="none"), seed=0, epochs=1)
+    data = TrainSet(broken, SIDE, NoAugment(), seed=0, epochs=1)
     assert [data[0, row].id for row in (1, 2, 3, 4)] == [1, 4, 4, 4]

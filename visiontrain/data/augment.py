@@ -25,7 +25,7 @@ class Augment:
     def __init__(self, config: AugmentConfig) -> None:
         import albumentations as A  # noqa: PLC0415 - seconds to import, not needed to predict
 
-        self._flips = config.fliplr, config.flipud
+        self.config = config
         # Not HueSaturationValue: it adds, which lifts black and colours what is nearly grey.
         self._colours: Any = A.Compose(
             [
@@ -46,7 +46,8 @@ class Augment:
         # albumentations' own seeding gives every transform the same generator.
         self._colours.set_random_state(generator("augment", *key), python_random("augment", *key))
         image = self._colours(image=image)["image"]
-        leftright, updown = generator("flip", *key).random(2) < self._flips
+        shares = self.config.fliplr, self.config.flipud
+        leftright, updown = generator("flip", *key).random(2) < shares
         return flip(image, rows, leftright=bool(leftright), updown=bool(updown))
 
 

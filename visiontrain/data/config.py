@@ -39,9 +39,9 @@ class DataConfig(Section):
 
 
 class AugmentConfig(Section):
-    """What training images go through. All off: `augment.kind=none`."""
+    """Mosaics, zoom, shift, flips and colours, all drawn anew for every sample."""
 
-    kind: Literal["standard", "none"] = Field("standard", description="standard, or none at all")
+    kind: Literal["standard"] = "standard"
     mosaic: float = Field(1.0, ge=0, le=1, description="share of samples made of four images")
     close_mosaic: int = Field(
         10, ge=0, description="epochs at the end without mosaic, at most half"
@@ -52,4 +52,15 @@ class AugmentConfig(Section):
     fliplr: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
     flipud: float = Field(0.0, ge=0, le=1, description="probability of an up-down flip")
     scale: float = Field(0.5, ge=0, lt=1, description="zoom between 1 - scale and 1 + scale")
-    translate: float = Field(0.1, ge=0, le=1, description="shift, share of the image's side")
+    translate: float = Field(
+        0.1, ge=0, le=1, description="shift of single images, share of the side; not of mosaics"
+    )
+
+
+class NoAugment(Section):
+    """Training images as they are."""
+
+    kind: Literal["none"] = "none"
+
+
+AugmentSection = Annotated[AugmentConfig | NoAugment, Field(discriminator="kind")]

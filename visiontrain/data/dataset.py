@@ -12,7 +12,7 @@ from visiontrain.core.errors import DataError
 from visiontrain.core.seed import generator
 from visiontrain.core.types import Sample
 from visiontrain.data.augment import Augment
-from visiontrain.data.config import AugmentConfig
+from visiontrain.data.config import AugmentConfig, AugmentSection
 from visiontrain.data.letterbox import boxed, letterbox
 from visiontrain.data.mosaic import Placement, blank, place, tiles
 from visiontrain.data.sampler import Key
@@ -47,13 +47,11 @@ class TrainSet:
     """Augmented samples; each is a pure function of (seed, epoch, row) and the files."""
 
     def __init__(
-        self, table: Table, imgsz: int, augment: AugmentConfig, *, seed: int, epochs: int
+        self, table: Table, imgsz: int, augment: AugmentSection, *, seed: int, epochs: int
     ) -> None:
-        self.table, self.imgsz, self.config, self.seed = table, imgsz, augment, seed
+        self.table, self.imgsz, self.seed, self.epochs = table, imgsz, seed, epochs
         self.reader = Reader(table)
-        # Never more than half of a short run goes without mosaic.
-        self.mosaic_epochs = epochs - min(augment.close_mosaic, epochs // 2)
-        self.change = Augment(augment) if augment.kind == "standard" else None
+        self.change = Augment(augment) if isinstance(augment, AugmentConfig) else None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -65,28 +63,32 @@ class TrainSet:
         if self.change is None:
             square, frame = letterbox(image, self.imgsz)
             return Sample(square, boxed(self.table.targets(row), frame), frame, row)
+        config = self.change.config
+        # Never more than half of a short run goes without mosaic.
+        with_mosaic = self.epochs - min(config.close_mosaic, self.epochs // 2)
         random = generator(self.seed, "place", epoch, wanted)
-        mosaic = epoch < self.mosaic_epochs and random.random() < self.config.mosaic
-        square, rows = (self._four if mosaic else self._one)(row, image, random)
+        mosaic = epoch < with_mosaic and random.random() < config.mosaic
+        square, rows = (self._four if mosaic else self._one)(row, image, random, config)
         square, rows = self.change(square, rows, (self.seed, epoch, wanted))
         side = self.imgsz
         return Sample(square, rows, np.array([1, 0, 0, side, side], np.float32), row)
 
-    def _zoom(self, random: np.random.Generator) -> float:
-        return float(random.uniform(1 - self.config.scale, 1 + self.config.scale))
-
-    def _one(self, row: int, image: Pixels, random: np.random.Generator) -> tuple[Pixels, Rows]:
+    def _one(
+        self, row: int, image: Pixels, random: np.random.Generator, config: AugmentConfig
+    ) -> tuple[Pixels, Rows]:
         """Zoom and shift one image."""
         side = self.imgsz
         height, width = image.shape[:2]
-        scale = side / max(height, width) * self._zoom(random)
-        shift = random.uniform(-self.config.translate, self.config.translate, 2) * side
+        scale = side / max(height, width) * _zoom(random, config)
+        shift = random.uniform(-config.translate, config.translate, 2) * side
         x, y = (side - width * scale) / 2 + shift[0], (side - height * scale) / 2 + shift[1]
         canvas = blank(side)
         where = Placement(scale, float(x), float(y), (0, 0, side, side))
         return canvas, place(image, self.table.targets(row), where, canvas)
 
-    def _four(self, row: int, image: Pixels, random: np.random.Generator) -> tuple[Pixels, Rows]:
+    def _four(
+        self, row: int, image: Pixels, random: np.random.Generator, config: AugmentConfig
+    ) -> tuple[Pixels, Rows]:
         """Put the image and three others around a point near the middle."""
         side = self.imgsz
         drawn = random.integers(len(self.table), size=3)
@@ -94,12 +96,16 @@ class TrainSet:
         sizes = [(pixels.shape[1], pixels.shape[0]) for _, pixels in chosen]
         centre = random.uniform(side * 0.25, side * 0.75, 2)
         canvas = blank(side)
-        where = tiles(sizes, side, self._zoom(random), (float(centre[0]), float(centre[1])))
+        where = tiles(sizes, side, _zoom(random, config), (float(centre[0]), float(centre[1])))
         parts = [
             place(pixels, self.table.targets(r), spot, canvas)
             for (r, pixels), spot in zip(chosen, where, strict=True)
         ]
         return canvas, np.concatenate(parts)
+
+
+def _zoom(random: np.random.Generator, config: AugmentConfig) -> float:
+    return float(random.uniform(1 - config.scale, 1 + config.scale))
 
 
 @dataclass(slots=True)
