@@ -130,7 +130,7 @@ def test_colours_are_scaled_not_shifted():
 
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
 def test_boxes_of_whole_samples_lie_where_their_pixels_are(mosaic):
-    """Every patch of an image's colour has its box, but for those of which little remains."""
+    """Every patch has its box, but for those of which little remains; every box has its patch."""
     config = AugmentConfig(
         mosaic=mosaic, close_mosaic=0, flipud=0.5, scale=0.2, hsv_h=0, hsv_s=0, hsv_v=0
     )
@@ -143,7 +143,11 @@ def test_boxes_of_whole_samples_lie_where_their_pixels_are(mosaic):
             boxes += len(sample.targets)
             for index in range(4):
                 of_class = sample.targets[sample.targets[:, 0] == index, 1:5]
-                for patch in patches(sample.image, index):
+                shown = patches(sample.image, index)
+                places = np.reshape(shown, (-1, 4))
+                for box in of_class:
+                    assert np.abs(places - box).max(1).min(initial=np.inf) <= 1.0
+                for patch in shown:
                     gap = np.abs(of_class - patch).max(1).min() if len(of_class) else np.inf
                     x1, y1, x2, y2 = patch
                     share = (x2 - x1) * (y2 - y1) / (table.area[index] * 1.28**2)  # largest zoom

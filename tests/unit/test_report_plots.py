@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 from matplotlib import rcParams
 from matplotlib._pylab_helpers import Gcf
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
 from visiontrain.core.errors import DataError
 from visiontrain.core.types import Batch
 from visiontrain.data.table import Table
-from visiontrain.report.figure import DPI, short
+from visiontrain.metrics.curves import CONFIDENCES, RECALLS, curves
+from visiontrain.report import plots
+from visiontrain.report.figure import DPI, STRONG, save, short
 from visiontrain.report.pictures import CELL, GAP, batch_picture, predictions_picture
 from visiontrain.report.plots import confusion_plot, label_plot, results_plot, scored_plots
 
@@ -74,8 +79,29 @@ def pixels(path):
         return np.asarray(image.convert("RGB"))
 
 
-def colours(image):
-    return len(np.unique(image.astype(np.int64) @ [1, 256, 65536]))
+def drawn(image, colour=STRONG):
+    """Return where pixels are of `colour`, as shares of the image's width and height (K, 2)."""
+    wanted = np.array(to_rgb(colour)) * 255
+    ys, xs = (np.abs(image - wanted).max(axis=2) < 3).nonzero()
+    return np.column_stack([xs / image.shape[1], ys / image.shape[0]])
+
+
+@pytest.fixture
+def axes(monkeypatch):
+    """Collect what is on every plot that is saved, by the names of its file and itself."""
+    found = {}
+
+    def keep(figure, path):
+        for one in figure.axes:  # saving clears them
+            found[path.name, one.get_title(loc="left")] = SimpleNamespace(
+                lines=[(line.get_color(), *line.get_data()) for line in one.get_lines()],
+                labels=(one.get_xlabel(), one.get_ylabel()),
+                names=[[t.get_text() for t in a.get_ticklabels()] for a in (one.xaxis, one.yaxis)],
+            )
+        return save(figure, path)
+
+    monkeypatch.setattr(plots, "save", keep)
+    return found
 
 
 @pytest.mark.parametrize("count", NAMES)
@@ -92,12 +118,59 @@ def test_scored_plots_are_pictures_and_leave_nothing_behind(count, tmp_path):
     for path in paths:
         image = pixels(path)
         assert min(image.shape[:2]) >= 400
-        assert colours(image) > 10  # something is drawn
+        if path.stem.endswith("_curve"):
+            across = drawn(image)  # the mean, beside the legend's short sample of it
+            assert np.ptp(across[:, 0]) > 0.5
+            assert len(across) > 2000
     assert pixels(tmp_path / "plots/pr_curve.png").shape == (round(5.4 * DPI), 9 * DPI, 3)
     gc.collect()
     assert sum(type(thing) is Figure for thing in gc.get_objects()) <= figures
     assert dict(rcParams) == before
     assert not Gcf.figs  # pyplot holds none
+
+
+def test_curves_are_those_of_the_scores(axes, tmp_path):
+    table = make_table(NAMES["few"])
+    rows = detections_of(table)
+    scored_plots(table, rows, tmp_path)
+    found = curves(table, rows)
+    precision = np.where(found.predicted > 0, found.precision, np.nan)
+    for title, name, x, values in (
+        ("Precision by recall", "pr", RECALLS, found.precision_at_recall),
+        ("F1 by confidence", "f1", CONFIDENCES, found.f1),
+        ("Precision by confidence", "precision", CONFIDENCES, precision),
+        ("Recall by confidence", "recall", CONFIDENCES, found.recall),
+    ):
+        mean, *classes = axes[f"{name}_curve.png", title].lines[:5]
+        assert mean[0] == STRONG
+        for (_, xs, ys), expected in zip([mean, *classes], [None, *values], strict=True):
+            np.testing.assert_array_equal(xs, x)
+            if expected is not None:
+                np.testing.assert_array_equal(ys, expected)
+        known = np.isfinite(values).all(axis=0)
+        np.testing.assert_allclose(mean[2][known], values.mean(axis=0)[known])
+    best = axes["f1_curve.png", "F1 by confidence"].lines[
+        5
+    ]  # the confidence to use, from top to bottom
+    assert list(best[1]) == [CONFIDENCES[found.best]] * 2
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_a_confusion_matrix_has_the_true_class_across_and_the_predicted_one_down(
+    normalized, axes, tmp_path
+):
+    blue, places = matplotlib.colormaps["Blues"](1.0)[:3], []
+    for predicted, true in ((0, 2), (2, 0)):
+        matrix = np.zeros((4, 4), np.int64)
+        matrix[predicted, true] = 9
+        path = confusion_plot(matrix, list("abc"), tmp_path / "c.png", normalized=normalized)
+        places.append(np.median(drawn(pixels(path), blue), axis=0))
+    (first_x, first_y), (second_x, second_y) = places
+    assert first_x > second_x + 0.2  # in the third column
+    assert first_y < second_y - 0.2  # in the first row, from the top
+    (plot,) = (plot for (_, title), plot in axes.items() if title.startswith("Confusion"))
+    assert plot.labels == ("true", "predicted")
+    assert plot.names == [["a", "b", "c", "background"]] * 2
 
 
 def test_plots_of_nothing_are_still_pictures(tmp_path):
@@ -121,15 +194,22 @@ def test_a_confusion_matrix_of_a_thousand_classes_is_not_a_wall(tmp_path):
     assert max(pixels(path).shape) < 2400
 
 
-def test_results_are_drawn_from_the_first_epoch_on(tmp_path):
+def test_results_are_drawn_from_the_first_epoch_on(axes, tmp_path):
     head = "epoch,step,lr,train/o2m/box,train/o2o/box,val/map,val/map_small,bytes_sent\n"
     rows = [f"{n},{n * 10},0.01,{3 / n},{2 / n},{1 - 1 / n},nan,0\n" for n in range(1, 30)]
     sizes = set()
     for count in (1, 29):
         (tmp_path / "results.csv").write_text(head + "".join(rows[:count]))
         image = pixels(results_plot(tmp_path / "results.csv", tmp_path / "results.png"))
-        assert colours(image) > 10
         sizes.add(image.shape)
+        losses = axes["results.png", "Training loss: box"].lines
+        scores = axes["results.png", "Average precision"].lines
+        epochs = np.arange(1, count + 1)
+        for line, values in zip([*losses, *scores], (3, 2, None), strict=True):
+            np.testing.assert_array_equal(line[1], epochs)
+            expected = 1 - 1 / epochs if values is None else values / epochs
+            np.testing.assert_allclose(line[2], expected)
+        assert len(drawn(image)) > 20 * count
     assert sizes == {(round(3.1 * DPI), round(4.6 * 3 * DPI), 3)}  # three panels, side by side
 
 
