@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from visiontrain import __version__
 from visiontrain.core.config import build as build_config
 from visiontrain.core.config import merge
-from visiontrain.core.errors import ConfigError, VisiontrainError
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Progress, VisionModel
 from visiontrain.core.types import Batch, Outcome, Place
 from visiontrain.data.dataset import EvalSet, TrainSet
@@ -48,7 +49,7 @@ from visiontrain.prepare import (
     prepare_validation,
     write_config,
 )
-from visiontrain.recipe import Run
+from visiontrain.recipe import Run, check_values
 from visiontrain.report.results import (
     TRAIN_BATCHES,
     Scored,
@@ -60,7 +61,7 @@ from visiontrain.report.results import (
 from visiontrain.strategies import launch
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.config import Single
-from visiontrain.strategies.devices import settle, under_torchrun
+from visiontrain.strategies.devices import is_first, settle, under_torchrun
 from visiontrain.strategies.member import once
 from visiontrain.strategies.registry import build_strategy
 from visiontrain.tasks.registry import build_task
@@ -94,8 +95,10 @@ def _start(make: Callable[[], Run], entry: str) -> tuple[Run, int]:
     text = once(lambda: _filled(make(), entry).model_dump_json())
     run = Run.model_validate_json(text)
     try:
-        return run, launch.run(run.strategy, run.device, _entry(entry), text)
-    except VisiontrainError:
+        # Under torchrun every process comes here.
+        with folder_of(run).held() if is_first() else nullcontext():
+            return run, launch.run(run.strategy, run.device, _entry(entry), text)
+    except Exception:
         if not run.resume:
             folder_of(run).discard_unused()
         raise
@@ -124,6 +127,7 @@ def parity(run: Run) -> Report:
         raise ConfigError("parity: under torchrun; start it without, it starts its own processes")
     given = run.model_dump(exclude_unset=True)
     whole = build_config(Run, merge(Run, below(given), given))
+    check_values(whole)
     settle(whole.strategy, whole.device)
     return Parity(whole.model_dump(mode="json"), whole.strategy, _entry("traced")).measure()
 
@@ -150,12 +154,13 @@ def build(run: Run, place: Place) -> Trainer:
     for line in spec.remarks({"train": training, "val": validation.table}):
         progress.message(line)
     schedule = Schedule(run.optim, run.epochs, len(training), run.batch)
-    model = build_fresh(run, spec.names, progress)
+    goes_on = bool(CheckpointStore(folder_of(run).checkpoints, 1))
+    model = build_fresh(run, spec.names, Silent() if goes_on else progress)
     learner = build_learner(run, model, spec.names, schedule, strategy)
     parts = Parts(
         learner=learner,
         steps=step_source(run, training, strategy),
-        evaluate=lambda: score_set(run, learner, validation),
+        evaluate=lambda asked: score_set(run, learner, validation, asked),
         finish=lambda outcome: finish(run, outcome, learner, validation.table, progress, training),
         saver=build_saver(run, spec, learner, len(training)),
         loggers=build_loggers(run.log) if place.is_main else [],
@@ -179,10 +184,10 @@ def build_traced(run_json: str, place: Place) -> tuple[Learner, Iterator[Step]]:
 
 
 def build_fresh(run: Run, names: Sequence[str], progress: Progress) -> VisionModel:
-    """Make the model from the seed, or from `run.weights`; checkpoints come later and win."""
+    """Make the model from the seed, or from `run.weights`; a checkpoint may come and win."""
     torch.manual_seed(run.seed)
     model = build_model(run.model, len(names))
-    if run.weights is not None and not CheckpointStore(folder_of(run).checkpoints, 1):
+    if run.weights is not None:
         started = start_from(load_weights(run.weights), model.state_dict(), names, class_rows(run))
         model.load_state_dict(started.tensors)
         progress.message(started.line)
@@ -233,12 +238,14 @@ def step_source(run: Run, table: Table, strategy: Strategy) -> StepSource:
     return steps
 
 
-def score_set(run: Run, learner: Learner, data: EvalSet) -> Evaluation:
-    """Score the learner on a data set. Collective."""
+def score_set(
+    run: Run, learner: Learner, data: EvalSet, asked: Callable[[], bool] | None = None
+) -> Evaluation:
+    """Score the learner on a data set, unless `asked` says to stop. Collective."""
     place = learner.strategy.place
     workers = resolve_workers(run.data.workers, place.world)
     batches = eval_batches(data, run.batch, place.shard, workers)
-    return evaluate(learner, batches, EVALUATORS[run.task.kind](data.table))
+    return evaluate(learner, batches, EVALUATORS[run.task.kind](data.table), asked)
 
 
 def build_saver(run: Run, spec: DataSpec, learner: Learner, images: int) -> Saver:

@@ -15,7 +15,7 @@ VERBS = {
     "check": "read a data set and list everything that is wrong with it",
     "parity": "measure whether a training mode equals one device on your configuration",
 }
-USAGE_ERROR, DATA_ERROR = 2, 3
+NOT_EXACT, USAGE_ERROR, DATA_ERROR = 1, 2, 3
 ON_TOP = {"train", "parity"}  # what is typed lies on an older run or the data set's advice
 
 
@@ -111,8 +111,9 @@ def _parity(words: Sequence[str]) -> int:
     report = parity(run)
     for row in report.rows():
         print(f"{row[0]:5} {row[1]:46} {row[2]:>8} {row[3]:>8}  {row[4]}")
-    print(f"{report.mode}: {report.verdict}{_reasons(report.reasons)}")
-    return 0
+    steps = f" over {report.steps} steps"
+    print(f"{report.mode}: {report.verdict}{steps}{_reasons(report.reasons)}")
+    return 0 if report.verdict == "exact" else NOT_EXACT
 
 
 def _reasons(reasons: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from visiontrain import __version__
-from visiontrain.core.config import build, merge
+from visiontrain.core.config import build, merge, read_tree
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.yaml_loader import dump_yaml, load_yaml
 from visiontrain.data.open import open_dataset
@@ -15,11 +15,14 @@ from visiontrain.engine.durable import replace_file, storing
 from visiontrain.engine.optim import kind_of
 from visiontrain.engine.run_folder import RunFolder, claim, reopen
 from visiontrain.engine.weights import load_weights
-from visiontrain.recipe import Run, check_fixed
+from visiontrain.recipe import Run, check_fixed, check_values
 from visiontrain.strategies.devices import devices, settle, under_torchrun
 from visiontrain.strategies.precision import resolve
 
 SCORED_AS_TRAINED = {"data", "imgsz", "batch", "task", "project"}  # unless val is told otherwise
+
+# What a data set may say of a run on it: not where the run lies, nor what it starts from.
+RECOMMENDED = Run.model_fields.keys() - {"out", "project", "name", "resume", "weights"}
 
 Tree = dict[str, Any]
 
@@ -65,7 +68,7 @@ def below(given: Mapping[str, Any]) -> Tree:
                 base.get("strategy", {}).pop("processes", None)
             return base
     data = build(Run, {"data": given.get("data", {})}).data
-    return dict(open_dataset(data).defaults)
+    return read_tree(Run, open_dataset(data).defaults, f"{data.source}: defaults", RECOMMENDED)
 
 
 def prepare_validation(run: Run) -> Run:
@@ -82,6 +85,8 @@ def prepare_validation(run: Run) -> Run:
     if old is not None:
         base |= {key: value for key, value in read_config(old).items() if key in SCORED_AS_TRAINED}
     given = run.model_dump(exclude_unset=True)
+    if given.get("data", {}).get("source") not in (None, base.get("data", {}).get("source")):
+        base.pop("data", None)  # what it says, such as a cap, is meant for other data
     run = _settle(merge(Run, base, given) | {"model": dict(meta.model), "resume": False})
     run = _placed(run, claim(run.out, Path(run.project) / meta.task, run.name))
     write_config(run)
@@ -101,6 +106,7 @@ def _run_of(weights: Path) -> RunFolder | None:
 def _settle(tree: Tree) -> Run:
     """Check a whole config against this machine; replace `auto` where numbers depend on it."""
     run = build(Run, tree)
+    check_values(run)
     strategy = settle(run.strategy, run.device)
     precision = resolve(run.precision, devices(run.device)[0])
     optim = run.optim.model_copy(update={"kind": kind_of(run.optim)})

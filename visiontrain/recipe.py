@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Literal
 
@@ -29,6 +29,7 @@ FIXED = (  # what a run that goes on cannot change: its state and its place in t
     ("freeze",),
     ("ema",),
     ("optim", "kind"),
+    ("weights",),
 )
 
 
@@ -57,7 +58,7 @@ class Run(Section):
     patience: int = Field(100, ge=0, description="epochs without a better score; 0 never stops")
     time: float | None = Field(None, gt=0, description="hours after which training ends early")
     val: bool = Field(True, description="evaluate after every epoch; else only after the last")
-    seed: int = Field(0, ge=0, description="seed of everything random")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
     weights: str | None = Field(None, description="weights to start from: a file or a run")
     split: Literal["train", "val", "test"] = Field(
         "val", description="split that the verb val scores"
@@ -83,10 +84,42 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
         for name in ("source", "train_images", "val_images", "fraction", "cache_dir", "max_pixels")
     ),
     "parity": (
-        *("data", "augment", "model", "task", "optim", "strategy", "epochs", "batch", "accumulate"),
+        *("data", "augment", "model", "optim", "strategy", "epochs", "batch", "accumulate"),
+        *("task.box", "task.cls", "task.l1", "task.topk", "task.alpha", "task.beta"),
         *("imgsz", "precision", "device", "ema", "freeze", "seed", "weights"),
     ),
 }
+
+
+IDLE: Sequence[tuple[str, Callable[[Run], bool], str]] = (  # key, whether it is used, advice
+    ("task.iou", lambda run: run.task.nms, "add nms=true"),
+    ("optim.beta2", lambda run: run.optim.kind != "sgd", "take optim=adamw"),
+    ("optim.ema_window", lambda run: run.ema, "take ema=true"),
+    ("patience", lambda run: run.val, "take val=true"),
+    ("log.wandb_project", lambda run: "wandb" in run.log.to, "add wandb to log.to"),
+    ("log.wandb_mode", lambda run: "wandb" in run.log.to, "add wandb to log.to"),
+)
+
+
+def check_values(run: Run) -> None:
+    """Refuse values out of range, and those that change nothing beside the others.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    for key, used, advice in IDLE:
+        *sections, name = key.split(".")
+        section = reduce(getattr, sections, run)
+        value, default = getattr(section, name), type(section).model_fields[name].default
+        if value != default and not used(run):
+            raise ConfigError(f"{key}: {value}; it changes nothing here, {advice} or leave it out")
+    if isinstance(run.data.workers, int) and run.data.workers < 0:
+        raise ConfigError(f"data.workers: {run.data.workers}; take auto, 0 or more")
+    if run.accumulate > run.batch:
+        raise ConfigError(
+            f"accumulate: {run.accumulate}; a batch of {run.batch} images has no more than "
+            f"{run.batch} parts"
+        )
 
 
 def check_fixed(old: Run, new: Run) -> None:

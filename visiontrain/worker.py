@@ -12,7 +12,6 @@ from visiontrain.core.errors import OutOfMemoryError, StorageError
 from visiontrain.core.types import Place
 from visiontrain.engine.durable import FULL, full_disk
 from visiontrain.engine.parity import trace
-from visiontrain.engine.signals import INTERRUPTED
 from visiontrain.recipe import Run
 
 CPU_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in RuntimeErrors
@@ -23,13 +22,11 @@ def main(run_json: str, place: Place) -> int:
 
     Raises:
         VisiontrainError: with one line for the user.
+        KeyboardInterrupt: at a second Ctrl-C: at once, without saving.
     """
     run = Run.model_validate_json(run_json)
-    try:
-        with explained(run, _less_memory(run)):
-            return app.fit(run, place)
-    except KeyboardInterrupt:
-        return INTERRUPTED  # a second Ctrl-C: at once, without saving
+    with explained(run, _less_memory(run)):
+        return app.fit(run, place)
 
 
 def validate(run_json: str, place: Place) -> int:
@@ -39,11 +36,8 @@ def validate(run_json: str, place: Place) -> int:
         VisiontrainError: with one line for the user.
     """
     run = Run.model_validate_json(run_json)
-    try:
-        with explained(run, f"set batch={max(1, run.batch // 2)}, or a smaller imgsz"):
-            return app.score(run, place)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    with explained(run, f"set batch={max(1, run.batch // 2)}, or a smaller imgsz"):
+        return app.score(run, place)
 
 
 def traced(job_json: str, place: Place) -> int:

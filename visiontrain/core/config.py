@@ -171,10 +171,27 @@ def read_preset(root: type[Section], name: str, presets: Path, depth: int = 0) -
         raise ConfigError(f"{path}: a {type(content).__name__}; write key: value lines")
     base = content.pop("extends", None)
     below = read_preset(root, _beside(path, str(base)), presets, depth + 1) if base else {}
+    return merge(root, below, read_tree(root, content, str(path)))
+
+
+def read_tree(
+    root: type[Section], content: Mapping[Any, Any], where: str, uses: Collection[str] | None = None
+) -> Tree:
+    """Read keys and aliases as they stand in a file.
+
+    Args:
+        root: the config's class.
+        content: keys, dotted or nested, and their values.
+        where: what errors call the file.
+        uses: as for `load`.
+
+    Raises:
+        ConfigError: of a key that is not known, or not used.
+    """
     try:
-        return merge(root, below, _tree(root, ((str(k), v) for k, v in content.items())))
+        return _tree(root, ((str(key), value) for key, value in content.items()), uses)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _find_preset(name: str, presets: Path) -> Path | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,16 @@ class Evaluation:
     rows: Tensor  # (K, columns) float64, all ranks': what the evaluator gathered
 
 
-def evaluate(learner: Learner, batches: Iterable[Batch], evaluator: Evaluator) -> Evaluation:
+class Stopped(Exception):  # noqa: N818 - no error
+    """An evaluation ended early since it was asked to."""
+
+
+def evaluate(
+    learner: Learner,
+    batches: Iterable[Batch],
+    evaluator: Evaluator,
+    asked: Callable[[], bool] | None = None,
+) -> Evaluation:
     """Score the averaged weights (or the plain ones where there is no average). Collective.
 
     Args:
@@ -29,6 +38,10 @@ def evaluate(learner: Learner, batches: Iterable[Batch], evaluator: Evaluator) -
         batches: this rank's share of the split; as many on every rank. An image with `valid=0`
             only fills a place.
         evaluator: a fresh one, over the whole split's ground truth.
+        asked: collective; tells after each batch whether to stop.
+
+    Raises:
+        Stopped: when `asked` said so.
     """
     strategy = learner.strategy
     with learner.evaluating() as model, torch.no_grad():
@@ -40,6 +53,8 @@ def evaluate(learner: Learner, batches: Iterable[Batch], evaluator: Evaluator) -
                 predictions = learner.task.decode(outputs, placed)
                 real = [i for i, valid in enumerate(batch.valid.tolist()) if valid]
                 evaluator.update([predictions[i] for i in real], batch.ids[real])
+            if asked is not None and asked():
+                raise Stopped
     rows = strategy.gather(evaluator.rows())
     metrics = evaluator.compute(rows) if strategy.place.is_main else {}
     return Evaluation(strategy.broadcast(metrics), rows)

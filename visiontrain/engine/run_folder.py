@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 from visiontrain.core.errors import ConfigError
 from visiontrain.engine.durable import replace_file, storing, to_json
 
+LOCK = ".lock"  # held while a run goes on in the folder
 _log = logging.getLogger(__name__).warning
 
 
@@ -51,11 +54,33 @@ class RunFolder:
         """Everything resume needs."""
         return self.path / "checkpoints"
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training into this folder; a process that ends lets go.
+
+        Where the file system knows no locks, nothing is kept from anybody.
+
+        Raises:
+            ConfigError: another process holds it.
+        """
+        with (self.path / LOCK).open("w") as file:
+            try:
+                # Not flock: loaders, which are forks, would hold on to it a while longer.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise ConfigError(
+                    f"out: {self.path} is in use by another run; wait for it, or name another"
+                ) from None
+            except OSError as error:
+                _log("%s: cannot be locked, %s", self.path, error.strerror)
+            yield
+
     def discard_unused(self) -> None:
         """Remove a folder in which a run left nothing but its config; one that held more stays."""
         try:
-            if {child.name for child in self.path.iterdir()} <= {self.config.name}:
+            if {child.name for child in self.path.iterdir()} <= {self.config.name, LOCK}:
                 self.config.unlink(missing_ok=True)
+                (self.path / LOCK).unlink(missing_ok=True)
                 self.path.rmdir()
         except OSError as error:  # the run's own error says more
             _log("%s: left behind, %s", self.path, error)

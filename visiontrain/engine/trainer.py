@@ -19,7 +19,7 @@ from visiontrain.core.types import Outcome
 from visiontrain.data.loader import Step
 from visiontrain.engine.checkpoint import Found
 from visiontrain.engine.config import SaveConfig
-from visiontrain.engine.evaluate import Evaluation
+from visiontrain.engine.evaluate import Evaluation, Stopped
 from visiontrain.engine.journal import Journal, Meter, Pace
 from visiontrain.engine.learner import Learner
 from visiontrain.engine.saving import Saver
@@ -61,7 +61,7 @@ class Parts:
 
     learner: Learner
     steps: StepSource
-    evaluate: Callable[[], Evaluation]
+    evaluate: Callable[[Callable[[], bool]], Evaluation]  # takes what tells whether to stop
     finish: Callable[[Outcome], Mapping[str, Path]]  # writes results; pictures by name
     saver: Saver
     loggers: Sequence[Logger]  # none but on the main process
@@ -107,7 +107,10 @@ class Trainer:
 
     def _train(self) -> int:
         while True:
-            ending = self._pass()
+            try:
+                ending = self._pass()
+            except Stopped:  # the epoch is not over yet: whoever goes on scores it
+                ending = Ending.STOPPED
             if ending is Ending.COMPLETE:
                 return 0
             if ending is Ending.STOPPED:
@@ -212,14 +215,17 @@ class Trainer:
         """Score, log and save an epoch; return whether it was the last."""
         journal, steps = self.journal, self.settings.steps_per_epoch
         epoch = -(-self.learner.step // steps)  # a part of an epoch counts
-        journal.epochs = self.learner.step // steps
-        last = late or journal.epochs >= self.settings.epochs
+        done = self.learner.step // steps
+        if not any(step // steps == epoch - 1 for step in journal.skipped):
+            journal.roll_backs = 0  # over a whole good epoch
+        last = late or done >= self.settings.epochs
         metrics: Mapping[str, Any] = {}
         improved = False
         if self.settings.evaluate or last:
-            metrics = self.parts.evaluate().metrics
+            metrics = self.parts.evaluate(self._asked_to_stop).metrics
             improved = journal.judge(float(metrics[self.learner.task.best]), epoch)
-            last = last or self._finished()
+        journal.epochs = done  # not earlier: an evaluation that is stopped comes again
+        last = last or self._finished()
         self._log(epoch, metrics)
         whole = self.learner.collect()
         self.parts.saver.weights(whole, metrics, epoch, improved=improved)
@@ -248,14 +254,20 @@ class Trainer:
     # -- the end ------------------------------------------------------------------
 
     def _signalled(self) -> Ending | None:
-        asked = self.strategy.any(flag=bool(self.signals.received))
-        return Ending.STOPPED if asked else None
+        return Ending.STOPPED if self._asked_to_stop() else None
+
+    def _asked_to_stop(self) -> bool:
+        return self.strategy.any(flag=bool(self.signals.received))
+
+    def _agree(self) -> int:
+        """Let every rank know the signal that any of them got."""
+        mine = torch.tensor([[float(self.signals.received)]], dtype=torch.float64)
+        self.signals.received = int(self.strategy.gather(mine).max())
+        return self.signals.received
 
     def _save_and_stop(self) -> int:
         """Save after a signal to any rank; return the exit code that tells how it went."""
-        mine = torch.tensor([[float(self.signals.received)]], dtype=torch.float64)
-        received = int(self.strategy.gather(mine).max())
-        self.signals.received = received
+        received = self._agree()
         try:
             # Also amid non-finite steps: they changed nothing, and this is the last chance.
             self.parts.saver.checkpoint(self.learner.collect(), self._state())
@@ -268,7 +280,11 @@ class Trainer:
 
     def _finish(self) -> Outcome:
         """Leave the final scores and pictures."""
-        final = self._score_best()
+        try:
+            final = self._score_best()
+        except Stopped:  # all is saved; whoever goes on only scores again
+            self._agree()
+            return Outcome({}, self.signals.exit_code)
         outcome = Outcome(self._summary(final), 0, final.rows)
         for name, path in self.parts.finish(outcome).items():
             for logger in self.parts.loggers:
@@ -280,7 +296,7 @@ class Trainer:
         best = load_weights(self.parts.saver.folder.best).tensors
         named = self.learner.tensors()
         self.strategy.scatter(best, named["ema"] or named["model"])
-        return self.parts.evaluate()
+        return self.parts.evaluate(self._asked_to_stop)
 
     def _summary(self, final: Evaluation) -> dict[str, Any]:
         """Add to the scores how they were come by."""
@@ -352,8 +368,12 @@ class Trainer:
                 "a longer optim.warmup or precision=fp32"
             )
         spent = self._seconds()
+        journal = self.journal
+        best = journal.best, journal.best_epoch, journal.stale
         self._restore(found)
-        self.journal.skipped, self.journal.roll_backs = skipped, times
+        # What best.safetensors holds was earned, though what followed it was not.
+        journal.best, journal.best_epoch, journal.stale = best
+        journal.skipped, journal.roll_backs = skipped, times
         self.journal.seconds, self._began = spent, time.monotonic()
         self.parts.progress.message(
             f"{where}; back to step {self.learner.step}, leaving them out "

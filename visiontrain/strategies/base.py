@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -75,7 +75,9 @@ class Strategy:
         for i, micro_batch in enumerate(micro_batches):
             batch = micro_batch.to(self.place.device, self.precision.images)
             seed_model(learner.seed, learner.step, self.cell(i))
-            with self.grad_sync(enabled=i == len(micro_batches) - 1):
+            real = bool(micro_batch.valid.any())  # on the CPU: nothing waits for a GPU
+            still = nullcontext() if real else unmoved(learner.model)
+            with self.grad_sync(enabled=i == len(micro_batches) - 1), still:
                 with self.precision.autocast(self.place.device):
                     outputs = self.train_forward(learner.model, batch.images)
                 loss = learner.task.loss(outputs, batch, learner.progress)
@@ -159,14 +161,20 @@ class Strategy:
         """Return every rank's rows (K, columns), stacked, on every rank. Collective."""
         return rows
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-
     # -- the run ------------------------------------------------------------------
 
     def drive(self, fitter: Fitter) -> Outcome:
         """Run the whole training. Rounds, servers and clients live in overrides."""
         return fitter.fit()
+
+
+@contextmanager
+def unmoved(model: nn.Module) -> Iterator[None]:
+    """Leave buffers as they were: an image that only fills a place moves no statistics."""
+    before = [buffer.clone() for buffer in model.buffers()]
+    yield
+    for buffer, old in zip(model.buffers(), before, strict=True):
+        buffer.copy_(old)
 
 
 def detach(loss: Loss) -> Loss:

@@ -18,7 +18,9 @@ class Single(Section):
 class Group(Section):
     """What all modes of several processes share."""
 
-    processes: int = Field(2, ge=1, description="processes on this machine")
+    processes: int = Field(
+        2, ge=1, description="processes on this machine; where it is not set, one for every GPU"
+    )
     timeout_s: float = Field(600.0, gt=0, description="seconds a collective may take")
     threads: int | None = Field(
         None, ge=1, description="CPU threads per process; default: cores / processes"

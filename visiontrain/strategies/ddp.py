@@ -12,10 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from visiontrain.core.interfaces import VisionModel
 from visiontrain.strategies import comm
-from visiontrain.strategies.base import Strategy
+from visiontrain.strategies.processes import Processes
 
 
-class DDP(Strategy):
+class DDP(Processes):
     """Replicated parameters; gradients are summed over ranks during backward."""
 
     _wrapped: DistributedDataParallel
@@ -43,21 +43,6 @@ class DDP(Strategy):
     def sync_buffers(self, model: VisionModel) -> None:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
-
-    def sum(self, values: Tensor) -> Tensor:
-        return comm.all_sum(values)
-
-    def any(self, *, flag: bool) -> bool:
-        return comm.any_rank(flag=flag)
-
-    def broadcast(self, value: Any) -> Any:
-        return comm.broadcast_json(value)
-
-    def gather(self, rows: Tensor) -> Tensor:
-        return comm.gather_rows(rows, self.place.device)
-
-    def barrier(self) -> None:
-        dist.barrier()
 
 
 def sum_bucket(strategy: DDP, bucket: dist.GradBucket) -> Future[Tensor]:

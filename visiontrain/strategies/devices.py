@@ -56,6 +56,13 @@ def settle(config: StrategyConfig, device: str) -> StrategyConfig:
         return config
     if under_torchrun():
         config = _told_by_torchrun(config)
+    elif "processes" not in config.model_fields_set and found[0].type == "cuda":
+        config = config.model_copy(update={"processes": len(found)})
+    elif "," in device and config.processes < len(found):
+        raise ConfigError(
+            f"strategy.processes: {config.processes}; device={device} names {len(found)} GPUs, "
+            "name as many, or leave one of the two out"
+        )
     if found[0].type == "cuda" and config.processes > len(found):  # CPUs are shared
         raise ConfigError(
             f"strategy.processes: {config.processes}; device={device} is {len(found)} GPUs, "
@@ -67,6 +74,11 @@ def settle(config: StrategyConfig, device: str) -> StrategyConfig:
 def under_torchrun() -> bool:
     """Tell whether torchrun, or another launcher that speaks its variables, started this."""
     return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+
+
+def is_first() -> bool:
+    """Tell whether this process prepares the run: all do but those that rank 0 tells."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _told_by_torchrun(config: G) -> G:

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,8 @@ def child(job: dict[str, Any]) -> None:
     try:
         code = join(config, job["device"], getattr(import_module(module), name), job["run"])
         report: dict[str, Any] = {"code": code}
+    except KeyboardInterrupt:
+        report = {"code": 128 + signal.SIGINT}
     except BaseException as error:  # noqa: BLE001 - the parent raises it
         report = describe(error)
     partial = folder / f"partial-{rank}"
@@ -175,7 +177,8 @@ def _forward_signals(folder: Path) -> Iterator[list[int]]:
         for path in folder.glob("pid-*"):
             text = path.read_text()
             if text and not (folder / f"rank-{path.name[4:]}.json").exists():
-                os.kill(int(text), number)
+                with suppress(ProcessLookupError):  # it has just died
+                    os.kill(int(text), number)
 
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may handle signals

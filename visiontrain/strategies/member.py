@@ -8,7 +8,9 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -23,8 +25,10 @@ from visiontrain.strategies.config import Group, Pipeline
 from visiontrain.strategies.devices import devices, under_torchrun
 
 Entry = Callable[[str, Place], int]
-PATIENCE = timedelta(minutes=10)  # with rank 0, which may read a large data set
+PATIENCE = timedelta(hours=1)  # with rank 0, which may have to write a large cache
+LAST_WORD = timedelta(minutes=1)  # for the others to hear why rank 0 ends
 TAIL = 12  # lines of a failed rank's traceback that are shown
+LOST = ("gloo", "pair closure")  # in errors of a collective whose peer is gone
 _turn = count()
 
 
@@ -45,6 +49,7 @@ def join(config: Group, device: str, entry: Entry, run_json: str) -> int:
     )
     shard = (0, 1) if isinstance(config, Pipeline) else (rank, world)
     code = entry(run_json, Place(local, rank, world, shard, is_main=rank == 0))
+    # A second Ctrl-C raised KeyboardInterrupt there: nobody is waited for then.
     dist.barrier()  # rank 0 writes the results: they are there when any process goes on
     dist.destroy_process_group()  # after an error it could wait for ranks that are gone
     return code
@@ -65,13 +70,14 @@ def once(make: Callable[[], str]) -> str:
     """
     if not under_torchrun() or os.environ["WORLD_SIZE"] == "1":
         return make()
-    store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
-    key = f"visiontrain/{next(_turn)}"
-    heard = [f"{key}/{other}" for other in range(1, world)]
+    store, rank, world = _meeting()
+    # The store outlives a restart by torchrun: what an earlier attempt left must not be read.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    key = f"visiontrain/{attempt}/{next(_turn)}"
     if rank:
         store.wait([key], PATIENCE)
         report = json.loads(store.get(key))
-        store.set(heard[rank - 1], "")
+        store.set(f"{key}/{rank}", "")
         if "made" not in report:
             raise error_again(report, f"rank 0 of {world}")
         return report["made"]
@@ -79,11 +85,21 @@ def once(make: Callable[[], str]) -> str:
         made = make()
     except Exception as error:
         store.set(key, json.dumps(describe(error)))
-        store.wait(heard, PATIENCE)
+        with suppress(dist.DistError):  # they may be gone already
+            store.wait([f"{key}/{other}" for other in range(1, world)], LAST_WORD)
         raise
     store.set(key, json.dumps({"made": made}))
-    store.wait(heard, PATIENCE)  # without an agent, the store lives in this process
     return made
+
+
+@cache
+def _meeting() -> tuple[dist.Store, int, int]:
+    """Return the store that all processes meet in, this one's rank, and how many there are.
+
+    Kept for the process's life: without torchrun's agent the store lives in rank 0, and
+    joining the group finds this very one again.
+    """
+    return next(rendezvous("env://", timeout=PATIENCE))
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -94,7 +110,7 @@ def describe(error: BaseException) -> dict[str, Any]:
         "message": str(error),
         "traceback": text.splitlines()[-TAIL:],
         # When a rank goes, the others fail too, in their next collective.
-        "follows": isinstance(error, dist.DistError) or "gloo" in str(error),
+        "follows": isinstance(error, dist.DistError) or any(t in str(error) for t in LOST),
         "time": time.time(),
     }
 

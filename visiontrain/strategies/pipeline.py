@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,13 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import IMAGE, StateDict, Updatable, VisionModel
+from visiontrain.core.seed import seed_model
 from visiontrain.core.types import Batch, Loss, Place
 from visiontrain.strategies import comm
-from visiontrain.strategies.base import Strategy, detach
+from visiontrain.strategies.base import detach
 from visiontrain.strategies.cuts import balance, live_values, starts
 from visiontrain.strategies.precision import Precision
+from visiontrain.strategies.processes import Processes
 
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 
@@ -31,6 +33,7 @@ class Stage(nn.Module):
         first, last = bounds
         names = list(model.blocks)
         self.model, self.names, self.precision = model, names[first:last], precision
+        self.seeds: Iterator[Sequence[int]] = iter(())  # one for each micro-batch that comes
         self.takes = model.live(first) if first else (IMAGE,)
         self.gives = model.live(last) if last < len(names) else tuple(names[-1:])
 
@@ -40,6 +43,8 @@ class Stage(nn.Module):
         They travel in the type of the weights: what autocast makes of them depends on the
         blocks, and the neighbours must know it beforehand.
         """
+        if self.model.training:
+            seed_model(*next(self.seeds))
         with self.precision.autocast(values[0].device):
             named = dict(zip(self.takes, values, strict=True))
             given = self.model.run(self.names, named, keep=self.gives)
@@ -48,7 +53,7 @@ class Stage(nn.Module):
         return wide if len(wide) > 1 else wide[0]
 
 
-class Pipeline(Strategy):
+class Pipeline(Processes):
     """All ranks read the same batches; M micro-batches equal M accumulation steps elsewhere."""
 
     _stage: Stage
@@ -102,10 +107,13 @@ class Pipeline(Strategy):
     def forward_backward(self, learner: Updatable, micro_batches: Sequence[Batch]) -> Loss:
         """Run one schedule: every stage's forward and backward over all micro-batches."""
         size = max(len(b) for b in micro_batches)
-        batches = [self._ready(fill(b, size)) for b in micro_batches]
+        image = micro_batches[0].images[:1]  # shares of a batch put the larger ones first
+        batches = [self._ready(fill(b, size, image)) for b in micro_batches]
         key = (len(batches), *batches[0].images.shape)
         schedule = self._schedule(key)
         self._parts, self._learner = [], learner
+        key_of_draws = learner.seed, learner.step, self.place.rank
+        self._stage.seeds = iter([(*key_of_draws, i) for i in range(len(batches))])
         first, last = self.place.rank == 0, self.place.rank == self.place.world - 1
         schedule.step(
             arg_mbs=[(b.images,) for b in batches] if first else None,
@@ -155,9 +163,6 @@ class Pipeline(Strategy):
         task = learner.task
         return Loss(dict.fromkeys(task.terms, zero), dict.fromkeys(task.heads, zero))
 
-    def sum(self, values: Tensor) -> Tensor:
-        return comm.all_sum(values)
-
     def sum_shards(self, value: Tensor) -> Tensor:
         return comm.all_sum(value)
 
@@ -182,32 +187,23 @@ class Pipeline(Strategy):
             dist.send(value.contiguous(), rank + 1)
         return None
 
-    # -- talk ---------------------------------------------------------------------
 
-    def any(self, *, flag: bool) -> bool:
-        return comm.any_rank(flag=flag)
+def fill(batch: Batch, size: int, image: Tensor) -> Batch:
+    """Bring a batch to `size` images; the new ones are `valid=0`, and look like `image`.
 
-    def broadcast(self, value: Any) -> Any:
-        return comm.broadcast_json(value)
-
-    def gather(self, rows: Tensor) -> Tensor:
-        return comm.gather_rows(rows, self.place.device)
-
-    def barrier(self) -> None:
-        dist.barrier()
-
-
-def fill(batch: Batch, size: int) -> Batch:
-    """Bring a batch to `size` images; the new ones are black and `valid=0`."""
+    A real image, since BatchNorm takes its statistics from all of them.
+    """
     missing = size - len(batch)
-    if not missing:
+    real = batch.valid > 0
+    if not missing and real.all():
         return batch
+    images = torch.where(real[:, None, None, None], batch.images, image)
 
     def grow(tensor: Tensor, value: float) -> Tensor:
         return torch.cat([tensor, tensor.new_full((missing, *tensor.shape[1:]), value)])
 
     return Batch(
-        images=grow(batch.images, 0),
+        images=torch.cat([images, image.expand(missing, -1, -1, -1)]),
         targets=grow(batch.targets, -1),
         ids=grow(batch.ids, -1),
         frame=grow(batch.frame, 1),
