@@ -67,7 +67,7 @@ def test_a_tiny_target_between_anchor_points_still_gets_an_anchor():
 
 
 def test_every_small_target_on_whole_pixels_holds_an_anchor():
-    points, scores, boxes, rows = scene(0, images=1, targets=1)
+    points, _, boxes, rows = scene(0, images=1, targets=1)
     for side in range(1, 9):
         for left in range(16, 24):
             rows[0, 0] = torch.tensor([0, left, left, left + side, left + side, 1.0])
