@@ -149,9 +149,7 @@ def test_curves_are_those_of_the_scores(axes, tmp_path):
                 np.testing.assert_array_equal(ys, expected)
         known = np.isfinite(values).all(axis=0)
         np.testing.assert_allclose(mean[2][known], values.mean(axis=0)[known])
-    best = axes["f1_curve.png", "F1 by confidence"].lines[
-        5
-    ]  # the confidence to use, from top to bottom
+    best = axes["f1_curve.png", "F1 by confidence"].lines[5]  # from top to bottom
     assert list(best[1]) == [CONFIDENCES[found.best]] * 2
 
 
