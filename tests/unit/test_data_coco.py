@@ -184,9 +184,68 @@ def test_boxes_that_are_all_crowds_are_nothing_to_train_on(tmp_path):
             item["iscrowd"] = 1
 
     spec = changed(tmp_path / "set", crowds, ("train", "val"))
-    with pytest.raises(DataError, match="no box to train on in 4 images, all 4 are crowd"):
+    with pytest.raises(DataError, match="no box to train on in 4 images: 4 boxes, all crowd or"):
         spec.table("train")
     assert len(spec.table("val").boxes) == 4  # scores ignore them
     report = check(spec, ["train", "val"])
     assert not report.trainable
     assert "4 boxes (4 crowd or difficult)" in report.lines()[1]
+
+
+def roboflow(root, *splits):
+    """Write one folder per split, with its JSON beside the images."""
+    text = Path(write_coco(root.parent / "made")).read_text()
+    for split in splits:
+        for picture in PICTURES:
+            save(picture, root / split)
+        (root / split / "_annotations.coco.json").write_text(text)
+
+
+def test_a_folder_of_cocos_layout_is_its_json_to_train_on(tmp_path):
+    source = Path(write_coco(tmp_path / "set"))
+    for kind in ("captions", "person_keypoints"):  # what else COCO's own folder holds
+        (source.parent / f"{kind}_train2017.json").write_text("{}")
+    (source.parent / "._instances_train2017.json").write_text("from a Mac")
+    spec = opened(tmp_path / "set", tmp_path / "cache")
+    whole = opened(source, tmp_path / "cache")
+    assert (spec.format, spec.names, spec.splits) == ("coco", NAMES, whole.splits)
+    for split in ("train", "val"):
+        assert boxes_by_name(spec.table(split)) == boxes_by_name(whole.table(split))
+
+
+def test_a_folder_of_roboflows_layout_is_its_json_to_train_on(tmp_path):
+    roboflow(tmp_path / "set", "train", "valid", "test")
+    for folder in ("set", "set/train"):
+        spec = opened(tmp_path / folder, tmp_path / "cache")
+        files = {split: str(Path(path).parent.name) for split, path in spec.splits.items()}
+        assert files == {"train": "train", "val": "valid", "test": "test"}
+        assert len(spec.table("val")) == len(PICTURES)
+
+
+def test_a_folder_with_one_json_of_no_split_is_that_json(tmp_path):
+    source = Path(write_coco(tmp_path / "set"))
+    for picture in PICTURES:
+        save(picture, tmp_path / "set/images")
+    source.with_name("instances_val2017.json").unlink()
+    source.rename(source.with_name("instances_default.json"))  # as CVAT writes it
+    spec = opened(tmp_path / "set", tmp_path / "cache")
+    assert len(spec.table("train")) == len(PICTURES)
+    assert any("same images" in note for note in spec.notes)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("val.json",), "holds 1 COCO JSON, such as annotations/val.json; give the JSON"),
+        (("a_train.json", "b_train.json"), "2 COCO JSONs, such as annotations/a_train.json, ann"),
+        (("a.json", "b.json", "val.json"), "holds 3 COCO JSONs, such as annotations/a.json, ann"),
+        ((), "holds no data set; looked for data.yaml, data.yml, dataset.yaml, COCO's annot"),
+    ],
+)
+def test_a_folder_whose_json_cannot_be_told_is_one_line(names, told, tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for name in names:
+        (tmp_path / "annotations" / name).write_text("{}")
+    with pytest.raises(DataError, match=r"^data: [^\n]*$") as caught:
+        opened(tmp_path, tmp_path / "cache")
+    assert told in str(caught.value)

@@ -94,6 +94,8 @@ def test_keys_of_other_tools_are_ignored_with_a_note(tmp_path):
     assert count(spec) == 4
     assert any("`download` is ignored: nothing is downloaded" in note for note in spec.notes)
     assert any("roboflow, license, minival" in note for note in spec.notes)
+    asked = described(tmp_path / "named", "url: x\ntrain: images/train\nnames: [cat, dog]")
+    assert not asked.notes  # it is for the error where the data are missing
 
 
 HEAD = "train: images/train\n"
@@ -101,7 +103,7 @@ REFUSED = {
     "a typo in a key": (HEAD + "names: [a, b]\nvla: images/val", ConfigError, "vla"),
     "two classes of one name": (HEAD + "names: [cat, cat]", ConfigError, "both 'cat'"),
     "a class without a name": (HEAD + "names: [cat, ' ']", ConfigError, "class 1 has no name"),
-    "names and nc differ": (HEAD + "names: [cat]\nnc: 2", ConfigError, "nc: 2, but 1"),
+    "names and nc differ": (HEAD + "names: [cat]\nnc: 2", ConfigError, "nc: 2, but 1 name;"),
     "nc is no number": (HEAD + "names: [cat]\nnc: many", ConfigError, "nc"),
     "names have a gap": (HEAD + "names: {0: cat, 2: dog}", ConfigError, "number them"),
     "no names": (HEAD, ConfigError, "names"),
@@ -129,7 +131,8 @@ def test_missing_data_is_a_data_error_that_says_where_it_looked(tmp_path):
     with pytest.raises(DataError, match=ONE_LINE) as caught:
         spec.table("train")
     assert str(tmp_path / "set" / "gone") in str(caught.value)
-    with pytest.raises(DataError, match="no split 'test'; it has train, val"):
+    told = "no split 'test', it has train, val; add `test:` to the data set's YAML"
+    with pytest.raises(DataError, match=told):
         spec.table("test")
     (tmp_path / "set/empty").mkdir()
     empty = described(tmp_path / "set", "train: empty\nval: images/val\nnames: [cat, dog]")
@@ -150,15 +153,20 @@ def test_a_user_that_does_not_exist_is_one_clear_line(tmp_path):
 
 def test_relative_paths_are_tried_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = "path: pets\ntrain: images/train\nnames: [cat, dog]\n"
+    text = "path: pets\ntrain: images/train\nnames: [cat, dog]\nurl: https://pets.example\n"
     (tmp_path / "apart").mkdir()
     (tmp_path / "apart/pets.yaml").write_text(text)
     config = DataConfig(source="apart/pets.yaml", cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(DataError, match="pets"):
+    with pytest.raises(DataError, match=ONE_LINE) as caught:
         open_dataset(config, tmp_path / "elsewhere")
-    for folder in ("datasets", "elsewhere", "apart"):  # the last one found wins over the earlier
+    apart, elsewhere = tmp_path / "apart/pets", tmp_path / "elsewhere/pets"
+    told = f"nothing at {apart}, {elsewhere}, datasets/pets, pets; get it from https://pets.example"
+    assert told in str(caught.value)
+    # The last one found wins over the earlier: `pets` here, as Ultralytics takes it, over none.
+    for folder in ("", "datasets", "elsewhere", "apart"):
         write_yolo(tmp_path / folder / "pets")
         assert open_dataset(config, tmp_path / "elsewhere").root == tmp_path / folder / "pets"
+    (tmp_path / "pets").rename(tmp_path / "not here")
     by_name = DataConfig(source="pets", cache_dir=str(tmp_path / "cache"))
     assert open_dataset(by_name, tmp_path / "elsewhere").root == tmp_path / "elsewhere/pets"
 
@@ -191,6 +199,8 @@ def test_a_voc_root_needs_no_yaml(tmp_path):
     source = write_voc(tmp_path / "set")
     spec = opened(source, tmp_path / "cache")
     assert (spec.format, spec.names, set(spec.splits)) == ("voc", NAMES, {"train", "val"})
+    with pytest.raises(DataError, match=r"no split 'test'.*; add ImageSets/Main/test\.txt, or"):
+        spec.table("test")
     text = f"format: voc\npath: {tmp_path}\ntrain: [set/train, set/val]\nval: set/gone\n"
     (tmp_path / "two.yaml").write_text(text + "names: [cat, dog]\n")
     spec = opened(tmp_path / "two.yaml", tmp_path / "cache")
@@ -262,8 +272,24 @@ def test_every_shipped_name_opens_or_says_where_to_put_it(name, tmp_path, monkey
     if name in ("digits", "tiny"):
         assert set(opened(name, tmp_path).splits) == {"train", "val", "test"}
         return
-    with pytest.raises(DataError, match=f"nothing at .*{name}.*VISIONTRAIN_DATASETS"):
+    with pytest.raises(DataError, match=ONE_LINE) as caught:
         opened(name, tmp_path)
+    url = load_yaml((shipped("datasets") / f"{name}.yaml").read_text(), name)["url"]
+    assert url.startswith("http")
+    told = f"data={name}: path: nothing at datasets/{name}, {name}; get it from {url}, put it in "
+    assert str(caught.value).startswith(told)
+    monkeypatch.setenv("VISIONTRAIN_DATASETS", "/sets")
+    with pytest.raises(DataError, match=f"nothing at /sets/{name}, datasets/{name}, {name};"):
+        opened(name, tmp_path)
+
+
+def test_a_split_that_lies_here_may_be_another_data_sets(tmp_path, monkeypatch):
+    write_yolo(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    spec = described(tmp_path / "set", "train: images/train\nval: images/gone\nnames: [cat, dog]")
+    (tmp_path / "here/images/val").rename(tmp_path / "here/images/gone")
+    with pytest.raises(DataError, match="val: nothing at"):
+        spec.table("val")
 
 
 def test_the_classes_of_coco_need_no_reading(tmp_path):

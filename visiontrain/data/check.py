@@ -16,7 +16,7 @@ import numpy as np
 from visiontrain.core.errors import DataError
 from visiontrain.core.interfaces import ImageSource
 from visiontrain.data import images
-from visiontrain.data.defects import DEFECTS, describe, fatal, printable
+from visiontrain.data.defects import DEFECTS, counted, describe, fatal, printable
 from visiontrain.data.header import ImageError, read_header
 from visiontrain.data.images import FileImages
 from visiontrain.data.open import DataSpec
@@ -24,6 +24,7 @@ from visiontrain.data.table import Defect, Table
 
 EXAMPLES = 3  # defects of one kind shown to people
 THREADS = 8
+NEEDED = ("train", "val")  # splits, by a run
 BACKGROUND = 0.5  # share of images without a box from which it is worth a word
 
 
@@ -67,19 +68,22 @@ class Report:
     names: tuple[str, ...]
     notes: tuple[str, ...]
     splits: tuple[SplitReport, ...]
+    missing: tuple[tuple[str, str], ...] = ()  # splits that a run needs, and how to add each
 
     @property
     def trainable(self) -> bool:
         """Tell whether a run would start on it: on train, scored by val."""
-        return {"train", "val"} <= {split.split for split in self.splits if split.usable}
+        return set(NEEDED) <= {split.split for split in self.splits if split.usable}
 
     def lines(self) -> list[str]:
         """Return the report for people."""
-        lines = [f"{self.source}: {self.format}, {len(self.names)} classes", *self.notes]
+        classes = counted(len(self.names), "class")
+        lines = [f"{self.source}: {self.format}, {classes}", *self.notes]
         for split in self.splits:
             lines += _split_lines(split)
-        missing = {"train", "val"} - {split.split for split in self.splits}
-        lines += [f"{split}: no such split; a run needs one" for split in sorted(missing)]
+        lines += [
+            f"{split}: no such split, and a run needs it; {how}" for split, how in self.missing
+        ]
         return [printable(line) for line in lines]
 
     def as_json(self) -> dict[str, Any]:
@@ -120,7 +124,9 @@ def check(spec: DataSpec, splits: Sequence[str], *, decode: bool = True) -> Repo
             reports.append(SplitReport(split, problem=str(error)))
         else:
             reports.append(_check_split(split, table, seen, decode=decode))
-    return Report(spec.source, spec.format, spec.names, spec.notes, tuple(reports))
+    missing = [(split, spec.how_to_add(split)) for split in NEEDED if split not in spec.splits]
+    about = (spec.source, spec.format, spec.names, spec.notes)
+    return Report(*about, tuple(reports), tuple(missing))
 
 
 def _check_split(split: str, table: Table, seen: dict[bytes, str], *, decode: bool) -> SplitReport:
@@ -175,13 +181,13 @@ def _split_lines(split: SplitReport) -> list[str]:
         return [f"{split.split}: not read: {split.problem}"]
     ignored = f" ({split.ignored} crowd or difficult)" if split.ignored else ""
     lines = [
-        f"{split.split}: {split.images} images, {split.boxes} boxes{ignored}, "
-        f"{split.backgrounds} images without a box, {split.rotated} turned by EXIF"
+        f"{split.split}: {counted(split.images, 'image')}, {counted(split.boxes, 'box')}{ignored}, "
+        f"{counted(split.backgrounds, 'image')} without a box, {split.rotated} turned by EXIF"
     ]
-    lines.append("  classes: " + ", ".join(f"{name} {n}" for name, n in split.classes.items()))
+    lines.append("  classes: " + ", ".join(f"{name} {n:,}" for name, n in split.classes.items()))
     common = list(split.sizes.items())[:EXAMPLES]
     more = f" and {len(split.sizes) - EXAMPLES} more" if len(split.sizes) > EXAMPLES else ""
-    lines.append("  sizes: " + ", ".join(f"{size} ({n})" for size, n in common) + more)
+    lines.append("  sizes: " + ", ".join(f"{size} ({n:,})" for size, n in common) + more)
     if split.images and split.backgrounds > BACKGROUND * split.images:
         lines.append(
             "  more than half of the images have no box: are the labels where they belong?"

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from visiontrain.core.errors import DataError
 from visiontrain.data.build import Labels, build
+from visiontrain.data.defects import counted
 from visiontrain.data.description import Choice, Description, unique_names
 from visiontrain.data.images import FileImages, Paths
 from visiontrain.data.scan import scan
 from visiontrain.data.table import Defect, Table
 
 KEYS = ("path", "train", "val", "validation", "test", "images", "names", "nc")
+SPLIT = r"(?<![a-z])(train|validation|valid|val|test)(?=\d*(?![a-z]))"  # in a file's name
 SAMPLE = 20  # file names by which the folder of the images is found
 Record = Mapping[str, Any]
 ROLES = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}
@@ -221,6 +223,30 @@ def _ids(numbers: Mapping[int, int], used: set[int], classes: int) -> NDArray[np
     return found
 
 
+def find_file(folder: Path) -> Path | None:
+    """Return the JSON to train on in a folder of COCO's layout or Roboflow's, if it is one.
+
+    Boxes are in COCO's own `instances_*.json`; its captions and keypoints are of the same images.
+
+    Raises:
+        DataError: There are some, but which to train on cannot be told.
+    """
+    places = ("annotations/*.json", "_annotations.coco.json", "*/_annotations.coco.json")
+    listed = sorted(file for place in places for file in folder.glob(place))
+    listed = [file for file in listed if not file.name.startswith(".")]
+    found = [file for file in listed if file.stem.startswith("instances_")] or listed
+    training = [file for file in found if _split_of(file) == "train"]
+    if not training and len(found) == 1 and _split_of(found[0]) is None:
+        training = found
+    if found and len(training) != 1:
+        shown = ", ".join(str(file.relative_to(folder)) for file in (training or found)[:4])
+        raise DataError(
+            f"data: {folder} holds {counted(len(found), 'COCO JSON')}, such as {shown}; "
+            "give the JSON to train on"
+        )
+    return training[0] if training else None
+
+
 def split_files(file: Path) -> dict[str, str]:
     """Find the other splits' JSON beside one of them, by the name of the file or its folder.
 
@@ -230,14 +256,19 @@ def split_files(file: Path) -> dict[str, str]:
     return {"train": str(file), "val": str(file)} | found
 
 
+def _split_of(file: Path) -> str | None:
+    """Return the word for a split in the name of a file or its folder; None without one."""
+    found = re.search(SPLIT, file.stem) or re.fullmatch(rf"{SPLIT}\d*", file.parent.name)
+    return found and found[1]
+
+
 def _sibling(file: Path, words: Sequence[str]) -> Path | None:
     """Return the file whose name, or folder, has one of `words` where `file` has its split."""
-    pattern = r"(?<![a-z])(train|validation|valid|val|test)(?=\d*(?![a-z]))"
     for word in words:
-        if re.search(pattern, file.stem):
-            candidate = file.with_stem(re.sub(pattern, word, file.stem))
-        elif re.fullmatch(rf"{pattern}\d*", file.parent.name):
-            folder = re.sub(pattern, word, file.parent.name)
+        if re.search(SPLIT, file.stem):
+            candidate = file.with_stem(re.sub(SPLIT, word, file.stem))
+        elif re.fullmatch(rf"{SPLIT}\d*", file.parent.name):
+            folder = re.sub(SPLIT, word, file.parent.name)
             candidate = file.parent.with_name(folder) / file.name
         else:
             return None

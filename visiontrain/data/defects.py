@@ -55,6 +55,12 @@ def fatal(defects: Iterable[Defect], *, strict: bool) -> Defect | None:
     return next((defect for defect in found if strict or effect(defect) == "stops"), None)
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number and what it counts, in the plural where it is not one: `1 box`, `2 boxes`."""
+    plural = "es" if noun.endswith(("s", "x")) else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
 def summary(defects: Sequence[Defect]) -> str:
     """Count the kinds, most frequent first: `3 truncated-image, 1 empty-box`."""
     counts = Counter(defect.kind for defect in defects)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.core.seed import generator
+from visiontrain.data.defects import counted
 from visiontrain.data.table import Table
 
 # Keys of other tools that say nothing about which images and labels to read.
@@ -69,6 +70,7 @@ class Description:
     cache: Path  # where scans of many images are kept
     max_pixels: int
     single_cls: bool  # boxes of all classes are alike
+    shipped: bool = False  # the YAML is the package's: no data lie beside it
 
     def fail(self, key: str, got: str, advice: str) -> ConfigError:
         """Return the error for `key`, to be raised."""
@@ -83,23 +85,30 @@ class Description:
 
     def places(self, relative: str) -> Iterator[Path]:
         """Yield where a relative path may lie, in the order of trust."""
-        for folder in (self.folder, self.datasets, Path("datasets")):
+        own = None if self.shipped else self.folder
+        for folder in (own, self.datasets, Path("datasets")):
             if folder is not None:
                 yield folder / relative
 
     def locate(self, key: str, relative: str) -> Path:
-        """Return the first of `places` that exists.
+        """Return the first of `places` that exists; `path` is tried here, too, as Ultralytics does.
 
         Raises:
             DataError: None does.
         """
         tried = list(dict.fromkeys(self.places(relative)))
+        here = Path(relative)
+        # Of `path` alone: an `images/val` that lies here may be another data set's.
+        if key == "path" and here.absolute() not in tried:
+            tried.append(here)
         for place in tried:
             if place.exists():
                 return place.resolve()
         listed = ", ".join(map(str, tried))
+        url = self.values.get("url")
+        source = f"get it from {' '.join(url.split())}, " if isinstance(url, str) else ""
         advice = "put it in ./datasets, or point $VISIONTRAIN_DATASETS at the folder that holds it"
-        raise DataError(f"{self.where}: {key}: nothing at {listed}; {advice}")
+        raise DataError(f"{self.where}: {key}: nothing at {listed}; {source}{advice}")
 
     def root(self) -> Path:
         """Return the folder that the splits are relative to (key `path`)."""
@@ -140,7 +149,7 @@ class Description:
             return None if count is None else tuple(f"class{i}" for i in range(count))
         listed = self._listed(names)
         if count is not None and count != len(listed):
-            raise self.fail("nc", f"{count}, but {len(listed)} names", "make them agree")
+            raise self.fail("nc", f"{count}, but {counted(len(listed), 'name')}", "make them agree")
         return unique_names(listed, self.where)
 
     def _listed(self, names: Any) -> list[str]:

@@ -20,7 +20,7 @@ from visiontrain.data import coco, voc
 from visiontrain.data.atomic import cache_folder
 from visiontrain.data.cache import keep_images
 from visiontrain.data.config import DataConfig
-from visiontrain.data.defects import describe, fatal, printable, summary
+from visiontrain.data.defects import counted, describe, fatal, printable, summary
 from visiontrain.data.description import IGNORED, Choice, Description, Reader
 from visiontrain.data.images import FileImages
 from visiontrain.data.registry import FORMATS
@@ -52,7 +52,9 @@ class DataSpec:
         """
         if split not in self.splits:
             there = ", ".join(self.splits) or "none"
-            raise DataError(f"{self.source}: no split {split!r}; it has {there}")
+            raise DataError(
+                f"{self.source}: no split {split!r}, it has {there}; {self.how_to_add(split)}"
+            )
         table = self.reader.read(split, self._choice(split))
         if self.config.single_cls:
             one = np.zeros_like(table.classes)
@@ -69,7 +71,7 @@ class DataSpec:
         table = self.read(split)
         worst = fatal(table.defects, strict=self.config.strict)
         if worst is not None:
-            more = f" ({len(table.defects)} defects: {summary(table.defects)})"
+            more = f" ({counted(len(table.defects), 'defect')}: {summary(table.defects)})"
             raise DataError(f"{describe(worst)}{more}; {self._advice}")
         self._refuse_empty(split, table)
         if self.config.strict and isinstance(table.images, FileImages):
@@ -84,6 +86,11 @@ class DataSpec:
                 found = f"{self.source}: {split}: {summary(table.defects)}"
                 lines.append(f"{found}; {self._advice}")
         return [printable(line) for line in lines]
+
+    def how_to_add(self, split: str) -> str:
+        """Return what would give the data set a split that it lacks."""
+        listed = f"ImageSets/Main/{split}.txt, or " if self.format == "voc" else ""
+        return f"add {listed}`{split}:` to the data set's YAML"
 
     @property
     def _advice(self) -> str:
@@ -102,13 +109,14 @@ class DataSpec:
             raise DataError(f"{self.source}: {split}: no usable image{found}")
         if not len(table.boxes):
             raise DataError(
-                f"{self.source}: {split}: no box in any of {len(table)} images{found}; "
+                f"{self.source}: {split}: no box in {counted(len(table), 'image')}{found}; "
                 "check where the labels lie (datasets/README.md)"
             )
         if split == "train" and table.num_ignored == len(table.boxes):
             raise DataError(
-                f"{self.source}: {split}: no box to train on in {len(table)} images, all "
-                f"{len(table.boxes)} are crowd or difficult{found}; label single objects"
+                f"{self.source}: {split}: no box to train on in {counted(len(table), 'image')}: "
+                f"{counted(len(table.boxes), 'box')}, all crowd or difficult{found}; "
+                "label single objects"
             )
 
 
@@ -146,9 +154,19 @@ def open_dataset(config: DataConfig, environment: Path | None = None) -> DataSpe
     )
 
 
+def shipped_sets() -> dict[str, Path]:
+    """Return the YAMLs in datasets/ by the names that `data=` takes."""
+    return {path.stem: path for path in sorted(shipped("datasets").glob("*.yaml"))}
+
+
+def composed_sets() -> list[str]:
+    """Name the data sets that ship whole: their scenes are composed, no file need be there."""
+    return [name for name, path in shipped_sets().items() if _load(path).get("format") == "digits"]
+
+
 def _find(source: str, folder: Path | None) -> Path:
     """Return the file or folder that `source` means; a name from datasets/ wins over a folder."""
-    known = {path.stem: path for path in sorted(shipped("datasets").glob("*.yaml"))}
+    known = shipped_sets()
     if source in known:
         return known[source]
     places = [Path(os.path.expanduser(source)), Path("datasets") / source]  # noqa: PTH111 - Path's raises
@@ -166,28 +184,38 @@ def _find(source: str, folder: Path | None) -> Path:
 def _describe(place: Path, config: DataConfig, folder: Path | None) -> Description:
     """Turn what was found into a description."""
     values: Mapping[str, Any]
+    if place.is_dir() and not voc.is_root(place):
+        return _describe(_describing(place), config, folder)
     if place.is_dir():
-        described = [place / name for name in YAML_NAMES if (place / name).is_file()]
-        if described and not voc.is_root(place):
-            return _describe(described[0], config, folder)
-        if not voc.is_root(place):
-            wanted = f"{', '.join(YAML_NAMES)}, or VOC's {', '.join(voc.FOLDERS)}"
-            raise DataError(f"data: {place} holds no data set; looked for {wanted}")
         values = {"format": "voc", "path": str(place.resolve())}
     elif place.suffix.lower() == ".json":
         values = {"format": "coco", "path": str(place.resolve().parent)}
         values |= coco.split_files(place.resolve())
     else:
         values = _load(place)
+    ours = config.source in shipped_sets()
     return Description(
-        where=str(place),
+        where=f"data={config.source}" if ours else str(place),
         values=values,
         folder=place.resolve().parent,
         datasets=folder,
         cache=cache_folder(config.cache_dir),
         max_pixels=config.max_pixels,
         single_cls=config.single_cls,
+        shipped=ours,
     )
+
+
+def _describing(folder: Path) -> Path:
+    """Return the file that describes what a folder holds: a YAML, or the COCO JSON to train on."""
+    for name in YAML_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    found = coco.find_file(folder)
+    if found is not None:
+        return found
+    wanted = f"{', '.join(YAML_NAMES)}, COCO's annotations/*.json, VOC's {', '.join(voc.FOLDERS)}"
+    raise DataError(f"data: {folder} holds no data set; looked for {wanted}")
 
 
 def _load(place: Path) -> Mapping[str, Any]:
@@ -203,7 +231,7 @@ def _load(place: Path) -> Mapping[str, Any]:
 
 def _notes(description: Description) -> list[str]:
     """Say what is left out, and what a score may hide."""
-    ignored = [key for key in description.values if key in IGNORED]
+    ignored = [key for key in description.values if key in IGNORED and key != "url"]
     notes = []
     if "download" in ignored:
         notes.append(f"{description.where}: `download` is ignored: nothing is downloaded")

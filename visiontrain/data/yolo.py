@@ -9,6 +9,7 @@ from typing import Any
 
 from visiontrain.core.errors import DataError
 from visiontrain.data.build import Labels, build
+from visiontrain.data.defects import counted
 from visiontrain.data.description import Choice, Description
 from visiontrain.data.header import OTHER_SUFFIXES, SUFFIXES
 from visiontrain.data.images import FileImages, Paths
@@ -182,7 +183,9 @@ def parse_row(
     """
     if keypoints:
         if len(fields) not in (5, 5 + keypoints):
-            raise ValueError(f"{len(fields)} columns; a box has 5, a pose {5 + keypoints}")
+            raise ValueError(
+                f"{counted(len(fields), 'column')}; a box has 5, a pose {5 + keypoints}"
+            )
         fields = fields[:5]
     label, *numbers = map(float, fields)
     if not abs(label) < 2**31:
@@ -199,4 +202,4 @@ def parse_row(
     if len(numbers) >= 6 and len(numbers) % 2 == 0:
         xs, ys = numbers[0::2], numbers[1::2]
         return label, (min(xs) * width, min(ys) * height, max(xs) * width, max(ys) * height)
-    raise ValueError(f"{len(fields)} columns; a box has 5, a polygon 7, 9, 11 ...")
+    raise ValueError(f"{counted(len(fields), 'column')}; a box has 5, a polygon 7, 9, 11 ...")
