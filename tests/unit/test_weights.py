@@ -59,6 +59,31 @@ def test_what_is_no_weights_file_is_named(tmp_path):
         load_weights(junk)
 
 
+def test_a_run_without_weights_says_how_to_come_by_them(tmp_path):
+    run = tmp_path / "my run"
+    run.mkdir()
+
+    def told():
+        with pytest.raises(CheckpointError, match=r"^[^\n]*$") as caught:
+            load_weights(run)
+        return str(caught.value)
+
+    assert told() == (
+        f"weights: {run} holds no weights; give a .safetensors file or the folder of a training run"
+    )
+    (run / "config.yaml").write_text("epochs: 9\n")
+    assert told() == (
+        f"weights: {run} holds no weights yet; wait for its run, or go on with it: "
+        f"`visiontrain train out='{run}' resume=true`"
+    )
+    (run / "metrics.json").write_text("{}")  # a validation's folder: nothing to go on with
+    assert "resume" not in told()
+    last = run / "weights" / "last.safetensors"
+    save_weights(last, META, tensors(2, 0.5))  # with val=false, until the end
+    assert told().endswith(f"holds no best weights: its run has scored none yet; give {last}")
+    assert load_weights(last).meta == META
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from visiontrain.core.errors import CheckpointError
 from visiontrain.core.explain import short
 from visiontrain.core.interfaces import StateDict
 from visiontrain.engine.durable import replace_file, require_space, storing, to_json
+from visiontrain.engine.run_folder import RunFolder
 from visiontrain.tasks.registry import TASKS
 
 SCHEMA = 1
@@ -77,7 +79,7 @@ def load_weights(path: str | Path) -> Weights:
     """
     file = Path(path)
     if file.is_dir():
-        file = file / "weights" / "best.safetensors"
+        file = _best_of(RunFolder(file))
     if not file.is_file():
         raise CheckpointError(
             f"weights: {path} not found; give a .safetensors file or the folder of a run"
@@ -92,6 +94,24 @@ def load_weights(path: str | Path) -> Weights:
             "visiontrain wrote"
         ) from error
     return Weights(read_meta(header, file), tensors)
+
+
+def _best_of(run: RunFolder) -> Path:
+    """Return the best weights that a run left.
+
+    Raises:
+        CheckpointError: it left none, or none yet, or never scored them.
+    """
+    if run.best.is_file():
+        return run.best
+    if run.last.is_file():
+        got, advice = "no best weights: its run has scored none yet", f"give {run.last}"
+    elif run.config.is_file() and not run.metrics.is_file():
+        command = f"visiontrain train out={shlex.quote(str(run.path))} resume=true"
+        got, advice = "no weights yet", f"wait for its run, or go on with it: `{command}`"
+    else:
+        got, advice = "no weights", "give a .safetensors file or the folder of a training run"
+    raise CheckpointError(f"weights: {run.path} holds {got}; {advice}")
 
 
 def read_meta(header: str | None, file: Path) -> WeightsMeta:
