@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from visiontrain.cli import VERBS
-from visiontrain.core.keys import ALIASES
+from visiontrain.core.keys import ALIASES, MAIN_FIELD
 from visiontrain.core.section import Section, all_keys, annotation_of, kind_of, sections
 from visiontrain.predict_config import PredictConfig
 from visiontrain.recipe import USES, Run
@@ -39,15 +39,22 @@ EXAMPLES = {
     "val": ("visiontrain val weights=runs/detect/train data=my/data.yaml split=test",),
     "predict": ("visiontrain predict weights=runs/detect/train source=pictures/",),
     "check": ("visiontrain check data=my/data.yaml", "visiontrain check data=my/data.yaml --json"),
-    "parity": ("visiontrain parity data=tiny strategy=ddp model.norm=group imgsz=64 batch=4",),
+    "parity": (
+        "visiontrain parity data=tiny epochs=5 strategy=ddp model.norm=group imgsz=64 batch=4",
+    ),
 }
 OWN = {  # rows that mean something else to a verb
     "val": {
-        "weights": ("weights", "text", "(required)", "what to score: a weights file or a run"),
+        "weights": ("weights", "text", "required", "what to score: a weights file or a run"),
         "batch": ("batch", "integer", "as trained", "images per forward pass, over all processes"),
         "imgsz": ("imgsz", "integer", "as trained", "side of the square input, pixels"),
         "name": ("name", "text", "val", "name of the run folder, numbered when taken"),
+        "data.source": ("data.source", "text", "as trained", "data set, as for train"),
+        "split": ("split", "train|val|test", "val", "which split to score"),
     }
+}
+NOTES = {
+    "parity": "Compares 20 optimizer steps; ends with 0 when the mode is exact, with 1 otherwise."
 }
 
 
@@ -97,7 +104,7 @@ def rows(
 def text_of(default: Any) -> str:
     """Write a default as it would be typed."""
     if default is PydanticUndefined:
-        return "(required)"
+        return "required"
     return default if isinstance(default, str) else json.dumps(default)
 
 
@@ -119,20 +126,47 @@ def page(verb: str) -> str:
     """Write the help page of a verb."""
     lines = [f"visiontrain {verb}: {VERBS[verb]}", "", "Examples:"]
     lines += [f"  {example}" for example in EXAMPLES[verb]]
+    lines += ["", NOTES[verb]] if verb in NOTES else []
     lines += ["", "Keys (key=value or --key value), type, default:"]
-    uses = USES.get(verb)
-    for row in rows(ROOTS[verb], uses):
+    uses, section = USES.get(verb), ""
+    for row in sorted(rows(ROOTS[verb], uses), key=place):
         key, kind, default, meaning = OWN.get(verb, {}).get(row[0], row)
-        lines.append(f"  {key:24} {kind} [{default}]")
+        if "." in main_name(key) and section != key.partition(".")[0]:
+            section = key.partition(".")[0]
+            lines.append("")
+        lines.append(f"  {main_name(key):24} {kind} [{default}]")
         lines += [f"  {'':24} {line}" for line in meaning.splitlines()]
     if ROOTS[verb] is Run:
         lines += ["", "Short names:"]
-        lines += [f"  {alias:24} {key}" for alias, (key, _) in ALIASES.items() if used(key, uses)]
-    lines += [
-        "",
-        "Presets are YAML files of the same keys: visiontrain train detect/bccd epochs=10",
-    ]
+        lines += [
+            f"  {alias:24} {main_name(key)}"
+            for alias, (key, _) in ALIASES.items()
+            if used(key, uses)
+        ]
+    if verb in ("train", "parity"):
+        lines += ["", "Presets are YAML files of the same keys: visiontrain train detect/bccd"]
+        lines += [f"  {name}" for name in presets()]
     return "\n".join(lines) + "\n"
+
+
+def main_name(key: str) -> str:
+    """Write a section's main key as people type it: `data`, not `data.source`."""
+    section, _, name = key.partition(".")
+    return section if name == MAIN_FIELD.get(section, "kind") else key
+
+
+def place(row: tuple[str, str, str, str]) -> tuple[int, str]:
+    """Sort: sections' main keys, then keys of no section, then section by section."""
+    key = row[0]
+    if "." not in key:
+        return 1, ""
+    return (0, "") if main_name(key) != key else (2, key.partition(".")[0])
+
+
+def presets() -> list[str]:
+    """Name the presets that ship."""
+    folder = TOP / "cfg"
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.glob("*/*.yaml"))
 
 
 def overview() -> str:

@@ -156,6 +156,8 @@ def build(run: Run, place: Place) -> Trainer:
     schedule = Schedule(run.optim, run.epochs, len(training), run.batch)
     goes_on = bool(CheckpointStore(folder_of(run).checkpoints, 1))
     model = build_fresh(run, spec.names, Silent() if goes_on else progress)
+    for line in heading(run, training, validation.table, model, place):
+        progress.message(line)
     learner = build_learner(run, model, spec.names, schedule, strategy)
     parts = Parts(
         learner=learner,
@@ -169,6 +171,22 @@ def build(run: Run, place: Place) -> Trainer:
         config=run.model_dump(mode="json"),
     )
     return Trainer(parts, fit_settings(run, len(training)))
+
+
+def heading(
+    run: Run, training: Table, validation: Table, model: VisionModel, place: Place
+) -> list[str]:
+    """Say in two lines what is about to be trained on what, and where it goes."""
+    data = f"{run.data.source}: {len(training)} images to train on, {len(validation)} to score"
+    boxes = f"{len(training.boxes)} and {len(validation.boxes)} boxes"
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    mode = run.strategy.kind + (f" on {place.world} processes" if place.world > 1 else "")
+    how = f"{run.optim.kind} {run.optim.lr:g}, {run.precision}, {place.device.type}, {mode}"
+    return [
+        f"{data}, {boxes} of {len(training.names)} classes",
+        f"{run.model.kind}, {size:.1f} M parameters, {run.imgsz} px, batch {run.batch}, {how}; "
+        f"results go to {run.out}",
+    ]
 
 
 def build_traced(run_json: str, place: Place) -> tuple[Learner, Iterator[Step]]:

@@ -9,10 +9,11 @@ from typing import Any
 from visiontrain import __version__
 from visiontrain.core.config import build, merge, read_tree
 from visiontrain.core.errors import ConfigError
+from visiontrain.core.shipped import shipped
 from visiontrain.core.yaml_loader import dump_yaml, load_yaml
 from visiontrain.data.open import open_dataset
 from visiontrain.engine.durable import replace_file, storing
-from visiontrain.engine.optim import kind_of
+from visiontrain.engine.optim import kind_of, peak
 from visiontrain.engine.run_folder import RunFolder, claim, reopen
 from visiontrain.engine.weights import load_weights
 from visiontrain.recipe import Run, check_fixed, check_values
@@ -109,8 +110,21 @@ def _settle(tree: Tree) -> Run:
     check_values(run)
     strategy = settle(run.strategy, run.device)
     precision = resolve(run.precision, devices(run.device)[0])
-    optim = run.optim.model_copy(update={"kind": kind_of(run.optim)})
-    return run.model_copy(update={"strategy": strategy, "precision": precision, "optim": optim})
+    optim = run.optim.model_copy(update={"kind": kind_of(run.optim), "lr": peak(run.optim)})
+    data = run.data.model_copy(update={"source": _absolute(run.data.source)})
+    settled = {"strategy": strategy, "precision": precision, "optim": optim, "data": data}
+    return run.model_copy(update=settled)
+
+
+def _absolute(source: str) -> str:
+    """Return where a data set lies, so that the run can be scored from another folder."""
+    if source in {known.stem for known in shipped("datasets").glob("*.yaml")}:
+        return source
+    try:
+        path = Path(source).expanduser()
+        return str(path.absolute()) if path.exists() else source
+    except (OSError, RuntimeError, ValueError):  # no path at all; whoever opens it says so
+        return source
 
 
 def _placed(run: Run, folder: RunFolder) -> Run:

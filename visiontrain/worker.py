@@ -9,6 +9,7 @@ import torch
 
 from visiontrain import app
 from visiontrain.core.errors import OutOfMemoryError, StorageError
+from visiontrain.core.memory import kept_memory
 from visiontrain.core.types import Place
 from visiontrain.engine.durable import FULL, full_disk
 from visiontrain.engine.parity import trace
@@ -25,7 +26,7 @@ def main(run_json: str, place: Place) -> int:
         KeyboardInterrupt: at a second Ctrl-C: at once, without saving.
     """
     run = Run.model_validate_json(run_json)
-    with explained(run, _less_memory(run)):
+    with explained(run, _less_memory(run)), kept_memory():
         return app.fit(run, place)
 
 
@@ -36,7 +37,7 @@ def validate(run_json: str, place: Place) -> int:
         VisiontrainError: with one line for the user.
     """
     run = Run.model_validate_json(run_json)
-    with explained(run, f"set batch={max(1, run.batch // 2)}, or a smaller imgsz"):
+    with explained(run, f"set batch={max(1, run.batch // 2)}, or a smaller imgsz"), kept_memory():
         return app.score(run, place)
 
 

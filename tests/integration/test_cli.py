@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -165,10 +166,14 @@ def test_parity_prints_its_table_and_verdict(monkeypatch, capsys):
     check = Check("fp64", "weights", 1e-9, 1e-6)
     report = Report("ddp", 8, "approximate", ["norm"], [check])
     monkeypatch.setattr(app, "parity", lambda run: report)
-    assert main(["parity", "data=tiny", "strategy=ddp"]) == 0
+    assert main(["parity", "data=tiny", "strategy=ddp"]) == 1
     table, verdict = capsys.readouterr().out.splitlines()
     assert "weights after all steps" in table
-    assert verdict == "ddp: approximate (norm)"
+    assert verdict == "ddp: approximate over 8 steps (norm)"
+    exact = replace(report, verdict="exact", reasons=[])
+    monkeypatch.setattr(app, "parity", lambda run: exact)
+    assert main(["parity", "data=tiny", "strategy=ddp"]) == 0
+    assert capsys.readouterr().out.endswith("ddp: exact over 8 steps\n")
 
 
 def test_every_verb_is_shown_and_runs():

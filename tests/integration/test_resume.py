@@ -63,11 +63,12 @@ def test_a_signal_saves_in_mid_epoch_and_resume_is_bit_identical(
     out = tmp_path / "run"
     outcome, watch = stopped(out, number, step)
     assert outcome.exit_code == code
-    assert watch.lines[-1] == f"saved at step {step}; resume=true goes on"
+    again = f"visiontrain train out={out} resume=true"
+    assert watch.lines[-1] == f"saved at step {step}; go on with: {again}"
     assert not RunFolder(out).metrics.exists()
     outcome, watch, _ = resumed(out)
     assert outcome.exit_code == 0
-    assert watch.lines[0].startswith("going on from ")
+    assert watch.lines[0].startswith("going on, from ")
     assert digests(out) == digests(whole)
     assert rows_without_times(out) == rows_without_times(whole)
 

@@ -33,7 +33,8 @@ def test_a_stop_right_after_a_bad_step_saves(tmp_path):
     _, fitter = prepared(tmp_path, **{"log.every": 1})
     watch = stop_after(poison(fitter, lambda step: step == 1), 2)
     assert fitter.fit().exit_code == 75
-    assert watch.lines[-1] == "saved at step 2; resume=true goes on"
+    again = f"visiontrain train out={tmp_path} resume=true"
+    assert watch.lines[-1] == f"saved at step 2; go on with: {again}"
     saved = newest(tmp_path)
     assert saved.step == 2
     live = fitter.learner.model.state_dict()

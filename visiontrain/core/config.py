@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from pydantic import ValidationError
 
@@ -29,6 +29,7 @@ from visiontrain.core.yaml_loader import load_yaml
 Tree = dict[str, Any]
 Below = Callable[[Tree], Mapping[str, Any]]
 MAX_EXTENDS = 8
+WEIGHTS = (".safetensors", ".pt", ".pth")  # what YOLO users give as a model
 NULLS = {"", "~", "null", "Null", "NULL"}
 
 S = TypeVar("S", bound=Section)
@@ -169,6 +170,8 @@ def read_preset(root: type[Section], name: str, presets: Path, depth: int = 0) -
     content = load_yaml(_text(path), str(path)) or {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a {type(content).__name__}; write key: value lines")
+    if {"names", "nc"} & content.keys():
+        raise ConfigError(f"{path}: describes a data set; write data={path}")
     base = content.pop("extends", None)
     below = read_preset(root, _beside(path, str(base)), presets, depth + 1) if base else {}
     return merge(root, below, read_tree(root, content, str(path)))
@@ -214,6 +217,13 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -224,6 +234,8 @@ def _text(path: Path) -> str:
 def _no_preset(root: type[Section], name: str, presets: Path) -> str:
     if name in all_keys(root) or name in aliases(root):
         return f"{name}: no value; write {name}=VALUE"
+    if _is_folder(Path(name)):
+        return f"{name}: a folder, and no key=value; for a data set write data={name}"
     meant = closest(name, [*_known(presets), *all_keys(root)])
     advice = f"did you mean {meant}?" if meant else f"presets: {', '.join(_known(presets))}"
     return f"{short(name)}: no such file or preset, and no key=value; {advice}"
@@ -260,6 +272,8 @@ def _scalar(root: type[Section], key: str, text: str) -> Any:
     """Read a value from the command line; where text fits, it is taken as it stands."""
     key = ALIASES[key][0] if key in aliases(root) else key
     allowed = options(annotation_of(root, key))
+    if any(get_origin(option) is list for option in allowed) and text[:1] not in ("[", ""):
+        return None if text in NULLS else [part.strip() for part in text.split(",")]
     if sections(annotation_of(root, key)) and not text.startswith("{"):
         allowed = options(annotation_of(root, _main(key)))
     if str in allowed:  # never YAML: a glob such as *.jpg would be an alias
@@ -311,9 +325,10 @@ def _assign(
     elif annotation is None:
         raise ConfigError(no_such_key(root, key))
     if uses is not None and not any(f"{key}.".startswith(f"{used}.") for used in uses):
-        raise ConfigError(
-            f"{key}: {short(repr(value))}; it would change nothing here, leave it out"
-        )
+        advice = "the weights say which" if key.startswith("model.") else "leave it out"
+        raise ConfigError(f"{key}: {short(repr(value))}; it would change nothing here, {advice}")
+    if key == "model.kind" and str(value).endswith(WEIGHTS):
+        raise ConfigError(f"model: {short(str(value))}; weights={value} starts from a file of ours")
     if key == "strategy.kind" and isinstance(value, str):
         value = STRATEGY_ALIASES.get(value, value)
     _set(tree, key, value)

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from visiontrain.core.keys import FOREIGN
 from visiontrain.core.section import Section, aliases, all_keys, annotation_of, kind_of, sections
 
 LONGEST = 80  # characters of what was got; a wrong value may be a whole file
@@ -30,6 +31,10 @@ def closest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 def no_such_key(root: type[Section], key: str) -> str:
     """Say which key was probably meant."""
+    if key in FOREIGN:
+        return f"{key}: no such key; {FOREIGN[key]}"
+    if key == "model":
+        return "model: no such key; weights=FILE or the folder of a run says what to use"
     known = [*aliases(root), *all_keys(root)]
     last = key.rsplit(".", 1)[-1]
     ends = [k for k in known if k.rsplit(".", 1)[-1] == last]

@@ -24,6 +24,30 @@ def switch(on: str, off: str) -> Callable[[Any], Any]:
     return lambda value: (on if value else off) if isinstance(value, bool) else value
 
 
+# Keys of YOLO tools that have no counterpart of the same kind here, and what to do instead.
+NO = "there is no such augmentation yet"
+FOREIGN: Mapping[str, str] = {
+    **dict.fromkeys(("mixup", "cutmix", "copy_paste", "degrees", "shear", "perspective"), NO),
+    **dict.fromkeys(("erasing", "auto_augment", "bgr", "multi_scale"), NO),
+    "pretrained": "training starts from random weights, or from weights=FILE",
+    "exist_ok": "a name that is taken gets a number; out=DIR names a folder",
+    "save_period": "write save.every_epochs",
+    "lr": "write optim.lr",
+    "cfg": "name a preset or a YAML file without a key",
+    "config": "name a preset or a YAML file without a key",
+    "deterministic": "runs repeat to the bit on a CPU anyway",
+    "verbose": "log.to=[] shows nothing",
+    "half": "write precision=fp16",
+    "rect": "images are always padded to squares",
+    "nbs": "batch and accumulate are taken as they are",
+    "dfl": "boxes are predicted without distributions, so there is no such loss",
+    "dropout": "the models have none",
+    "label_smoothing": "class targets are soft already",
+    "classes": "there is no such filter yet",
+    "agnostic_nms": "there is no suppression across classes yet",
+    "save_crop": "there is no such output yet",
+}
+
 ALIASES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "workers": ("data.workers", same),
     "cache": ("data.cache", switch("ram", "none")),

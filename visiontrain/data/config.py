@@ -25,7 +25,7 @@ class DataConfig(Section):
     )
     fraction: float = Field(1.0, gt=0, le=1, description="share of the training images to use")
     single_cls: bool = Field(False, description="treat all classes as one, named `object`")
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+    workers: int | Literal["auto"] = Field(
         "auto", description="loader processes per rank; 0 loads in the training process"
     )
     cache: Literal["none", "ram", "disk"] = Field(

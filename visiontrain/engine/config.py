@@ -15,7 +15,9 @@ class OptimConfig(Section):
     kind: Literal["auto", "adamw", "sgd"] = Field("auto", description="auto takes adamw")
     lr: float | None = Field(None, gt=0, description="peak rate; default: 0.002 adamw, 0.01 sgd")
     lr_final: float = Field(0.01, ge=0, le=1, description="last rate as a share of the peak")
-    schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="shape")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "cosine", description="how the rate falls after the warm-up"
+    )
     warmup: float = Field(
         3.0, ge=0, description="epochs of linear warm-up, at most a tenth of the run"
     )

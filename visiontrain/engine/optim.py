@@ -19,6 +19,11 @@ def kind_of(config: OptimConfig) -> str:
     return "adamw" if config.kind == "auto" else config.kind
 
 
+def peak(config: OptimConfig) -> float:
+    """Return the highest learning rate."""
+    return config.lr or PEAK[kind_of(config)]
+
+
 def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     """Make the optimizer; norms and biases (one dimension or none) do not decay."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -53,10 +58,9 @@ class Schedule:
 
     def lr(self, samples: int) -> float:
         """Return the rate of the step that starts after `samples`."""
-        peak = self.config.lr or PEAK[kind_of(self.config)]
         warmup = min(self.config.warmup * self.images, 0.1 * self.total)
         rise = min(1.0, (samples + self.batch) / warmup) if warmup else 1.0
-        return peak * rise * self._shape(self.progress(samples))
+        return peak(self.config) * rise * self._shape(self.progress(samples))
 
     def _shape(self, progress: float) -> float:
         last = self.config.lr_final

@@ -275,7 +275,9 @@ class Trainer:
             if self.strategy.place.is_main:
                 _error("%s", error)
             return unsaved(received)
-        self.parts.progress.message(f"saved at step {self.learner.step}; resume=true goes on")
+        self.parts.progress.message(
+            f"saved at step {self.learner.step}; go on with: {self._again()}"
+        )
         return self.signals.exit_code
 
     def _finish(self) -> Outcome:
@@ -312,6 +314,9 @@ class Trainer:
             "bytes_sent": self.strategy.bytes_sent,
         }
 
+    def _again(self) -> str:
+        return f"visiontrain train out={self.parts.saver.folder.path} resume=true"
+
     # -- saving and going on ------------------------------------------------------
 
     def _save(self, whole: Mapping[str, StateDict]) -> None:
@@ -339,7 +344,9 @@ class Trainer:
             logger.start(self.parts.config, self.parts.saver.folder.path)
         if found:
             self._restore(found)
-            self.parts.progress.message(f"going on from {found.path}")
+            over = self._finished() and not self._epoch_is_over()
+            does = "complete, only its results are written again" if over else "going on"
+            self.parts.progress.message(f"{does}, from {found.path}")
         else:
             self._save(self.learner.collect())
         self.parts.begin()

@@ -14,7 +14,7 @@ from rich.text import Text
 
 Clock = Callable[[], float]  # seconds
 
-HEARTBEAT_S = 60.0  # without a terminal: a line this often while an epoch lasts
+HEARTBEAT_S = 30.0  # without a terminal: a line this often while an epoch lasts
 # Title, key in results.csv, width; a column is shown when the first row has its key.
 COLUMNS: tuple[tuple[str, str, int], ...] = (
     ("loss", "loss", 8),

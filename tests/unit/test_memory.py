@@ -1,0 +1,42 @@
+"""Freed memory is kept while a run goes on, and given back after it."""
+
+import platform
+import resource
+import subprocess
+import sys
+
+import pytest
+
+# In a process of its own: what malloc keeps hangs on everything that was allocated before.
+FAULTS = """
+import resource, sys
+import torch
+from visiontrain.core.memory import kept_memory
+
+def faults():
+    for _ in range(20):
+        torch.ones(2**24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        torch.ones(2**24)  # 64 MiB, touched
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1])
+
+torch.set_num_threads(1)
+usual = faults()
+with kept_memory():
+    kept, inside = faults(), resident()
+print(usual, kept, inside, resident(), faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_kept_and_given_back():
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, check=True)
+    usual, kept, inside, outside, again = map(int, done.stdout.split())
+    block = 2**26 // resource.getpagesize()
+    assert kept < min(usual, again) / 10
+    assert inside - outside > 0.9 * block
