@@ -33,7 +33,7 @@ EXAMPLES = {
     "train": (
         "visiontrain train",
         "visiontrain train data=my/data.yaml epochs=100 imgsz=640 batch=16",
-        "visiontrain train data=bccd strategy=ddp strategy.processes=2",
+        "visiontrain train data=my/data.yaml strategy=ddp strategy.processes=2",
         "visiontrain train out=runs/detect/train resume=true",
     ),
     "val": ("visiontrain val weights=runs/detect/train data=my/data.yaml split=test",),
