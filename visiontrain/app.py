@@ -40,7 +40,7 @@ from visiontrain.engine.weights import Weights, WeightsMeta, load_weights, start
 from visiontrain.loggers.console import Silent
 from visiontrain.loggers.registry import build_loggers, build_progress
 from visiontrain.metrics.registry import EVALUATORS
-from visiontrain.models.registry import build_model
+from visiontrain.models.registry import build_model, pretrained
 from visiontrain.prepare import (
     below,
     config_text,
@@ -205,6 +205,11 @@ def build_fresh(run: Run, names: Sequence[str], progress: Progress) -> VisionMod
     """Make the model from the seed, or from `run.weights`; a checkpoint may come and win."""
     torch.manual_seed(run.seed)
     model = build_model(run.model, len(names))
+    if run.weights is None:
+        backbone = pretrained(run.model)
+        if backbone:
+            model.load_state_dict(model.state_dict() | backbone)
+            progress.message(f"{run.model.backbone}: {len(backbone)} pretrained tensors")
     if run.weights is not None:
         started = start_from(load_weights(run.weights), model.state_dict(), names, class_rows(run))
         model.load_state_dict(started.tensors)
@@ -220,7 +225,7 @@ def build_learner(
     strategy.setup(model)
     return Learner(
         strategy=strategy,
-        task=build_task(run.task, len(names)),
+        task=build_task(run.task, len(names), run.model),
         model=model,
         optimizer=build_optimizer(run.optim, model),
         schedule=schedule,

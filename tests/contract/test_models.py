@@ -2,17 +2,39 @@
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from visiontrain.core.interfaces import IMAGE
-from visiontrain.models.registry import MODELS
+from visiontrain.models.config import ModelConfig
+from visiontrain.models.registry import MODELS, build_model
 
 CLASSES = 3
+BACKBONES = ("tf_efficientnet_lite0", "resnet18", "convnext_atto", "vit_tiny_patch16_224")
+VARIANTS = [
+    *({"kind": kind} for kind in sorted(MODELS)),
+    {"kind": "yolo_n", "head": "nms"},
+    {"kind": "yolo_n", "finest": 4},
+    *({"kind": "yolo_n", "backbone": name, "norm": "frozen"} for name in BACKBONES),
+    {"kind": "yolo_n", "backbone": "swin_tiny_patch4_window7_224", "finest": 4},
+    {"kind": "yolo_n", "backbone": "regnetx_002"},  # a family that is not taken apart
+]
 
 
-@pytest.fixture(params=sorted(MODELS))
-def model(request):
+def make(config, norm="group"):
     torch.manual_seed(0)
-    return MODELS[request.param](CLASSES, "group")
+    return build_model(TypeAdapter(ModelConfig).validate_python({"norm": norm} | config), CLASSES)
+
+
+@pytest.fixture(params=VARIANTS, ids=lambda config: "-".join(map(str, config.values())))
+def model(request):
+    return make(request.param, "batch" if "backbone" in request.param else "group").train()
+
+
+@pytest.fixture
+def dual(model):
+    if not any(".o2o." in name for name, _ in model.named_parameters()):
+        pytest.skip("has no one-to-one branch")
+    return model
 
 
 def test_cut_before_every_block_gives_the_same_outputs(model):
@@ -41,28 +63,33 @@ def test_blocks_never_write_to_their_inputs(model):
         assert all(torch.equal(a, b) for a, b in zip(before, read, strict=True)), name
 
 
+def test_every_parameter_is_trained(model):
+    """Also by a step without a box: DDP waits for a gradient of each."""
+    outputs = model(torch.rand(2, 3, 64, 64))
+    sum(o.sum() for o in outputs).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
 @pytest.mark.parametrize("norm", ["batch", "group", "frozen"])
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_every_norm_trains_under_the_same_convolution_names(kind, norm):
-    other = MODELS[kind](CLASSES, norm)
+    other = make({"kind": kind}, norm)
     outputs = other(torch.rand(2, 3, 64, 64))
     sum(o.sum() for o in outputs).backward()
     assert all(p.grad is not None for p in other.parameters())
     weights = {n for n, _ in other.named_parameters() if "norm" not in n}
-    assert weights == {
-        n for n, _ in MODELS[kind](CLASSES, "group").named_parameters() if "norm" not in n
-    }
+    assert weights == {n for n, _ in make({"kind": kind}).named_parameters() if "norm" not in n}
 
 
-def test_the_one_to_one_head_does_not_train_the_body(model):
-    outputs = model(torch.rand(1, 3, 64, 64))
+def test_the_one_to_one_head_does_not_train_the_body(dual):
+    outputs = dual(torch.rand(1, 3, 64, 64))
     outputs[-1].sum().backward()
-    trained = {name for name, p in model.named_parameters() if p.grad is not None}
-    assert trained == {name for name, _ in model.named_parameters() if ".o2o." in name}
+    trained = {name for name, p in dual.named_parameters() if p.grad is not None}
+    assert trained == {name for name, _ in dual.named_parameters() if ".o2o." in name}
 
 
-def test_the_one_to_one_head_keeps_the_best_score_and_lowers_others(model):
-    _, many, one = model(torch.rand(2, 3, 64, 64))
+def test_the_one_to_one_head_keeps_the_best_score_and_lowers_others(dual):
+    _, many, one = dual(torch.rand(2, 3, 64, 64))
     assert (one <= many).all()
     best = many.flatten(1).argmax(1, keepdim=True)
     assert torch.equal(one.flatten(1).gather(1, best), many.flatten(1).gather(1, best))

@@ -4,11 +4,14 @@ import json
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from small import STEPS, config, prepared, scores, watched, weights_of
+from torchvision.ops import batched_nms
 
+import visiontrain as vt
 from visiontrain import app, worker
 from visiontrain.core.config import from_keys, load
 from visiontrain.core.errors import (
@@ -341,6 +344,31 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_saved(tmp_path, monkeypatch
 
 
 # -- starting from weights ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"kind": "yolo_n", "head": "nms"},
+        {"kind": "yolo_n", "finest": 4},
+        {"kind": "yolo_n", "backbone": "tf_efficientnet_lite0", "norm": "frozen"},
+        {"kind": "yolo_n", "backbone": "regnetx_002", "pretrained": "none"},
+    ],
+)
+def test_every_kind_of_detector_trains_scores_and_is_loaded(tmp_path, model):
+    run, fitter = prepared(tmp_path / "run", epochs=1, model=model)
+    assert run.task.nms == (model.get("head") == "nms")
+    before = weights_of(fitter)
+    assert fitter.fit().exit_code == 0
+    after = weights_of(fitter)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    scored = config(tmp_path / "scored", weights=tmp_path / "run", **{"task.conf": 0.0})
+    assert app.validate(scored)[1] == 0
+    detector = vt.load(tmp_path / "run", conf=0.0, device="cpu")
+    (found,) = detector.predict([np.zeros((64, 64, 3), np.uint8)])
+    assert len(found.scores)
+    kept = batched_nms(found.boxes, found.scores, found.classes, 0.7)
+    assert (len(kept) == len(found.scores)) or model.get("head") != "nms"
 
 
 def test_weights_start_a_run_and_frozen_blocks_stay(tmp_path, capsys):

@@ -39,7 +39,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def task():
-    return build_task(DetectConfig(), CLASSES)
+    return build_task(DetectConfig(), CLASSES, YoloN())
 
 
 def gradient(model, task, batches):
@@ -104,7 +104,7 @@ def test_box_terms_balance_at_the_start(model, task):
 
 def test_decode_inverts_the_letterbox_and_keeps_the_best(task):
     config = DetectConfig(max_det=2, conf=0.1)
-    task = build_task(config, CLASSES)
+    task = build_task(config, CLASSES, YoloN())
     distances, logits = torch.ones(1, 84, 4), torch.full((1, 84, CLASSES), -9.0)
     logits[0, 9, 1], logits[0, 80, 2], logits[0, 0, 0] = 2.0, 1.0, 0.0
     batch = batch_of(1)
@@ -120,7 +120,7 @@ def test_nms_is_off_unless_asked(task):
     distances, logits = torch.full((1, 84, 4), 3.0), torch.full((1, 84, CLASSES), -9.0)
     logits[0, 9, 1], logits[0, 10, 1] = 2.0, 1.0
     outputs, batch = (distances, logits), batch_of(1)
-    merged = build_task(DetectConfig(conf=0.1, nms=True, iou=0.5), CLASSES)
-    plain = build_task(DetectConfig(conf=0.1), CLASSES)
+    merged = build_task(DetectConfig(conf=0.1, nms=True, iou=0.5), CLASSES, YoloN())
+    plain = build_task(DetectConfig(conf=0.1), CLASSES, YoloN())
     assert len(plain.decode(outputs, batch)[0].scores) == 2
     assert len(merged.decode(outputs, batch)[0].scores) == 1

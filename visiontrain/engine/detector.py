@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from visiontrain.core.errors import CheckpointError, DataError
+from visiontrain.core.explain import short
 from visiontrain.core.interfaces import Task, VisionModel
 from visiontrain.core.types import Batch, Detections
 from visiontrain.data.images import decode, read_bytes
@@ -109,7 +110,11 @@ def load_detector(
     weights = load_weights(path)
     meta, place = weights.meta, devices(device)[0]
     model = filled(weights, str(path)).to(place).eval()
-    task = build_task(_task_config(meta, decoding, str(path)), len(meta.names))
+    described = model_config(weights, str(path))
+    # A head without one-to-one scores always needs suppression.
+    nms = bool(decoding.get("nms")) or described.head == "nms"
+    config = _task_config(meta, {**decoding, "nms": nms}, str(path))
+    task = build_task(config, len(meta.names), described)
     return Detector(meta.task, model, task, tuple(meta.names), imgsz or meta.imgsz, place)
 
 
@@ -131,16 +136,30 @@ def filled(weights: Weights, where: str) -> VisionModel:
     Raises:
         CheckpointError: when they do not fit exactly; `where` names the file.
     """
+    model = build_model(model_config(weights, where), len(weights.meta.names))
     try:
-        config = TypeAdapter(ModelConfig).validate_python(weights.meta.model)
-        model = build_model(config, len(weights.meta.names))
         model.load_state_dict(weights.tensors)
-    except (ValidationError, RuntimeError) as error:
+    except RuntimeError as error:
         first = str(error).strip().splitlines()[0]
         raise CheckpointError(
             f"weights: {where} does not fit the model it names ({first}); give another file"
         ) from error
     return model
+
+
+def model_config(weights: Weights, where: str) -> ModelConfig:
+    """Return the model that `weights` names.
+
+    Raises:
+        CheckpointError: this version has none such; `where` names the file.
+    """
+    try:
+        return TypeAdapter(ModelConfig).validate_python(weights.meta.model)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"weights: {where} holds a model that this version does not know "
+            f"({short(weights.meta.model)}); use the version that wrote it"
+        ) from error
 
 
 def read_pixels(path: Path, max_pixels: int = MAX_PIXELS) -> Pixels:

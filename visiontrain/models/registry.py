@@ -3,17 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
 
 from visiontrain.core.interfaces import VisionModel
-from visiontrain.models.config import ModelConfig, Norm
+from visiontrain.models.body import own_body
+from visiontrain.models.config import ModelConfig
 from visiontrain.models.yolo import SIZES, Yolo
 
-MODELS: dict[str, Callable[[int, Norm], VisionModel]] = {
-    "yolo_n": lambda classes, norm: Yolo(SIZES["yolo_n"], classes, norm=norm),
-    "yolo_s": lambda classes, norm: Yolo(SIZES["yolo_s"], classes, norm=norm),
-}
+
+def yolo(config: ModelConfig, num_classes: int) -> VisionModel:
+    """Make a detector of our own family, on its own stages or on a backbone of timm's."""
+    size = SIZES[config.kind]
+    join: dict[str, Any] = {
+        "size": size,
+        "classes": num_classes,
+        "norm": config.norm,
+        "finest": config.finest,
+        "dual": config.head == "dual",
+    }
+    if config.backbone is None:
+        return Yolo(own_body(size, config.norm), **join)
+    from visiontrain.models.backbones import create, timm_body  # noqa: PLC0415 - seconds
+
+    body = timm_body(create(config.backbone), config.norm)
+    if body is not None:
+        return Yolo(body, **join)
+    from visiontrain.models.uncut import features_of, uncut  # noqa: PLC0415
+
+    return uncut(features_of(config.backbone), **join)
+
+
+MODELS: dict[str, Callable[[ModelConfig, int], VisionModel]] = dict.fromkeys(SIZES, yolo)
 
 
 def build_model(config: ModelConfig, num_classes: int) -> VisionModel:
     """Make the network `config` names. Weights come from torch's generator: seed it first."""
-    return MODELS[config.kind](num_classes, config.norm)
+    return MODELS[config.kind](config, num_classes)
+
+
+def pretrained(config: ModelConfig) -> dict[str, Tensor]:
+    """Return the backbone's pretrained tensors by the names they have in the network.
+
+    Raises:
+        ConfigError: there are none, or they cannot be downloaded.
+        CheckpointError: the file is damaged.
+    """
+    if config.backbone is None or config.pretrained == "none":
+        return {}
+    from visiontrain.models.backbones import create, pretrained_tensors  # noqa: PLC0415 - seconds
+    from visiontrain.models.pretrained import installed_weights  # noqa: PLC0415
+    from visiontrain.models.uncut import PREFIX, features_of  # noqa: PLC0415
+
+    hub = config.pretrained == "hub"
+    net = create(config.backbone, hub=hub)
+    if not hub:
+        net.load_state_dict(installed_weights(config.backbone, net.state_dict()))
+    tensors = pretrained_tensors(net, config.norm)
+    if tensors:
+        return tensors
+    whole = features_of(config.backbone, hub=hub).state_dict()
+    return {PREFIX + name: value for name, value in whole.items()}

@@ -13,7 +13,6 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from visiontrain.core.types import Batch, Detections, Loss
-from visiontrain.models.yolo import STRIDES
 from visiontrain.ops.assign import Aligned, Assignment, Candidates, assign
 from visiontrain.ops.boxes import anchor_points, boxes_to_distances, distances_to_boxes
 from visiontrain.ops.losses import classification_sum, distance_sum, overlap_sum
@@ -33,10 +32,10 @@ class Grid:
     strides: Tensor  # (A,)
 
     @classmethod
-    def of(cls, images: Tensor, like: Tensor) -> Grid:
-        """Make the grid for `images` (B, 3, H, W), in the type of `like`."""
+    def of(cls, images: Tensor, strides: Sequence[int], like: Tensor) -> Grid:
+        """Make the grid of levels `strides` for `images` (B, 3, H, W), in the type of `like`."""
         height, width = images.shape[-2:]
-        return cls(*anchor_points(height, width, STRIDES, like))
+        return cls(*anchor_points(height, width, strides, like))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +60,24 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class DetectTask:
-    """Loss and decoding of a dual-head detector with `num_classes` classes."""
+    """Loss and decoding of a detector with `num_classes` classes."""
 
     config: DetectConfig
     num_classes: int
+    strides: tuple[int, ...] = (8, 16, 32)  # of the model's levels, finest first
+    dual: bool = True  # the model has a one-to-one branch
     best: str = "map"
-    heads: tuple[str, ...] = (ONE_TO_MANY, ONE_TO_ONE)
-    terms: tuple[str, ...] = ("o2m/box", "o2m/cls", "o2m/l1", "o2o/cls")
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Name what loss terms are divided by."""
+        return (ONE_TO_MANY, ONE_TO_ONE) if self.dual else (ONE_TO_MANY,)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Name the loss terms."""
+        many = ("o2m/box", "o2m/cls", "o2m/l1")
+        return (*many, "o2o/cls") if self.dual else many
 
     def head_of(self, parameter: str) -> str:
         """Name the head that trains `parameter`: one-to-one branches see detached maps."""
@@ -77,19 +87,19 @@ class DetectTask:
         """Compare boxes and both kinds of class logits with the targets.
 
         Args:
-            outputs: distances (B, A, 4), one-to-many logits and one-to-one logits (B, A, C).
+            outputs: distances (B, A, 4), one-to-many logits and, from a dual head, one-to-one
+                logits (B, A, C).
             batch: targets in pixels of the input; `valid=0` images add to no term.
             progress: share of the run done; this task does not need it.
         """
         del progress
         # Overlaps and logarithms need full precision, whatever the network ran in.
         wide = torch.promote_types(outputs[0].dtype, torch.float32)
-        distances, many, one = (output.to(wide) for output in outputs)
-        grid = Grid.of(batch.images, distances)
+        distances, many, *ones = (output.to(wide) for output in outputs)
+        grid = Grid.of(batch.images, self.strides, distances)
         boxes = distances_to_boxes(distances, grid.points, grid.strides)
         candidates = Candidates.of(boxes.detach(), grid.points, batch.targets.to(wide))
         truth = Truth.of(self._assign(ONE_TO_MANY, many, candidates), batch, many)
-        single = Truth.of(self._assign(ONE_TO_ONE, one, candidates), batch, one)
         sides = boxes_to_distances(truth.boxes, grid.points, grid.strides)
         # Dense, with weight 0 where unassigned: no device sync, and every parameter gets a
         # gradient also when no image has a box.
@@ -97,9 +107,13 @@ class DetectTask:
             "o2m/box": self.config.box * overlap_sum(boxes, truth.boxes, truth.weight),
             "o2m/cls": self.config.cls * classification_sum(many, truth.scores, batch.valid),
             "o2m/l1": self.config.l1 * distance_sum(distances, sides, truth.weight),
-            "o2o/cls": self.config.cls * classification_sum(one, single.scores, batch.valid),
         }
-        counts = {ONE_TO_MANY: truth.weight.sum(), ONE_TO_ONE: single.weight.sum()}
+        counts = {ONE_TO_MANY: truth.weight.sum()}
+        for one in ones:
+            single = Truth.of(self._assign(ONE_TO_ONE, one, candidates), batch, one)
+            loss = classification_sum(one, single.scores, batch.valid)
+            terms["o2o/cls"] = self.config.cls * loss
+            counts[ONE_TO_ONE] = single.weight.sum()
         return Loss(terms, {head: count.detach() for head, count in counts.items()})
 
     def _assign(self, head: str, logits: Tensor, candidates: Candidates) -> Assignment:
@@ -114,7 +128,7 @@ class DetectTask:
         Each anchor may answer for several classes; the best `max_det` pairs stay, best first.
         """
         distances, logits = outputs[-2].float(), outputs[-1].float()
-        grid = Grid.of(batch.images, distances)
+        grid = Grid.of(batch.images, self.strides, distances)
         boxes = distances_to_boxes(distances, grid.points, grid.strides)
         images = zip(boxes, logits.sigmoid(), batch.frame, strict=True)
         return [self._one(*image) for image in images]

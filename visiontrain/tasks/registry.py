@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from visiontrain.models.config import ModelConfig
 from visiontrain.tasks.config import DetectConfig
 from visiontrain.tasks.detect import DetectTask
 
-TASKS: dict[str, Callable[[DetectConfig, int], DetectTask]] = {"detect": DetectTask}
+TASKS: dict[str, Callable[[DetectConfig, int, ModelConfig], DetectTask]] = {
+    "detect": lambda config, classes, model: DetectTask(
+        config,
+        classes,
+        strides=tuple(stride for stride in (4, 8, 16, 32) if stride >= model.finest),
+        dual=model.head == "dual",
+    ),
+}
 
 
-def build_task(config: DetectConfig, num_classes: int) -> DetectTask:
-    """Make the task `config` names for `num_classes` classes."""
-    return TASKS[config.kind](config, num_classes)
+def build_task(config: DetectConfig, num_classes: int, model: ModelConfig) -> DetectTask:
+    """Make the task `config` names, for the outputs of `model`."""
+    return TASKS[config.kind](config, num_classes, model)
