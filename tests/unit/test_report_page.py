@@ -111,6 +111,14 @@ def test_the_picture_of_predictions_says_which_are_drawn(folder):
     assert f"to the right of each the predictions scored above {CONFIDENCE}." in text
 
 
+def test_captions_say_how_curves_and_matrices_are_counted(folder):
+    for name in ("precision_curve", "confusion_matrix"):
+        (folder / f"plots/{name}.png").hardlink_to(folder / "plots/pr_curve.png")
+    text = " ".join(read(write_report(folder)).text)
+    assert "is right, 1 for a class of which nothing is left." in text
+    assert "as counts, at confidence 0.25 and overlap 0.45." in text
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are Unicode")
 def test_a_folder_whose_name_is_no_utf8_gets_its_page(folder):
     odd = folder.rename(folder.with_name(os.fsdecode(b"run \xb9")))

@@ -40,10 +40,10 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def style(axes: Axes, title: str, x: str = "", y: str = "") -> Axes:
-    """Give `axes` a title, labels, a light grid, and no frame."""
+def style(axes: Axes, title: str, x: str = "", y: str = "", pad: float = 6.0) -> Axes:
+    """Give `axes` a title `pad` points above them, labels, a light grid, and no frame."""
     axes.set_facecolor("white")
-    axes.set_title(title, fontsize=12, color=INK, loc="left")
+    axes.set_title(title, fontsize=12, color=INK, loc="left", pad=pad)
     axes.set_xlabel(x, fontsize=10, color=INK)
     axes.set_ylabel(y, fontsize=10, color=INK)
     axes.tick_params(labelsize=9, colors=INK, length=0)
@@ -62,9 +62,10 @@ def sign(number: int) -> tuple[str, str]:
 def name_lines(
     axes: Axes, lines: Sequence[Line2D], names: Sequence[str], title: str | None = None
 ) -> None:
-    """Say which line is which: inside the plot, or to the right of it under `title`.
+    """Say which line is which: in a row above the plot, or to the right of it under `title`.
 
-    Names are set after the legend is made: matplotlib leaves out those that start with `_`.
+    Never on the plot, where it would cover some of the lines. Names are set after the legend is
+    made: matplotlib leaves out those that start with `_`.
     """
     legend = axes.legend(
         lines,
@@ -73,12 +74,14 @@ def name_lines(
         title=title,
         title_fontsize=9,
         alignment="left",
-        frameon=title is None,
-        framealpha=0.8,
-        edgecolor="none",
-        borderaxespad=0.5 if title is None else 0.0,
-        loc="best" if title is None else "upper left",
-        bbox_to_anchor=None if title is None else (1.01, 1.0),
+        frameon=False,
+        borderpad=0.0 if title is None else 0.4,
+        borderaxespad=0.2 if title is None else 0.0,
+        ncols=len(lines) if title is None else 1,
+        columnspacing=1.2,
+        handlelength=1.4 if title is None else 2.0,
+        loc="lower left" if title is None else "upper left",
+        bbox_to_anchor=(0.0, 1.0) if title is None else (1.01, 1.0),
     )
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(name)

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from visiontrain.core.errors import DataError
 from visiontrain.core.types import Batch
+from visiontrain.data.defects import counted
 from visiontrain.data.table import Table
 from visiontrain.metrics.rows import BOX, CLASS, IMAGE_COLUMN, SCORE
 from visiontrain.report.draw import Colour, colour_of, font_of
 from visiontrain.report.figure import short
 
 CELL, GAP, FONT = 400, 8, 13  # pixels
+TITLE = 51  # letters above a cell
 CONFIDENCE = 0.25  # predictions below are not drawn
 PAPER, INK, GREY = (255, 255, 255), (31, 41, 51), (120, 130, 140)
 
@@ -51,7 +53,7 @@ def _of_batch(batch: Batch, row: int) -> Picture:
         boxes=targets[:, 1:5],
         classes=targets[:, 0].astype(np.int64),
         scores=None,
-        title=f"{len(targets)} boxes",
+        title=counted(len(targets), "box"),
     )
 
 
@@ -68,10 +70,10 @@ def predictions_picture(
         images: how many.
     """
     found = rows.detach().cpu().numpy()
-    found = found[found[:, SCORE] > confidence]
     pictures: list[Picture] = []
     for row, pixels in _readable(table, images):
-        pictures += _pair(table, found[found[:, IMAGE_COLUMN] == row], row, pixels)
+        own = found[found[:, IMAGE_COLUMN] == row]
+        pictures += [_labels(table, row, pixels), _predictions(own, pixels, confidence)]
     return _save(_grid(pictures, table.names, columns=4), path)
 
 
@@ -84,15 +86,23 @@ def _readable(table: Table, images: int) -> Iterator[tuple[int, NDArray[np.uint8
             continue  # named and counted where the split was loaded
 
 
-def _pair(
-    table: Table, found: NDArray[np.float64], row: int, pixels: NDArray[np.uint8]
-) -> list[Picture]:
+def _labels(table: Table, row: int, pixels: NDArray[np.uint8]) -> Picture:
     own = table.rows(row)
     name = Path(table.images.name(row)).name
-    labels = Picture(pixels, table.boxes[own], table.classes[own], None, f"label: {name}")
-    classes, scores = found[:, CLASS].astype(np.int64), found[:, SCORE]
-    title = f"prediction: {len(found)} boxes"
-    return [labels, Picture(pixels, found[:, BOX], classes, scores, title)]
+    return Picture(pixels, table.boxes[own], table.classes[own], None, f"label: {name}")
+
+
+def _predictions(
+    found: NDArray[np.float64], pixels: NDArray[np.uint8], confidence: float
+) -> Picture:
+    """Return an image with its detections (K, 7) above `confidence`; say how far it is from any."""
+    shown = found[found[:, SCORE] > confidence]
+    if len(shown) or not len(found):
+        what = counted(len(shown), "box")
+    else:
+        what = f"nothing above {confidence}, best score {found[:, SCORE].max():.2g}"
+    classes, scores = shown[:, CLASS].astype(np.int64), shown[:, SCORE]
+    return Picture(pixels, shown[:, BOX], classes, scores, f"prediction: {what}")
 
 
 def _grid(pictures: Sequence[Picture], names: Sequence[str], columns: int) -> Image.Image:
@@ -107,7 +117,7 @@ def _grid(pictures: Sequence[Picture], names: Sequence[str], columns: int) -> Im
     for number, picture in enumerate(pictures):
         left = GAP + number % columns * (CELL + GAP)
         top = GAP + number // columns * (CELL + head + GAP)
-        pen.text((left, top), short(picture.title, 48), GREY, font)
+        pen.text((left, top), short(picture.title, TITLE), GREY, font)
         sheet.paste(_cell(picture, names), (left, top + head))
     return sheet
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -15,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from visiontrain.data.defects import counted
 from visiontrain.data.table import Table
 from visiontrain.loggers.csv import read_rows
 from visiontrain.metrics.curves import CONFIDENCES, RECALLS, Curves, confusion_matrix, curves
@@ -29,7 +31,7 @@ from visiontrain.report.figure import (
     sign,
     style,
 )
-from visiontrain.report.pictures import predictions_picture
+from visiontrain.report.pictures import CONFIDENCE, predictions_picture
 
 Floats = NDArray[np.floating]
 MANY = 12  # classes from which on a curve for each is too much to tell apart
@@ -37,11 +39,25 @@ NUMBERS = 25  # classes up to which a confusion matrix shows its numbers
 PANELS = (  # of results.png, after the losses; a panel without values is left out
     ("Average precision", ("val/map", "val/map50", "val/map75")),
     ("At the best confidence", ("val/precision", "val/recall", "val/f1")),
-    ("Average precision by size", ("val/map_small", "val/map_medium", "val/map_large")),
+    ("mAP50-95 by size of box", ("val/map_small", "val/map_medium", "val/map_large")),
     ("Learning rate", ("lr",)),
     ("Images per second", ("images_per_s",)),
     ("Share of time waiting for data", ("data_wait",)),
 )
+
+
+NAMES = {  # of lines in results.png, where they differ from the columns of results.csv
+    "map": "mAP50-95",
+    "map50": "mAP50",
+    "map75": "mAP75",
+    "map_small": "small",
+    "map_medium": "medium",
+    "map_large": "large",
+    "f1": "F1",
+    "o2m": "one-to-many head",
+    "o2o": "one-to-one head",
+}
+OVERLAP = 0.45  # of a detection and a box, from which a confusion matrix counts them as a pair
 
 
 def results_plot(results: Path, path: Path) -> Path:
@@ -51,19 +67,20 @@ def results_plot(results: Path, path: Path) -> Path:
     found = [(title, keys) for title, keys in _panels(rows) if keys]
     columns = min(3, max(1, len(found)))
     lines = max(1, math.ceil(len(found) / columns))
-    figure = new_figure(4.6 * columns, 3.1 * lines)
+    figure = new_figure(4.6 * columns, 3.4 * lines)
     if not found:
         figure.text(0.5, 0.5, "no epoch is over yet", ha="center", fontsize=12, color=INK)
     for number, (title, keys) in enumerate(found):
-        axes = style(figure.add_subplot(lines, columns, number + 1), title)
-        drawn = [_over_epochs(axes, epochs, _column(rows, key), n) for n, key in enumerate(keys)]
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes = style(figure.add_subplot(lines, columns, number + 1), title, "epoch", pad=22)
+        columns_of = [_column(rows, key) for key in keys]
+        drawn = [_over_epochs(axes, epochs, values, n) for n, values in enumerate(columns_of)]
+        # Of one or two epochs, too, only whole ones.
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         if not title.startswith("Training"):
-            axes.set_ylim(bottom=0)
-        if len(epochs) < 20:
-            axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-        if number >= len(found) - columns:
-            axes.set_xlabel("epoch", fontsize=10, color=INK)
+            top = float(np.nanmax(np.where(np.isfinite(columns_of), columns_of, 0)))
+            margin = 0.05 * (top or 1)  # a line along an edge is as thick as any
+            axes.set_ylim(-margin, (top or 1) + margin)
         if len(keys) > 1:
             name_lines(axes, drawn, _own_parts(keys))
     return save(figure, path)
@@ -96,9 +113,10 @@ def _number(text: str) -> float:
 
 
 def _own_parts(keys: Sequence[str]) -> list[str]:
-    """Return what tells keys apart: `o2m`, `o2o` of train/o2m/box and train/o2o/box."""
+    """Return what tells keys apart, for people: the heads of train/o2m/box and train/o2o/box."""
     losses = keys[0].startswith("train/")
-    return [key.split("/")[1] if losses else key.removeprefix("val/") for key in keys]
+    parts = [key.split("/")[1] if losses else key.removeprefix("val/") for key in keys]
+    return [NAMES.get(part, part) for part in parts]
 
 
 def _over_epochs(axes: Axes, epochs: Sequence[float], values: Floats, number: int) -> Line2D:
@@ -112,7 +130,7 @@ def _over_epochs(axes: Axes, epochs: Sequence[float], values: Floats, number: in
 
 def scored_plots(table: Table, rows: Tensor, folder: Path) -> list[Path]:
     """Draw all that detections (K, 7) of a split show: curves, confusion, pictures."""
-    matrix = confusion_matrix(table, rows)
+    matrix = confusion_matrix(table, rows, confidence=CONFIDENCE, overlap=OVERLAP)
     return [
         *curve_plots(curves(table, rows), folder),
         confusion_plot(matrix, table.names, folder / "confusion_matrix.png"),
@@ -123,59 +141,86 @@ def scored_plots(table: Table, rows: Tensor, folder: Path) -> list[Path]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Legend:
+    """What stands beside a plot of curves."""
+
+    title: str
+    note: Callable[[Floats], str]  # after a name: what the line's values (X,) come to
+    rank: Floats  # (C,): which classes are the best and the worst, where there are many
+    ends: tuple[str, str] = ("best", "worst")
+
+
 def curve_plots(found: Curves, folder: Path) -> list[Path]:
     """Draw precision by recall, and F1, precision and recall by confidence, into `folder`."""
-    left = np.where(found.predicted > 0, found.precision, np.nan)  # no line where nothing is left
-    by_confidence = (("f1", "F1", found.f1), ("precision", "Precision", left))
-    by_confidence = (*by_confidence, ("recall", "Recall", found.recall))
+    ap = Legend("AP at overlap 0.5", lambda values: f"  {values.mean():.3f}", found.ap)
+    highest = Legend("highest F1", _highest, found.f1.max(axis=1))
+    plain = Legend("class", lambda _: "", found.ap, ("best AP", "worst AP"))
+    plots = (
+        ("pr", "Precision", "recall", found.precision_at_recall, ap),
+        ("f1", "F1", "confidence", found.f1, highest),
+        ("precision", "Precision", "confidence", precision_left(found), plain),
+        ("recall", "Recall", "confidence", found.recall, plain),
+    )
     paths = []
-    figure = new_figure(9, 5.4)
-    axes = style(figure.add_subplot(), "Precision by recall", "recall", "precision")
-    _curves(axes, found, RECALLS, found.precision_at_recall)
-    paths.append(save(figure, folder / "pr_curve.png"))
-    for name, title, values in by_confidence:
+    for name, what, by, values, legend in plots:
         figure = new_figure(9, 5.4)
-        axes = style(figure.add_subplot(), f"{title} by confidence", "confidence", name)
-        _curves(axes, found, CONFIDENCES, values)
+        label = "F1" if name == "f1" else what.lower()
+        axes = style(figure.add_subplot(), f"{what} by {by}", by, label)
+        _curves(axes, found, RECALLS if by == "recall" else CONFIDENCES, values, legend)
         if name == "f1" and found.best is not None:
             _mark(axes, found.best, float(np.nanmean(found.f1[:, found.best])))
         paths.append(save(figure, folder / f"{name}_curve.png"))
     return paths
 
 
-def _curves(axes: Axes, found: Curves, x: Floats, values: Floats) -> None:
-    """Draw one line per class and their mean; the legend gives each one's AP at overlap 0.5."""
+def precision_left(found: Curves) -> Floats:
+    """Return precision by confidence (C, T), 1 where no detection of a class is left.
+
+    That is the end of scikit-learn's precision-recall curve, and what YOLO tools draw: what is not
+    said is not wrong. So every class counts in the mean at every confidence. A class without any
+    detection at all stays at 0.
+    """
+    gone = (found.predicted == 0) & (found.predicted[:, :1] > 0)
+    return np.where(gone, 1.0, found.precision)
+
+
+def _highest(values: Floats) -> str:
+    """Write the highest of values by confidence (T,) and where it is; of a plateau, its middle."""
+    places = np.flatnonzero(values == values.max())
+    place = places[len(places) // 2]
+    where = f" at {CONFIDENCES[place]:.2f}" if values[place] else ""
+    return f"  {values[place]:.3f}{where}"
+
+
+def _curves(axes: Axes, found: Curves, x: Floats, values: Floats, legend: Legend) -> None:
+    """Draw one line per class with a box, and their mean."""
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     known = np.flatnonzero(found.boxes > 0)
     if not len(known):
         axes.text(0.5, 0.5, "no class has a box", ha="center", fontsize=12, color=INK)
         return
-    aps = found.ap[known]
-    (line,) = axes.plot(x, _mean_of_known(values[known]), color=STRONG, linewidth=3, zorder=4)
-    mean = f"mean of {len(known)}" if len(known) > 1 else short(found.names[known[0]])
-    named = [(line, f"{mean}  {aps.mean():.3f}")]
+    mean = values[known].mean(axis=0)
+    (line,) = axes.plot(x, mean, color=STRONG, linewidth=3, zorder=4)
+    name = f"mean of {len(known)}" if len(known) > 1 else short(found.names[known[0]])
+    named = [(line, f"{name}{legend.note(mean)}")]
     if 1 < len(known) <= MANY:
         for number, label in enumerate(known, start=1):
             colour, dashes = sign(number)
             (line,) = axes.plot(x, values[label], dashes, color=colour, linewidth=1.4)
-            named.append((line, f"{short(found.names[label])}  {found.ap[label]:.3f}"))
+            named.append((line, f"{short(found.names[label])}{legend.note(values[label])}"))
     elif len(known) > MANY:
         axes.plot(x, values[known].T, color=FAINT, linewidth=0.7)
-        order = known[np.argsort(-aps, kind="stable")].tolist()
-        ends = [("best", label) for label in order[:3]] + [("worst", n) for n in order[-3:]]
+        order = known[np.argsort(-legend.rank[known], kind="stable")].tolist()
+        best, worst = legend.ends
+        ends = [(best, label) for label in order[:3]] + [(worst, n) for n in order[-3:]]
         for number, (end, label) in enumerate(ends, start=1):
             (line,) = axes.plot(x, values[label], color=sign(number)[0], linewidth=1.6)
-            named.append((line, f"{end}: {short(found.names[label])}  {found.ap[label]:.3f}"))
+            name = short(found.names[label])
+            named.append((line, f"{end}: {name}{legend.note(values[label])}"))
     lines, names = zip(*named, strict=True)
-    name_lines(axes, lines, names, title="AP at overlap 0.5")
-
-
-def _mean_of_known(values: Floats) -> Floats:
-    """Return the mean over rows (C, T) of what is not nan, nan where nothing is."""
-    count = np.isfinite(values).sum(axis=0)
-    out = np.full(values.shape[1], np.nan)
-    return np.divide(np.nansum(values, axis=0), count, out=out, where=count > 0)
+    name_lines(axes, lines, names, legend.title)
 
 
 def _mark(axes: Axes, best: int, height: float) -> None:
@@ -191,6 +236,8 @@ def _mark(axes: Axes, best: int, height: float) -> None:
         fontsize=9,
         color=INK,
         ha=side,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2},
+        zorder=5,  # above all curves
     )
 
 
@@ -198,6 +245,8 @@ def confusion_plot(
     matrix: NDArray[np.int64], names: Sequence[str], path: Path, *, normalized: bool = False
 ) -> Path:
     """Draw a confusion matrix (C + 1, C + 1), row = predicted, column = true, to `path`.
+
+    It is one of detections above CONFIDENCE and of pairs that overlap by OVERLAP.
 
     Normalised, each column adds up to 1: what became of the boxes of a class.
     """
@@ -209,7 +258,8 @@ def confusion_plot(
     font = float(np.clip(72 * 0.55 * (side - 2.4) / count, 4, 10))  # points that a cell holds
     figure = new_figure(side + 1.2, side)
     title = "Confusion, share of each true class" if normalized else "Confusion, counts"
-    axes = style(figure.add_subplot(), title, "true", "predicted")
+    cut = f"confidence above {CONFIDENCE}, IoU from {OVERLAP}"
+    axes = style(figure.add_subplot(), f"{title}\n{cut}", "true", "predicted")
     axes.grid(visible=False)
     norm = None if normalized else PowerNorm(0.5, 0, max(values.max(), 1))
     limits = (0, 1) if normalized else (None, None)
@@ -253,7 +303,8 @@ def label_plot(table: Table, path: Path, title: str = "") -> Path:
     shown = min(len(counts), 60)
     figure = new_figure(11, float(np.clip(3.4 + 0.1 * shown, 6.4, 9.4)))
     grid = figure.add_gridspec(2, 3)
-    head = f"{keep.sum():,} boxes in {len(table):,} images{title and f': {title}'}"
+    head = f"{counted(int(keep.sum()), 'box')} in {counted(len(table), 'image')}"
+    head += title and f": {title}"
     axes = style(figure.add_subplot(grid[:, 0]), head, "boxes")
     _class_bars(axes, table.names, counts, shown)
     sizes = np.repeat(table.sizes, np.diff(table.offsets), axis=0)[keep].astype(np.float64)
@@ -271,7 +322,8 @@ def label_plot(table: Table, path: Path, title: str = "") -> Path:
     owner = np.repeat(np.arange(len(table)), np.diff(table.offsets))
     each = np.bincount(owner[keep], minlength=len(table))
     axes.hist(each, bins=_whole_bins(each), color=STRONG)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     axes = style(figure.add_subplot(grid[1, 2]), "Box side, share of image side", "√area", "boxes")
     axes.hist(np.sqrt(extent.prod(axis=1)), bins=np.linspace(0, 1, 41).tolist(), color=STRONG)
     return save(figure, path)
@@ -283,11 +335,12 @@ def _class_bars(axes: Axes, names: Sequence[str], counts: NDArray[np.int64], sho
     if shown < len(counts):
         order = np.argsort(-counts, kind="stable")[:shown]
         axes.set_xlabel(f"boxes (the {shown} most common of {len(counts)} classes)")
-    bars = axes.barh(np.arange(shown), counts[order], color=STRONG)
+    thick = 0.8 * min(1, shown / 6)  # a few bars aren't blocks
+    bars = axes.barh(np.arange(shown), counts[order], thick, color=STRONG)
     axes.bar_label(bars, [f"{count:,}" for count in counts[order]], padding=3, fontsize=8)
     font = 10 if shown <= 20 else 8
     axes.set_yticks(np.arange(shown), [short(names[n], 18) for n in order.tolist()], fontsize=font)
-    axes.set_ylim(max(shown, 6) - 0.4, -0.6)  # a few bars aren't blocks
+    axes.set_ylim(shown - 0.5, -0.5)
     axes.margins(x=0.16)
     axes.grid(visible=False, axis="y")
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from visiontrain.core.errors import VisiontrainError
 from visiontrain.core.types import Batch, Outcome
+from visiontrain.data.defects import counted
 from visiontrain.data.table import Table
 from visiontrain.engine.run_folder import RunFolder
 from visiontrain.recipe import Run
@@ -102,7 +103,7 @@ def score_lines(scored: Scored) -> list[str]:
     head = f"{'class':<{width}}" + "".join(f" {title:>9}" for title in COLUMNS.values())
     lines = [head, *(f"{name:<{width}}" + _cells(row) for name, row in rows)]
     left = len(classes) - len(shown)
-    return [*lines, *([f"... {left} more classes: metrics.json"] if left else [])]
+    return [*lines, *([f"... {counted(left, 'more class')}: metrics.json"] if left else [])]
 
 
 def _cells(row: Mapping[str, Any]) -> str:

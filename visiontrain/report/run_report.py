@@ -16,9 +16,11 @@ from typing import Any
 import yaml
 from PIL import Image
 
+from visiontrain.data.defects import counted
 from visiontrain.loggers.csv import read_rows
 from visiontrain.report.page import Content, Html, html, page, table, tag
 from visiontrain.report.pictures import CONFIDENCE
+from visiontrain.report.plots import OVERLAP
 
 MEANINGS = {  # of metrics.json, in the order shown
     "map": ("mAP50-95", "average precision, mean over classes and overlaps 0.5 to 0.95"),
@@ -43,10 +45,11 @@ CAPTIONS = {  # of plots/, in the order shown; names end in .png
     "results": "Losses, scores, learning rate and speed over epochs.",
     "pr_curve": "Precision by recall: the area under a curve is its average precision.",
     "f1_curve": "F1 by confidence: its highest point is the confidence to use.",
-    "precision_curve": "Precision by confidence: how much of what is left is right.",
+    "precision_curve": "Precision by confidence: how much of what is left is right, 1 for a class "
+    "of which nothing is left.",
     "recall_curve": "Recall by confidence: how much is still found.",
     "confusion_matrix": "What was found (row) where what is (column), as counts, at confidence "
-    "0.25 and overlap 0.45.",
+    f"{CONFIDENCE} and overlap {OVERLAP}.",
     "confusion_matrix_normalized": "The same as shares of each column: the diagonal is what was "
     "found and named right.",
     "labels": "What the labels hold: boxes per class, where they lie, how large they are.",
@@ -212,8 +215,8 @@ def _effort(files: RunFiles) -> list[str]:
         pace = f", {speed:,.0f} training images per second" if speed else ""
         by = f" with strategy {metrics['strategy']}" if "strategy" in metrics else ""
         counts = (
-            _count(int(epochs), "epoch"),
-            _count(int(_finite(metrics.get("processes")) or 1), "process"),
+            counted(int(epochs), "epoch"),
+            counted(int(_finite(metrics.get("processes")) or 1), "process"),
         )
         said.append(f"The run took {duration(seconds)} for {counts[0]}{by}, {counts[1]}{pace}.")
     scored = [
@@ -227,11 +230,6 @@ def _effort(files: RunFiles) -> list[str]:
         score = f"{MEANINGS['map'][0]} {value:.3f}"
         said.append(f"The best epoch was {epoch} of {len(files.epochs)} ({score}).")
     return said
-
-
-def _count(number: int, noun: str) -> str:
-    plural = "es" if noun.endswith("s") else "s"
-    return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 def _repeat(files: RunFiles) -> Content:
