@@ -32,7 +32,9 @@ class DetectorConfig(Section):
 class PredictConfig(DetectorConfig):
     """A detector, on what to use it, and what to write."""
 
-    source: str = Field(description="picture, video, folder or glob")
+    source: str = Field(
+        description="picture, video, folder or glob; digits or tiny: 8 of its test scenes"
+    )
     batch: int = Field(8, ge=1, description="images per forward pass")
     vid_stride: int = Field(1, ge=1, description="videos: take every n-th frame")
     save: bool = Field(True, description="write pictures and videos with boxes drawn")

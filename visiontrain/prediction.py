@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from visiontrain.core.errors import DataError
 from visiontrain.core.types import Detections
-from visiontrain.data.defects import printable
+from visiontrain.data.defects import counted, printable
 from visiontrain.data.inputs import Input, find_inputs, frame_rate, read_frames
 from visiontrain.engine.detector import Detector, load_detector, read_pixels
 from visiontrain.engine.durable import storing
@@ -55,6 +55,8 @@ class Predicted:
     rows: list[dict[str, Any]]  # as in predictions.json: file_name, width, height, boxes
     unreadable: list[str]  # one reason per file that was left out
     seconds: float  # reading, forward passes and writing; not loading the weights
+    conf: float = 0.0  # least score of what counts as found
+    best: float = 0.0  # highest score of all, found or not
 
     @property
     def objects(self) -> int:
@@ -65,8 +67,11 @@ class Predicted:
         """Say in one line how many images, objects, images per second, and where."""
         speed = len(self.rows) / max(self.seconds, 1e-9)
         left_out = f", {len(self.unreadable)} unreadable left out" if self.unreadable else ""
-        counts = f"{len(self.rows)} images{left_out}, {self.objects} objects"
-        return f"{counts}, {speed:.1f} images/s: {self.folder}"
+        objects = counted(self.objects, "object")
+        if not self.objects:  # not found, or nearly?
+            objects += f" above conf={self.conf:g} (the best score was {self.best:.2g})"
+        images = counted(len(self.rows), "image")
+        return f"{images}{left_out}, {objects}, {speed:.1f} images/s: {self.folder}"
 
 
 def load(config: DetectorConfig) -> Detector:
@@ -89,27 +94,38 @@ def predict(config: PredictConfig, say: Say) -> Predicted:
         StorageError: when the results can't be written.
     """
     inputs = find_inputs(config.source)
-    detector = load(config)
+    detector = load(config.model_copy(update={"conf": 0.0}))  # to tell how near the rest came
     parent = Path(config.project) / detector.kind
     folder = claim(config.out, parent, config.name).path
     began = time.perf_counter()
     unreadable: list[str] = []
+    best = 0.0
     writer = Writer(config, folder, detector.names)
     shots = chain.from_iterable(_shots(item, config, unreadable) for item in inputs)
     try:
         for part in _ahead(_parts(shots, config.batch)):
             found = detector.detect([shot.pixels for shot in part])
             for shot, objects in zip(part, found, strict=True):
-                writer.add(shot, objects)
+                best = max([best, *objects.scores[:1].tolist()])
+                writer.add(shot, above(objects, config.conf))
     finally:
         writer.close()
     for reason in unreadable:
         say(printable(f"left out: {reason}"))
     if not writer.rows:
         raise DataError(f"source: nothing in {config.source!r} could be read; see the lines above")
-    result = Predicted(folder, writer.rows, unreadable, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    result = Predicted(folder, writer.rows, unreadable, seconds, config.conf, best)
     say(printable(result.summary()))
     return result
+
+
+def above(found: Detections, conf: float) -> Detections:
+    """Return the detections, best first, that are scored `conf` or higher."""
+    count = int((found.scores >= conf).sum())
+    return Detections(
+        found.boxes[:count], found.scores[:count], found.classes[:count], found.names[:count]
+    )
 
 
 @dataclass(slots=True)
@@ -188,7 +204,10 @@ class Writer:
 def _shots(item: Input, config: PredictConfig, unreadable: list[str]) -> Iterator[Shot]:
     """Yield the picture, or the video's frames; what can't be read is noted and left out."""
     try:
-        if item.is_video:
+        if item.scene is not None:
+            images, row = item.scene
+            yield Shot(item, None, images.read(row))
+        elif item.is_video:
             for number, pixels in read_frames(item.path, config.vid_stride):
                 yield Shot(item, number, pixels)
         else:

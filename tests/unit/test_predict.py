@@ -22,7 +22,7 @@ from visiontrain.models.config import YoloN
 from visiontrain.models.registry import build_model
 from visiontrain.predict_config import DetectorConfig, PredictConfig
 from visiontrain.prediction import load, predict
-from visiontrain.report.detections import Film
+from visiontrain.report.detections import Film, image_row
 from visiontrain.tasks.config import DetectConfig
 
 SIZES = ((90, 50), (64, 64), (40, 120))  # width, height
@@ -173,6 +173,45 @@ def test_one_run_leaves_everything_and_names_what_it_left_out(weights, pictures,
     assert again.folder.name == "predict-2"
     assert again.rows == result.rows
     assert not (again.folder / "images").exists()
+
+
+def test_nothing_found_says_how_near_the_best_came(weights, pictures, tmp_path):
+    anyhow = anything(weights).predict(sorted(pictures.iterdir()))
+    best = max(float(found.scores[0]) for found in anyhow)
+    said = []
+    config = PredictConfig(weights=str(weights), source=str(pictures), out=str(tmp_path / "a"))
+    result = predict(config, said.append)
+    assert (result.objects, result.best) == (0, pytest.approx(best))
+    told = f"3 images, 0 objects above conf=0.25 (the best score was {best:.2g}), "
+    assert said[0].startswith(told)
+    one = {"conf": 0.0, "max_det": 1, "source": str(pictures / "0.png"), "out": str(tmp_path / "b")}
+    predict(config.model_copy(update=one), said.append)
+    assert said[1].startswith("1 image, 1 object, ")
+
+
+@pytest.mark.parametrize("keys", [{}, {"nms": True, "iou": 0.3}])
+def test_what_is_found_does_not_depend_on_what_is_below(keys, weights, pictures, tmp_path):
+    paths = sorted(pictures.iterdir())
+    scores = anything(weights).predict(paths[0])[0].scores
+    keys = {**keys, "conf": float(scores[5]), "max_det": 20, "weights": str(weights)}
+    expected = load(DetectorConfig(**keys)).predict(paths)
+    config = PredictConfig(**keys, source=str(pictures), out=str(tmp_path / "o"), batch=1)
+    rows = predict(config, lambda _: None).rows
+    assert 1 <= len(rows[0]["boxes"]) <= 6
+    for row, found in zip(rows, expected, strict=True):
+        assert row == image_row(row["file_name"], (row["width"], row["height"]), found, NAMES)
+
+
+def test_scenes_of_digits_are_predicted_on(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = predict(
+        PredictConfig(weights=str(weights), source="digits", out="o", save_txt=True), lambda _: None
+    )
+    assert [(row["width"], row["height"]) for row in result.rows] == [(160, 160)] * 8
+    for row in result.rows:
+        with Image.open(tmp_path / "o/images" / row["file_name"]) as picture:
+            assert picture.format == "PNG"
+    assert len(list((tmp_path / "o/labels/digits/test").iterdir())) == 8
 
 
 def test_two_pictures_of_one_stem_keep_two_label_files(weights, pictures, tmp_path):

@@ -59,6 +59,22 @@ def test_a_file_of_any_suffix_is_taken_also_with_glob_letters_in_its_name(tmp_pa
     assert [i.name for i in find_inputs(str(tmp_path / "scan[1].raw"))] == ["scan[1].raw"]
 
 
+@pytest.mark.parametrize(("source", "side"), [("digits", 160), ("tiny", 128)])
+def test_a_data_set_that_ships_whole_gives_scenes_unless_there_is_such_a_folder(
+    source, side, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    inputs = find_inputs(source)
+    assert [item.name for item in inputs] == [f"digits/test/00000{n}.png" for n in range(8)]
+    read = [images.read(row) for images, row in (item.scene for item in inputs)]
+    assert {picture.shape for picture in read} == {(side, side, 3)}
+    assert len({picture.tobytes() for picture in read}) == 8
+    touch(tmp_path, f"{source}/a.jpg")
+    assert [item.name for item in find_inputs(source)] == ["a.jpg"]
+    with pytest.raises(DataError, match=r"no file or folder 'bccd'; .*or digits or tiny"):
+        find_inputs("bccd")  # it may have no test split, and lies where it was put
+
+
 @pytest.mark.parametrize("source", ["absent.jpg", "*.jpg", "."])
 def test_nothing_to_read_is_one_line(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)

@@ -14,17 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visiontrain.core.errors import DataError
+from visiontrain.core.interfaces import ImageSource
+from visiontrain.data.config import DataConfig
 from visiontrain.data.header import SUFFIXES
+from visiontrain.data.open import composed_sets, open_dataset
 
+SCENES = 8  # of a data set that ships whole
 VIDEOS = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"))
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One file to predict on."""
+    """One file to predict on, or one composed scene."""
 
     path: Path
     name: str  # relative to what was asked for, with forward slashes
+    scene: tuple[ImageSource, int] | None = None  # what composes it, and its row there
 
     @property
     def is_video(self) -> bool:
@@ -36,7 +41,9 @@ def find_inputs(source: str) -> list[Input]:
     """List the files that `source` stands for, sorted by name: equal on every machine.
 
     Args:
-        source: a file (of any suffix), a folder (walked, hidden ones left out), or a glob.
+        source: a file (of any suffix), a folder (walked, hidden ones left out), a glob, or, where
+            there is no such file or folder, `digits` or another data set that ships whole: the
+            first scenes of its test split.
 
     Raises:
         DataError: when there is no such file, or nothing in the folder that can be read.
@@ -51,8 +58,11 @@ def find_inputs(source: str) -> list[Input]:
         files = [Path(name) for name in glob.iglob(source, recursive=True)]  # noqa: PTH207
         files = [file for file in files if file.is_file() and _is_known(file)]
         root = Path(os.path.commonpath([file.parent for file in files])) if files else path
+    elif source in (composed := composed_sets()):
+        return _scenes(source)
     else:
-        raise DataError(f"source: no file or folder {source!r}; give a path, a folder or a glob")
+        advice = f"give a path, a folder or a glob, or {' or '.join(composed)}"
+        raise DataError(f"source: no file or folder {source!r}; {advice}")
     if not files:
         raise DataError(f"source: no picture or video in {source!r}; looked for {_suffixes()}")
     inputs = [Input(file, file.relative_to(root).as_posix()) for file in files]
@@ -98,6 +108,12 @@ def opencv_name(path: Path) -> Any:
         return encoded.decode("utf-8")
     except UnicodeDecodeError:
         return encoded
+
+
+def _scenes(source: str) -> list[Input]:
+    images = open_dataset(DataConfig(source=source, val_images=SCENES)).read("test").images
+    names = [f"{images.name(row)}.png" for row in range(len(images))]
+    return [Input(Path(name), name, (images, row)) for row, name in enumerate(names)]
 
 
 def _walk(folder: Path) -> Iterator[Path]:
