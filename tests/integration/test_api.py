@@ -36,7 +36,7 @@ def test_docs_run_as_they_stand(tmp_path, monkeypatch, capsys):
         exec(compile(block, str(DOCS), "exec"), names)
     shown = capsys.readouterr().out
     assert "epoch: no such key; did you mean epochs?" in shown
-    assert "1 images, " in shown
+    assert "1 image, " in shown
     assert names["run"].weights == Path("runs/first/weights/best.safetensors")
     assert names["again"].config.task.topk == 8
 

@@ -212,16 +212,16 @@ def test_plain_lines_one_per_epoch():
     ]
 
 
-def test_plain_lines_speak_every_minute_with_an_eta():
+def test_plain_lines_speak_every_half_minute_with_an_eta():
     clock, text = [0.0], io.StringIO()
     progress = PlainProgress(Console(file=text), lambda: clock[0])
     progress.start_epoch(1, 1, 100)
     for done in range(1, 11):
-        clock[0] += 20
+        clock[0] += 10
         progress.step(done, {"box": 2.0}, {"data_wait": 0.5})
     lines = text.getvalue().splitlines()
     assert len(lines) == 3
-    assert lines[-1] == "epoch 1/1 step 9/100  box 2.000  wait 50%  ETA 30:20"  # 20 s a step
+    assert lines[-1] == "epoch 1/1 step 9/100  box 2.000  wait 50%  ETA 15:10"  # 10 s a step
 
 
 def test_bars_on_a_terminal_show_the_numbers_and_leave_the_lines():

@@ -13,7 +13,8 @@ class DataConfig(Section):
     """Which images, and how they are read."""
 
     source: str = Field(
-        "digits", description="data set: a name from datasets/, a YAML, a COCO JSON or a VOC root"
+        "digits",
+        description="data set: a name from datasets/, a YAML, a COCO JSON, or a VOC or COCO folder",
     )
     train_images: int | None = Field(
         None, ge=1, description="training scenes that digits and tiny compose; a cap elsewhere"
