@@ -18,6 +18,7 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Progress, VisionModel
 from visiontrain.core.types import Batch, Outcome, Place
 from visiontrain.data.dataset import EvalSet, TrainSet
+from visiontrain.data.defects import counted
 from visiontrain.data.loader import (
     Plan,
     Step,
@@ -32,7 +33,7 @@ from visiontrain.engine.checkpoint import CheckpointStore
 from visiontrain.engine.detector import filled
 from visiontrain.engine.evaluate import Evaluation, evaluate
 from visiontrain.engine.learner import Learner, start_average
-from visiontrain.engine.optim import Schedule, build_optimizer
+from visiontrain.engine.optim import Schedule, build_optimizer, kind_of, peak
 from visiontrain.engine.parity import Parity, Report
 from visiontrain.engine.saving import Saver
 from visiontrain.engine.trainer import FitSettings, Parts, StepSource, Trainer
@@ -177,13 +178,13 @@ def heading(
     run: Run, training: Table, validation: Table, model: VisionModel, place: Place
 ) -> list[str]:
     """Say in two lines what is about to be trained on what, and where it goes."""
-    data = f"{run.data.source}: {len(training)} images to train on, {len(validation)} to score"
-    boxes = f"{len(training.boxes)} and {len(validation.boxes)} boxes"
+    data = f"{run.data.source}: {counted(len(training), 'image')} to train on"
+    scored = f"{len(validation)} to score, {len(training.boxes)} and {len(validation.boxes)} boxes"
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     mode = run.strategy.kind + (f" on {place.world} processes" if place.world > 1 else "")
-    how = f"{run.optim.kind} {run.optim.lr:g}, {run.precision}, {place.device.type}, {mode}"
+    how = f"{kind_of(run.optim)} {peak(run.optim):g}, {run.precision}, {place.device.type}, {mode}"
     return [
-        f"{data}, {boxes} of {len(training.names)} classes",
+        f"{data}, {scored} of {counted(len(training.names), 'class')}",
         f"{run.model.kind}, {size:.1f} M parameters, {run.imgsz} px, batch {run.batch}, {how}; "
         f"results go to {run.out}",
     ]
