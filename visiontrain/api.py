@@ -81,6 +81,11 @@ class TrainKeys(TypedDict, total=False):
     flipud: float
     scale: float
     translate: float
+    degrees: float
+    shear: float
+    perspective: float
+    mixup: float
+    copy_paste: float
 
 
 class LoadKeys(TypedDict, total=False):

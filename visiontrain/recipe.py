@@ -93,7 +93,7 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
 
 IDLE: Sequence[tuple[str, Callable[[Run], bool], str]] = (  # key, whether it is used, advice
     ("task.iou", lambda run: run.task.nms, "add nms=true"),
-    ("optim.beta2", lambda run: run.optim.kind != "sgd", "take optim=adamw"),
+    ("optim.beta2", lambda run: run.optim.kind in ("auto", "adamw"), "take optim=adamw"),
     ("optim.ema_window", lambda run: run.ema, "take ema=true"),
     ("patience", lambda run: run.val, "take val=true"),
     ("log.wandb_project", lambda run: "wandb" in run.log.to, "add wandb to log.to"),
@@ -115,6 +115,10 @@ def check_values(run: Run) -> None:
             raise ConfigError(f"{key}: {value}; it changes nothing here, {advice} or leave it out")
     if isinstance(run.data.workers, int) and run.data.workers < 0:
         raise ConfigError(f"data.workers: {run.data.workers}; take auto, 0 or more")
+    if run.optim.kind == "muon" and run.strategy.kind == "fsdp":
+        raise ConfigError(
+            "optim: muon under strategy=fsdp, where no process holds a whole matrix; take adamw"
+        )
     if run.accumulate > run.batch:
         raise ConfigError(
             f"accumulate: {run.accumulate}; a batch of {run.batch} images has no more than "

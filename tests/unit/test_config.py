@@ -80,7 +80,7 @@ def test_words_become_keys(words, want):
         (["--resume", "--epochs", "5"], "--resume: no value; write resume=VALUE"),
         (["epochs"], "epochs: no value; write epochs=VALUE"),
         (["save=5"], "save: 5; write save.every_epochs=VALUE"),
-        (["mixup=0.1"], "mixup: no such key; there is no such augmentation yet"),
+        (["cutmix=0.1"], "cutmix: no such key; there is no such augmentation yet"),
         (["model=best.pt"], "model: best.pt; weights=best.pt starts from a file of ours"),
         (["/tmp"], "/tmp: a folder, and no key=value; for a data set write data=/tmp"),
         (["workers=many"], "data.workers: 'many'; input should be a valid integer or 'auto'"),

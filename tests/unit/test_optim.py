@@ -5,6 +5,7 @@ import torch
 
 from visiontrain.engine.config import OptimConfig
 from visiontrain.engine.learner import fill_state
+from visiontrain.engine.muon import ORTHOGONAL, Muon, orthogonal
 from visiontrain.engine.optim import Schedule, build_optimizer
 from visiontrain.engine.sgd import SGD
 
@@ -35,7 +36,33 @@ def test_sgd_equals_torchs_nesterov(weight_decay):
     torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("shape", [(4, 3), (3, 50), (64, 16), (16, 1, 3, 3)])
+def test_steps_of_matrices_are_orthogonal(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)).flatten(1)
+    values = torch.linalg.svdvals(orthogonal(matrix.double()))
+    assert 0.6 < values.min() <= values.max() < 1.3
+    one, other, _ = torch.linalg.svd(matrix.double(), full_matrices=False)
+    _, _, third = torch.linalg.svd(matrix.double(), full_matrices=False)
+    assert (orthogonal(matrix.double()) * (one @ third)).sum() > 0.6 * len(other)  # no turn
+
+
+def test_muon_is_sgd_for_vectors_and_adds_an_orthogonal_step_for_matrices():
+    generator = torch.Generator().manual_seed(2)
+    start = [torch.randn(5, generator=generator), torch.randn(4, 2, 3, 3, generator=generator)]
+    trained = {}
+    for kind in (Muon, SGD):
+        params = [torch.nn.Parameter(t.clone()) for t in start]
+        optimizer = kind([{"params": params, "lr": 0.1}], momentum=0.9)
+        fill_state(optimizer)
+        steps(optimizer, params, 1)
+        trained[kind] = params
+    torch.testing.assert_close(trained[Muon][0], trained[SGD][0])
+    extra = (trained[SGD][1] - trained[Muon][1]).detach().flatten(1)  # of the first step
+    values = torch.linalg.svdvals(extra / 0.1 / ORTHOGONAL)
+    assert 0.6 < values.min() <= values.max() < 1.3
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "muon"])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_failed_step_leaves_everything_bit_identical(kind, first):
     model = torch.nn.Linear(4, 3)

@@ -27,8 +27,7 @@ def switch(on: str, off: str) -> Callable[[Any], Any]:
 # Keys of YOLO tools that have no counterpart of the same kind here, and what to do instead.
 NO = "there is no such augmentation yet"
 FOREIGN: Mapping[str, str] = {
-    **dict.fromkeys(("mixup", "cutmix", "copy_paste", "degrees", "shear", "perspective"), NO),
-    **dict.fromkeys(("erasing", "auto_augment", "bgr", "multi_scale"), NO),
+    **dict.fromkeys(("cutmix", "erasing", "auto_augment", "bgr", "multi_scale"), NO),
     "pretrained": "training starts from random weights, or from weights=FILE",
     "exist_ok": "a name that is taken gets a number; out=DIR names a folder",
     "save_period": "write save.every_epochs",
@@ -77,4 +76,9 @@ ALIASES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "flipud": ("augment.flipud", same),
     "scale": ("augment.scale", same),
     "translate": ("augment.translate", same),
+    "degrees": ("augment.degrees", same),
+    "shear": ("augment.shear", same),
+    "perspective": ("augment.perspective", same),
+    "mixup": ("augment.mixup", same),
+    "copy_paste": ("augment.copy_paste", same),
 }

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from visiontrain.core.errors import ConfigError
+from visiontrain.core.explain import short
 from visiontrain.core.seed import generator, python_random
 from visiontrain.data.config import AugmentConfig
 
@@ -35,7 +40,8 @@ class Augment:
                     brightness=(1 - config.hsv_v, 1 + config.hsv_v),
                     contrast=(1.0, 1.0),
                     p=1.0,
-                )
+                ),
+                *(custom_transform(entry) for entry in config.custom),
             ]
         )
 
@@ -49,6 +55,34 @@ class Augment:
         shares = self.config.fliplr, self.config.flipud
         leftright, updown = generator("flip", *key).random(2) < shares
         return flip(image, rows, leftright=bool(leftright), updown=bool(updown))
+
+
+def custom_transform(entry: Mapping[str, Any]) -> Any:
+    """Make one of albumentations' transforms that change pixels and leave boxes where they are.
+
+    Raises:
+        ConfigError: there is none of that name, or it does not take these parameters.
+    """
+    import albumentations as A  # noqa: PLC0415 - seconds
+
+    name, keys = str(entry.get("name")), {k: v for k, v in entry.items() if k != "name"}
+    known = {
+        kind.__name__: kind
+        for kind in vars(A).values()
+        if isinstance(kind, type) and issubclass(kind, A.ImageOnlyTransform)
+    }
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        meant = f"did you mean {close[0]}?" if close else f"such as {', '.join(sorted(known)[:5])}"
+        raise ConfigError(f"augment.custom: no image transform {name!r} in albumentations; {meant}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a parameter it does not know is only warned of
+            return known[name](**keys)
+    except (TypeError, ValueError, UserWarning) as error:
+        raise ConfigError(
+            f"augment.custom: {name}: {short(str(error))}; see albumentations' documentation"
+        ) from error
 
 
 def flip(image: Pixels, rows: Rows, *, leftright: bool, updown: bool) -> tuple[Pixels, Rows]:

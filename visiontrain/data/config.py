@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -55,6 +55,20 @@ class AugmentConfig(Section):
     scale: float = Field(0.5, ge=0, lt=1, description="zoom between 1 - scale and 1 + scale")
     translate: float = Field(
         0.1, ge=0, le=1, description="shift of single images, share of the side; not of mosaics"
+    )
+    degrees: float = Field(0.0, ge=0, le=180, description="turn between -degrees and degrees")
+    shear: float = Field(0.0, ge=0, le=60, description="shear between -shear and shear degrees")
+    perspective: float = Field(
+        0.0, ge=0, le=1, description="tilt: at 0.5 an edge may come half as near again"
+    )
+    mixup: float = Field(0.0, ge=0, le=1, description="share of samples blended with another")
+    copy_paste: float = Field(
+        0.0, ge=0, le=1, description="share of samples into which another's objects are pasted"
+    )
+    custom: list[dict[str, Any]] = Field(
+        [],
+        description="albumentations' image transforms by name, with their parameters: "
+        "[{name: Blur, p: 0.1, blur_limit: 5}]",
     )
 
 

@@ -17,6 +17,7 @@ from visiontrain.data.letterbox import boxed, letterbox
 from visiontrain.data.mosaic import Placement, blank, place, tiles
 from visiontrain.data.sampler import Key
 from visiontrain.data.table import Table
+from visiontrain.data.warp import blend, draw_matrix, paste, warp, warps
 
 Pixels = NDArray[np.uint8]
 Rows = NDArray[np.float32]  # (M, 6) targets
@@ -64,14 +65,32 @@ class TrainSet:
             square, frame = letterbox(image, self.imgsz)
             return Sample(square, boxed(self.table.targets(row), frame), frame, row)
         config = self.change.config
-        # Never more than half of a short run goes without mosaic.
-        with_mosaic = self.epochs - min(config.close_mosaic, self.epochs // 2)
-        random = generator(self.seed, "place", epoch, wanted)
-        mosaic = epoch < with_mosaic and random.random() < config.mosaic
-        square, rows = (self._four if mosaic else self._one)(row, image, random, config)
-        square, rows = self.change(square, rows, (self.seed, epoch, wanted))
+        made = self._placed((row, image), key, config)
+        for name, share, join in (
+            ("mixup", config.mixup, blend),
+            ("paste", config.copy_paste, paste),
+        ):
+            random = generator(self.seed, name, epoch, wanted)
+            if share and random.random() < share:
+                other = self.reader.readable(int(random.integers(len(self.table))))
+                made = join(made, self._placed(other, key, config, name), random)
+        square, rows = self.change(*made, (self.seed, epoch, wanted))
         side = self.imgsz
         return Sample(square, rows, np.array([1, 0, 0, side, side], np.float32), row)
+
+    def _placed(
+        self, found: tuple[int, Pixels], key: Key, config: AugmentConfig, *more: str
+    ) -> tuple[Pixels, Rows]:
+        """Put an image, alone or with three others, on a canvas, which is then turned or tilted."""
+        epoch, wanted = key
+        # Never more than half of a short run goes without mosaic.
+        with_mosaic = self.epochs - min(config.close_mosaic, self.epochs // 2)
+        random = generator(self.seed, "place", epoch, wanted, *more)
+        mosaic = epoch < with_mosaic and random.random() < config.mosaic
+        square, rows = (self._four if mosaic else self._one)(*found, random, config)
+        if warps(config):
+            square, rows = warp(square, rows, draw_matrix(config, self.imgsz, random))
+        return square, rows
 
     def _one(
         self, row: int, image: Pixels, random: np.random.Generator, config: AugmentConfig

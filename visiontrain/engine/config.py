@@ -12,8 +12,12 @@ from visiontrain.core.config import Section
 class OptimConfig(Section):
     """How parameters move. Lengths are in epochs or shares; all become functions of samples."""
 
-    kind: Literal["auto", "adamw", "sgd"] = Field("auto", description="auto takes adamw")
-    lr: float | None = Field(None, gt=0, description="peak rate; default: 0.002 adamw, 0.01 sgd")
+    kind: Literal["auto", "adamw", "sgd", "muon"] = Field(
+        "auto", description="auto takes adamw; muon is sgd with orthogonal steps of matrices"
+    )
+    lr: float | None = Field(
+        None, gt=0, description="peak rate; default: 0.002 adamw, 0.01 sgd, muon"
+    )
     lr_final: float = Field(0.01, ge=0, le=1, description="last rate as a share of the peak")
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "cosine", description="how the rate falls after the warm-up"

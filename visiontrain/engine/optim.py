@@ -9,9 +9,10 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from visiontrain.engine.config import OptimConfig
+from visiontrain.engine.muon import Muon
 from visiontrain.engine.sgd import SGD
 
-PEAK = {"adamw": 0.002, "sgd": 0.01}
+PEAK = {"adamw": 0.002, "sgd": 0.01, "muon": 0.01}
 
 
 def kind_of(config: OptimConfig) -> str:
@@ -34,6 +35,8 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     groups = [group for group in groups if group["params"]] or groups[:1]  # a frozen stage
     if kind_of(config) == "sgd":
         return SGD(groups, momentum=config.momentum)
+    if kind_of(config) == "muon":
+        return Muon(groups, momentum=config.momentum)
     # The fused kernel skips an update on the device when `found_inf` says so.
     return AdamW(groups, lr=0.0, betas=(config.momentum, config.beta2), fused=True)
 

@@ -35,7 +35,7 @@ class SGD(Optimizer):
     def _move(self, params: list[Tensor], group: dict[str, Any]) -> None:
         momentum, dtype = group["momentum"], params[0].dtype
         good = 1 - self.found_inf.to(dtype) if self.found_inf is not None else 1.0
-        grads = [_finite(p.grad, self.found_inf) for p in params if p.grad is not None]
+        grads = [finite(p.grad, self.found_inf) for p in params if p.grad is not None]
         if group["weight_decay"]:
             grads = torch._foreach_add(grads, torch._foreach_mul(params, group["weight_decay"]))
         buffers = [self.state[p]["momentum_buffer"] for p in params]
@@ -46,6 +46,6 @@ class SGD(Optimizer):
         torch._foreach_add_(params, steps)
 
 
-def _finite(grad: Tensor, failed: Tensor | None) -> Tensor:
+def finite(grad: Tensor, failed: Tensor | None) -> Tensor:
     """Zero a failed step's gradient: 0 * NaN would stay NaN."""
     return grad if failed is None else torch.where(failed > 0, torch.zeros_like(grad), grad)

@@ -1,0 +1,80 @@
+"""Values that change nothing or cannot be, data sets' advice, and what travels with a run."""
+
+import pytest
+import torch
+from small import config, prepared
+
+from visiontrain import app
+from visiontrain.core.config import from_keys, load
+from visiontrain.core.errors import ConfigError
+from visiontrain.engine.weights import load_weights
+from visiontrain.loggers.console import Silent
+from visiontrain.recipe import Run
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"iou": 0.5}, "task.iou: 0.5; it changes nothing here, add nms=true"),
+        ({"optim": {"kind": "sgd", "beta2": 0.9}}, "optim.beta2: 0.9; .* take optim=adamw"),
+        (
+            {"optim": "muon", "strategy": "fsdp"},
+            "optim: muon under strategy=fsdp, where no process holds a whole matrix; take adamw",
+        ),
+        ({"ema": False, "optim.ema_window": 0.1}, "optim.ema_window: 0.1; .* ema=true"),
+        ({"val": False, "patience": 3}, "patience: 3; .* take val=true"),
+        ({"log": {"to": [], "wandb_project": "x"}}, "log.wandb_project: x; .* wandb"),
+        ({"accumulate": 9}, "accumulate: 9; a batch of 4 images has no more than 4 parts"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(tmp_path, keys, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        app.prepare(config(tmp_path / "run", **keys))
+    assert not (tmp_path / "run").exists()
+
+
+def recommending(folder, text):
+    """Write a data set of digits that recommends keys."""
+    (folder / "mine.yaml").write_text(
+        f"format: digits\ntrain: 4\nval: 2\ncanvas: 64\ndigits: [1, 2]\nheights: [14, 20]\n"
+        f"defaults: {text}\n"
+    )
+    return str(folder / "mine.yaml")
+
+
+def test_a_data_sets_defaults_follow_the_rules_of_presets(tmp_path):
+    source = recommending(tmp_path, "{strategy: ddp, optim: sgd, lr0: 0.5, epochs: 7}")
+    words = [f"data={source}", "strategy.processes=3", f"out={tmp_path / 'run'}", "device=cpu"]
+    run = app.prepare(load(Run, words, tmp_path, below=app.below))
+    assert (run.strategy.kind, run.strategy.processes) == ("ddp", 3)
+    assert (run.optim.kind, run.optim.lr, run.epochs) == ("sgd", 0.5, 7)
+    with pytest.raises(ConfigError, match=r"mine\.yaml: defaults: epoch: no such key"):
+        app.prepare(config(tmp_path / "b", data={"source": recommending(tmp_path, "{epoch: 7}")}))
+    with pytest.raises(ConfigError, match=r"mine\.yaml: defaults: out: 'x'; it would change"):
+        app.prepare(config(tmp_path / "b", data={"source": recommending(tmp_path, "{out: x}")}))
+
+
+def test_caps_on_the_training_data_do_not_travel_to_other_data(tmp_path):
+    prepared(tmp_path / "run", epochs=1, **{"data.val_images": 2})[1].fit()
+    keys = {"data": {"source": recommending(tmp_path, "{}")}, "weights": tmp_path / "run"}
+    run = app.prepare_validation(from_keys(Run, keys | {"out": tmp_path / "scored"}))
+    assert run.data.val_images is None
+    same = app.prepare_validation(
+        from_keys(Run, {"weights": tmp_path / "run", "out": tmp_path / "again"})
+    )
+    assert same.data.val_images == 2
+
+
+def test_weights_are_taken_whatever_lies_where_the_program_is_started(tmp_path, monkeypatch):
+    prepared(tmp_path, epochs=1)[1].fit()
+    monkeypatch.chdir(tmp_path)  # ./checkpoints is there
+    run = config(None, weights=tmp_path, seed=3)
+    model = app.build_fresh(run, list("0123456789"), Silent())
+    saved = load_weights(tmp_path).tensors
+    assert all(torch.equal(t, saved[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("keys", [{"seed": 2**70}, {"data.workers": -1}])
+def test_numbers_out_of_range_are_one_line(tmp_path, keys):
+    with pytest.raises(ConfigError, match=next(iter(keys))):
+        app.prepare(config(tmp_path / "run", **keys))
