@@ -24,6 +24,7 @@ from visiontrain.strategies.config import DDP, FSDP, Pipeline, Single
 from visiontrain.strategies.registry import build_strategy
 from visiontrain.tasks.config import DetectConfig
 from visiontrain.tasks.detect import DetectTask
+from visiontrain.tasks.registry import build_task
 
 CPU = torch.device("cpu")
 MODES = {"single": Single, "ddp": DDP, "fsdp": FSDP, "pipeline": Pipeline}
@@ -36,7 +37,8 @@ STEPS = 8
 def make_learner(place, run):
     """Make a learner of yolo_n from a run's few settings that differ between tests."""
     torch.manual_seed(run.get("seed", 0))
-    model = build_model(YoloN(norm=run.get("norm", "group")), 10)
+    config = YoloN(norm=run.get("norm", "group"), **run.get("model", {}))
+    model = build_model(config, 10)
     model.freeze(run.get("freeze", 0))
     mode = MODES[run["strategy"]["kind"]](**run["strategy"])
     strategy = build_strategy(mode, place, run["precision"])
@@ -44,7 +46,7 @@ def make_learner(place, run):
     optim = OptimConfig(**run["optim"])
     return Learner(
         strategy=strategy,
-        task=DetectTask(DetectConfig(), 10),
+        task=build_task(DetectConfig(), 10, config),
         model=model,
         optimizer=build_optimizer(optim, model),
         schedule=Schedule(optim, EPOCHS, IMAGES, BATCH),

@@ -41,7 +41,7 @@ from visiontrain.engine.weights import Weights, WeightsMeta, load_weights, start
 from visiontrain.loggers.console import Silent
 from visiontrain.loggers.registry import build_loggers, build_progress
 from visiontrain.metrics.registry import EVALUATORS
-from visiontrain.models.registry import build_model, pretrained
+from visiontrain.models.registry import build_model, check_input, pretrained
 from visiontrain.prepare import (
     below,
     config_text,
@@ -156,7 +156,7 @@ def build(run: Run, place: Place) -> Trainer:
         progress.message(line)
     schedule = Schedule(run.optim, run.epochs, len(training), run.batch)
     goes_on = bool(CheckpointStore(folder_of(run).checkpoints, 1))
-    model = build_fresh(run, spec.names, Silent() if goes_on else progress)
+    model = build_fresh(run, spec.names, None if goes_on else progress)
     for line in heading(run, training, validation.table, model, place):
         progress.message(line)
     learner = build_learner(run, model, spec.names, schedule, strategy)
@@ -202,10 +202,19 @@ def build_traced(run_json: str, place: Place) -> tuple[Learner, Iterator[Step]]:
     return learner, step_source(run, table, strategy)(0, frozenset())
 
 
-def build_fresh(run: Run, names: Sequence[str], progress: Progress) -> VisionModel:
-    """Make the model from the seed, or from `run.weights`; a checkpoint may come and win."""
+def build_fresh(run: Run, names: Sequence[str], progress: Progress | None) -> VisionModel:
+    """Make the model from the seed, and what it starts from; not where a checkpoint will come.
+
+    Args:
+        run: the config.
+        names: the classes.
+        progress: is told what the model starts from; None when a checkpoint will be loaded.
+    """
+    check_input(run.model, run.imgsz)
     torch.manual_seed(run.seed)
     model = build_model(run.model, len(names))
+    if progress is None:
+        return model
     if run.weights is None:
         backbone = pretrained(run.model)
         if backbone:

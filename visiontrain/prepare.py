@@ -86,7 +86,8 @@ def prepare_validation(run: Run) -> Run:
     if old is not None:
         base |= {key: value for key, value in read_config(old).items() if key in SCORED_AS_TRAINED}
     given = run.model_dump(exclude_unset=True)
-    if given.get("data", {}).get("source") not in (None, base.get("data", {}).get("source")):
+    source = given.get("data", {}).get("source")
+    if source is not None and _absolute(source) != base.get("data", {}).get("source"):
         base.pop("data", None)  # what it says, such as a cap, is meant for other data
     run = _settle(merge(Run, base, given) | {"model": dict(meta.model), "resume": False})
     run = _placed(run, claim(run.out, Path(run.project) / meta.task, run.name))

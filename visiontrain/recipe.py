@@ -92,7 +92,8 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
 
 
 IDLE: Sequence[tuple[str, Callable[[Run], bool], str]] = (  # key, whether it is used, advice
-    ("task.iou", lambda run: run.task.nms, "add nms=true"),
+    ("task.iou", lambda run: run.task.nms or run.model.head == "nms", "add nms=true"),
+    ("model.pretrained", lambda run: run.model.backbone is not None, "add model.backbone"),
     ("optim.beta2", lambda run: run.optim.kind in ("auto", "adamw"), "take optim=adamw"),
     ("optim.ema_window", lambda run: run.ema, "take ema=true"),
     ("patience", lambda run: run.val, "take val=true"),

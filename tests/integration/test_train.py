@@ -214,6 +214,15 @@ def test_ten_bad_steps_roll_back_and_are_left_out(tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_divergence_is_seen_whatever_the_checkpoints(tmp_path):
+    """A good epoch that comes again after a roll-back earns no new roll-backs."""
+    keys = {"batch": 1, "epochs": 9, "save.every_epochs": 2}
+    _, fitter = prepared(tmp_path, **keys)
+    scores(poison(fitter, lambda step: step >= 38), [0.1, 0.2, 0.3, *[0.0] * 99])
+    with pytest.raises(DivergedError, match="after 3 roll-backs"):
+        fitter.fit()
+
+
 def test_bad_steps_without_end_are_divergence(tmp_path):
     _, fitter = prepared(tmp_path, batch=1, epochs=6)
     scores(poison(fitter, lambda step: step >= 2), [0.1] * 99)

@@ -21,6 +21,7 @@ from visiontrain.recipe import Run
             {"optim": "muon", "strategy": "fsdp"},
             "optim: muon under strategy=fsdp, where no process holds a whole matrix; take adamw",
         ),
+        ({"model": {"kind": "yolo_n", "pretrained": "hub"}}, "model.pretrained: hub; .*backbone"),
         ({"ema": False, "optim.ema_window": 0.1}, "optim.ema_window: 0.1; .* ema=true"),
         ({"val": False, "patience": 3}, "patience: 3; .* take val=true"),
         ({"log": {"to": [], "wandb_project": "x"}}, "log.wandb_project: x; .* wandb"),
@@ -72,6 +73,24 @@ def test_weights_are_taken_whatever_lies_where_the_program_is_started(tmp_path, 
     model = app.build_fresh(run, list("0123456789"), Silent())
     saved = load_weights(tmp_path).tensors
     assert all(torch.equal(t, saved[name]) for name, t in model.state_dict().items())
+
+
+def test_the_same_data_under_a_relative_name_keep_what_was_said_of_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recommending(tmp_path, "{}")
+    data = {"source": "mine.yaml", "val_images": 1, "single_cls": True, "workers": 0}
+    prepared(tmp_path / "run", data=data, epochs=1)[1].fit()
+    keys = {"data": "mine.yaml", "weights": tmp_path / "run", "out": tmp_path / "scored"}
+    run = app.prepare_validation(from_keys(Run, keys))
+    assert (run.data.val_images, run.data.single_cls) == (1, True)
+
+
+def test_a_run_that_goes_on_needs_nothing_that_it_started_from(tmp_path, monkeypatch):
+    prepared(tmp_path / "first", epochs=1)[1].fit()
+    _, fitter = prepared(tmp_path / "run", epochs=1, weights=tmp_path / "first")
+    fitter.fit()
+    (tmp_path / "first" / "weights" / "best.safetensors").unlink()
+    assert prepared(tmp_path / "run", epochs=2, resume=True)[1].fit().exit_code == 0
 
 
 @pytest.mark.parametrize("keys", [{"seed": 2**70}, {"data.workers": -1}])

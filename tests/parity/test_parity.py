@@ -77,6 +77,24 @@ def test_fp64_is_one_device(mode, optim, ranks):
     assert gaps["optimizer"] < 1e-9
 
 
+KINDS = {
+    "nms": {"model": {"head": "nms", "finest": 4}},
+    "resnet": {"model": {"backbone": "resnet18"}, "norm": "frozen"},
+    "convnext": {"model": {"backbone": "convnext_atto"}},  # its maps are views with other strides
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("pipeline", "nms"), ("fsdp", "resnet"), ("pipeline", "convnext")]
+)
+def test_every_kind_of_detector_is_one_device(mode, kind, ranks):
+    keys = {"steps": 2, **KINDS[kind]}
+    want, wanted = train("single", "sgd", "fp64", **keys)
+    got, assigned = train(mode, "sgd", "fp64", pool=ranks(2), **keys)
+    assert assigned == wanted
+    assert not too_far(compare(want, got).as_dict(), "fp64")
+
+
 @pytest.mark.parametrize("optim", ["adamw", "sgd"])
 @pytest.mark.parametrize("mode", MODES)
 def test_fp32_differs_by_rounding(mode, optim, ranks):

@@ -11,7 +11,7 @@ from visiontrain.core.interfaces import IMAGE
 from visiontrain.models import pretrained as packages
 from visiontrain.models.backbones import create, timm_body
 from visiontrain.models.config import YoloN
-from visiontrain.models.registry import build_model, pretrained
+from visiontrain.models.registry import build_model, check_input, pretrained
 
 MAPS = (
     *("resnet18", "resnet50d", "seresnet50", "wide_resnet50_2", "efficientnet_b0"),
@@ -72,12 +72,26 @@ def test_a_transformers_last_map_is_timms_own_at_another_size(name):
             {"backbone": "resnet18", "norm": "group"},
             r"^model.norm: group, but .* take model.norm=frozen$",
         ),
+        ({"backbone": "resnet18.typo"}, r"^model.backbone: resnet18.typo: Invalid pretrained tag"),
+        (
+            {"backbone": "vit_base_patch32_224"},
+            r"^model.backbone: a transformer of patches",
+        ),
+        ({"backbone": "vit_tiny_r_s16_p8_224"}, r"^model.backbone: a transformer of patches"),
         ({"backbone": "mixer_s16_224"}, r"^model.backbone: mixer_s16_224 gives no maps of strides"),
     ],
 )
 def test_what_cannot_be_a_body_is_one_line(keys, message):
     with pytest.raises(ConfigError, match=message):
         build_model(YoloN(**keys), 3)
+
+
+@pytest.mark.parametrize("name", ["swinv2_tiny_window8_256", "mambaout_femto"])
+def test_a_backbone_that_takes_no_such_images_is_one_line(name):
+    with pytest.raises(ConfigError, match=rf"^model.backbone: {name} .*; take another$") as caught:
+        check_input(YoloN(backbone=name), 320)
+    assert "\n" not in str(caught.value)
+    check_input(YoloN(backbone="resnet18", finest=4), 320)
 
 
 def test_a_package_brings_weights_that_timm_computes_with():
@@ -89,7 +103,9 @@ def test_a_package_brings_weights_that_timm_computes_with():
     # Trained filters: no two alike, and larger ones than any initialisation makes.
     assert stem.abs().max() > 1
     variances = [t for name, t in tensors.items() if name.endswith("running_var")]
-    assert all((t != 1).any() for t in variances)
+    assert all((t >= 0).all() and (t != 1).any() for t in variances)
+    means = [t for name, t in tensors.items() if name.endswith("running_mean")]
+    assert all((t < 0).any() for t in means)
 
 
 def test_weights_that_nobody_brings_are_one_line(monkeypatch, tmp_path):

@@ -328,7 +328,10 @@ def _assign(
         advice = "the weights say which" if key.startswith("model.") else "leave it out"
         raise ConfigError(f"{key}: {short(repr(value))}; it would change nothing here, {advice}")
     if key == "model.kind" and str(value).endswith(WEIGHTS):
-        raise ConfigError(f"model: {short(str(value))}; weights={value} starts from a file of ours")
+        raise ConfigError(
+            f"model: {short(str(value))}; weights=FILE starts from one of ours, files of other "
+            "tools cannot be read"
+        )
     if key == "strategy.kind" and isinstance(value, str):
         value = STRATEGY_ALIASES.get(value, value)
     _set(tree, key, value)

@@ -28,7 +28,7 @@ def switch(on: str, off: str) -> Callable[[Any], Any]:
 NO = "there is no such augmentation yet"
 FOREIGN: Mapping[str, str] = {
     **dict.fromkeys(("cutmix", "erasing", "auto_augment", "bgr", "multi_scale"), NO),
-    "pretrained": "training starts from random weights, or from weights=FILE",
+    "pretrained": "write model.backbone and model.pretrained, or weights=FILE",
     "exist_ok": "a name that is taken gets a number; out=DIR names a folder",
     "save_period": "write save.every_epochs",
     "lr": "write optim.lr",

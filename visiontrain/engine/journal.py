@@ -33,9 +33,9 @@ class Journal:
         score = -1.0 if math.isnan(score) else score
         improved = self.best is None or score > self.best
         if improved:
-            self.best, self.best_epoch, self.stale = score, epoch, 0
-        else:
-            self.stale += 1
+            self.best, self.best_epoch = score, epoch
+        # Not counted: after a roll-back an epoch comes again.
+        self.stale = epoch - self.best_epoch
         return improved
 
     def state(self) -> dict[str, Any]:

@@ -216,8 +216,8 @@ class Trainer:
         journal, steps = self.journal, self.settings.steps_per_epoch
         epoch = -(-self.learner.step // steps)  # a part of an epoch counts
         done = self.learner.step // steps
-        if not any(step // steps == epoch - 1 for step in journal.skipped):
-            journal.roll_backs = 0  # over a whole good epoch
+        if epoch - 1 > max(journal.skipped, default=-1) // steps:
+            journal.roll_backs = 0  # over a whole good epoch, and not one that came again
         last = late or done >= self.settings.epochs
         metrics: Mapping[str, Any] = {}
         improved = False

@@ -149,6 +149,11 @@ def swin(net: Any) -> tuple[Blocks, Taps]:
 
 def vision_transformer(net: Any) -> tuple[Blocks, Taps]:
     """Take a plain vision transformer apart into its blocks; all maps have its patches' stride."""
+    patch = getattr(net.patch_embed, "patch_size", None)
+    if patch != (16, 16) or type(net.patch_embed).__name__ != "PatchEmbed":
+        raise ConfigError(
+            f"model.backbone: a transformer of patches {patch}; take one of 16 x 16 pixels"
+        )
     blocks: Blocks = {"stem": Tokens(net)}
     blocks |= {f"block{i}": block for i, block in enumerate(net.blocks)}
     blocks["grid"] = Grid(net)
@@ -198,9 +203,9 @@ def create(name: str, *, hub: bool = False, **keys: Any) -> Any:
     try:
         return timm.create_model(name, pretrained=hub, num_classes=0, **keys)
     except (OSError, RuntimeError, ValueError) as error:
-        if not hub:
-            raise
         first = str(error).strip().splitlines()[0]
+        if not hub:
+            raise ConfigError(f"model.backbone: {name}: {first}; take another") from error
         raise ConfigError(
             f"model.pretrained: the weights of {name} cannot be downloaded ({first}); "
             "model.pretrained=none starts from random ones"

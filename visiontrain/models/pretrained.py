@@ -30,7 +30,7 @@ def installed_weights(backbone: str, own: Mapping[str, Tensor]) -> dict[str, Ten
         ConfigError: no installed package has them.
         CheckpointError: the file is not the one that the manifest describes.
     """
-    entry = known().get(backbone)
+    entry = known().get(backbone.split(".", maxsplit=1)[0])  # timm's tags come after the point
     if entry is None:
         raise ConfigError(
             f"model.pretrained: no package is known to bring weights for {backbone}; "

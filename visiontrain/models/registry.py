@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import VisionModel
 from visiontrain.models.body import own_body
 from visiontrain.models.config import ModelConfig
@@ -43,6 +45,31 @@ def build_model(config: ModelConfig, num_classes: int) -> VisionModel:
     return MODELS[config.kind](config, num_classes)
 
 
+def check_input(config: ModelConfig, side: int) -> None:
+    """Refuse a backbone that cannot take images of `side` pixels, or gives other maps than it says.
+
+    Raises:
+        ConfigError: with what the network itself says.
+    """
+    if config.backbone is None:
+        return
+    with torch.device("meta"):  # shapes alone, nothing is computed
+        model = build_model(config, 1)
+        try:
+            found = model(torch.empty(1, 3, side, side))[0].shape[1]
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"model.backbone: {config.backbone} does not take {side} px ({first}); take another"
+            ) from error
+    wanted = sum((-(-side // stride)) ** 2 for stride in (4, 8, 16, 32) if stride >= config.finest)
+    if found != wanted:
+        raise ConfigError(
+            f"model.backbone: {config.backbone} gives maps of other strides than it says; "
+            "take another"
+        )
+
+
 def pretrained(config: ModelConfig) -> dict[str, Tensor]:
     """Return the backbone's pretrained tensors by the names they have in the network.
 
@@ -63,5 +90,10 @@ def pretrained(config: ModelConfig) -> dict[str, Tensor]:
     tensors = pretrained_tensors(net, config.norm)
     if tensors:
         return tensors
+    if not hub:
+        raise ConfigError(
+            f"model.pretrained: {config.backbone} is not taken apart, so no package's weights fit; "
+            "model.pretrained=hub downloads them"
+        )
     whole = features_of(config.backbone, hub=hub).state_dict()
     return {PREFIX + name: value for name, value in whole.items()}

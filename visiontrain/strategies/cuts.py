@@ -39,7 +39,7 @@ def block_costs(meta: VisionModel) -> list[int]:
         module.register_forward_hook(_counter(costs, name))
         for name, block in meta.blocks.items()
         for module in block.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
     ]
     meta(torch.empty(1, 3, PROBE, PROBE, device="meta", dtype=next(meta.parameters()).dtype))
     for hook in hooks:
@@ -49,7 +49,8 @@ def block_costs(meta: VisionModel) -> list[int]:
 
 def _counter(costs: dict[str, int], name: str) -> Any:
     def count(module: nn.Module, _: Any, output: Tensor) -> None:
-        places = output.numel() // output.shape[1]
+        channels = output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1]
+        places = output.numel() // channels
         costs[name] += places * sum(p.numel() for p in module.parameters() if p.ndim > 1)
 
     return count
@@ -60,23 +61,36 @@ def balance(meta: VisionModel, stages: int) -> list[int]:
 
     Of equally good cuts the one with the fewest live values is taken: less to send.
     """
-    costs = block_costs(meta)
-
-    def badness(cuts: tuple[int, ...]) -> tuple[int, int]:
-        bounds = [0, *cuts, len(costs)]
-        dearest = max(sum(costs[a:b]) for a, b in itertools.pairwise(bounds))
-        return dearest, sum(len(meta.live(cut)) for cut in cuts)
-
-    inner = itertools.combinations(range(1, len(costs)), stages - 1)
-    return [0, *min(inner, key=badness)]
+    costs = list(itertools.accumulate(block_costs(meta), initial=0))
+    lives = [len(meta.live(n)) for n in range(len(meta.blocks))]
+    # best[n]: (dearest stage, live values, cuts) of blocks up to n in the stages so far.
+    best = {n: (costs[n], 0, (0,)) for n in range(1, len(costs))}
+    for stage in range(2, stages + 1):
+        best = {
+            n: min(
+                (
+                    max(best[cut][0], costs[n] - costs[cut]),
+                    best[cut][1] + lives[cut],
+                    (*best[cut][2], cut),
+                )
+                for cut in range(stage - 1, n)
+            )
+            for n in range(stage, len(costs))
+        }
+    return list(best[len(costs) - 1][2])
 
 
 def live_values(meta: VisionModel, images: Tensor, n: int) -> tuple[Tensor, ...]:
-    """Return what is live before block `n` (at the end: the outputs), shapes and types only."""
+    """Return what is live before block `n` (at the end: the outputs), shapes and types only.
+
+    Contiguous, as stages send them.
+    """
     if n == 0:
         return (images,)
     names = list(meta.blocks)
     if n == len(names):
         outputs = meta(images)
-        return outputs if isinstance(outputs, tuple) else (outputs,)
-    return tuple(meta.run(names[:n], {IMAGE: images}, keep=meta.live(n)))
+        values = outputs if isinstance(outputs, tuple) else (outputs,)
+    else:
+        values = tuple(meta.run(names[:n], {IMAGE: images}, keep=meta.live(n)))
+    return tuple(value.contiguous() for value in values)

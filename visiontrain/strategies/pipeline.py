@@ -49,7 +49,8 @@ class Stage(nn.Module):
             named = dict(zip(self.takes, values, strict=True))
             given = self.model.run(self.names, named, keep=self.gives)
         flat = given[0] if isinstance(given[0], tuple) else given
-        wide = tuple(value.to(self.precision.weights) for value in flat)
+        # Contiguous, as sending wants them: some blocks permute, and a view would not travel.
+        wide = tuple(value.to(self.precision.weights).contiguous() for value in flat)
         return wide if len(wide) > 1 else wide[0]
 
 
@@ -177,7 +178,8 @@ class Pipeline(Processes):
         values: tuple[Tensor, ...] = (pixels,)
         if rank > 0:
             shapes = live_values(self._meta, images, self._bounds[0])
-            values = tuple(torch.empty_like(s, device=self.place.device) for s in shapes)
+            device = self.place.device
+            values = tuple(torch.empty(s.shape, dtype=s.dtype, device=device) for s in shapes)
             for value in values:
                 dist.recv(value, rank - 1)
         outputs = self._stage(*values)
