@@ -109,8 +109,12 @@ def _filled(run: Run, entry: str) -> Run:
     """Write the cache on disk, which many processes would else each write."""
     if run.data.cache == "disk" and not isinstance(run.strategy, Single):
         spec = open_dataset(run.data)
-        for split in ("train", "val") if entry == "main" else (run.split,):
-            spec.table(split)
+        try:
+            for split in ("train", "val") if entry == "main" else (run.split,):
+                spec.table(split)
+        except Exception:
+            folder_of(run).discard_unused()
+            raise
     return run
 
 

@@ -16,6 +16,7 @@ from visiontrain import app, worker
 from visiontrain.core.config import load
 from visiontrain.core.errors import (
     ConfigError,
+    DataError,
     DivergedError,
     OutOfMemoryError,
     StorageError,
@@ -105,6 +106,11 @@ def test_a_cache_on_disk_is_written_once_for_all_processes(tmp_path, monkeypatch
     monkeypatch.setattr(app.launch, "run", lambda *_: seen.append(caches(tmp_path)) or 0)
     app.train(config(tmp_path / "run", data=data, strategy="ddp"))
     assert len(seen[0]) == 2  # train and val
+    for label in (tmp_path / "set" / "labels" / "val").iterdir():
+        label.unlink()
+    with pytest.raises(DataError, match="no box in any of 2 images"):
+        app.train(config(tmp_path / "other", data=data, strategy="ddp"))
+    assert not (tmp_path / "other").exists()
 
 
 def caches(folder):
