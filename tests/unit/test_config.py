@@ -81,7 +81,10 @@ def test_words_become_keys(words, want):
         (["epochs"], "epochs: no value; write epochs=VALUE"),
         (["save=5"], "save: 5; write save.every_epochs=VALUE"),
         (["cutmix=0.1"], "cutmix: no such key; there is no such augmentation yet"),
-        (["model=best.pt"], "model: best.pt; weights=best.pt starts from a file of ours"),
+        (
+            ["model=best.pt"],
+            "model: best.pt; weights=FILE starts from one of ours, files of other tools",
+        ),
         (["/tmp"], "/tmp: a folder, and no key=value; for a data set write data=/tmp"),
         (["workers=many"], "data.workers: 'many'; input should be a valid integer or 'auto'"),
         (["lr0=1e999"], "optim.lr: inf; input should be a finite number"),
