@@ -37,7 +37,7 @@ STEPS = 8
 def make_learner(place, run):
     """Make a learner of yolo_n from a run's few settings that differ between tests."""
     torch.manual_seed(run.get("seed", 0))
-    config = YoloN(norm=run.get("norm", "group"), **run.get("model", {}))
+    config = YoloN(**{"norm": run.get("norm", "group"), **run.get("model", {})})
     model = build_model(config, 10)
     model.freeze(run.get("freeze", 0))
     mode = MODES[run["strategy"]["kind"]](**run["strategy"])

@@ -45,7 +45,7 @@ def _help(verb: str | None) -> str:
 
 
 def _complain(text: str, code: int) -> int:
-    print(f"visiontrain: {text}", file=sys.stderr)
+    sys.stderr.write(f"visiontrain: {text}\n")  # at once: other processes may share the pipe
     return code
 
 

@@ -67,8 +67,7 @@ class AugmentConfig(Section):
     )
     custom: list[dict[str, Any]] = Field(
         [],
-        description="albumentations' image transforms by name, with their parameters: "
-        "[{name: Blur, p: 0.1, blur_limit: 5}]",
+        description="albumentations' image transforms by name: [{name: Blur, blur_limit: 5}]",
     )
 
 
