@@ -83,7 +83,6 @@ class TrainKeys(TypedDict, total=False):
     translate: float
     degrees: float
     shear: float
-    perspective: float
     mixup: float
     copy_paste: float
 

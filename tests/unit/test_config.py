@@ -80,6 +80,7 @@ def test_words_become_keys(words, want):
         (["--resume", "--epochs", "5"], "--resume: no value; write resume=VALUE"),
         (["epochs"], "epochs: no value; write epochs=VALUE"),
         (["save=5"], "save: 5; write save.every_epochs=VALUE"),
+        (["perspective=0.0005"], "perspective: no such key; did you mean augment.perspective?"),
         (["cutmix=0.1"], "cutmix: no such key; there is no such augmentation yet"),
         (
             ["model=best.pt"],

@@ -78,7 +78,6 @@ ALIASES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "translate": ("augment.translate", same),
     "degrees": ("augment.degrees", same),
     "shear": ("augment.shear", same),
-    "perspective": ("augment.perspective", same),
     "mixup": ("augment.mixup", same),
     "copy_paste": ("augment.copy_paste", same),
 }

@@ -59,7 +59,7 @@ class AugmentConfig(Section):
     degrees: float = Field(0.0, ge=0, le=180, description="turn between -degrees and degrees")
     shear: float = Field(0.0, ge=0, le=60, description="shear between -shear and shear degrees")
     perspective: float = Field(
-        0.0, ge=0, le=1, description="tilt: at 0.5 an edge may come half as near again"
+        0.0, ge=0, le=0.5, description="tilt: at 0.5 an edge may be 5/3 as long as the one opposite"
     )
     mixup: float = Field(0.0, ge=0, le=1, description="share of samples blended with another")
     copy_paste: float = Field(

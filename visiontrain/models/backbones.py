@@ -123,25 +123,13 @@ def efficientnet(net: Any) -> tuple[Blocks, Taps]:
     return blocks, taps
 
 
-def convnext(net: Any) -> tuple[Blocks, Taps]:
-    """Take a ConvNeXt apart into its blocks."""
-    blocks: Blocks = {"stem": net.stem}
+def staged(stem: nn.Module, stages: Any) -> tuple[Blocks, Taps]:
+    """Take apart what is a stem and four stages, each of which may begin with a reduction."""
+    blocks: Blocks = {"stem": stem}
     taps: Taps = {}
-    for number, (stage, stride) in enumerate(zip(net.stages, STRIDES, strict=True)):
+    for number, (stage, stride) in enumerate(zip(stages, STRIDES, strict=True)):
         if not isinstance(stage.downsample, nn.Identity):
             blocks[f"down{number}"] = stage.downsample
-        blocks |= {f"stage{number}_{i}": block for i, block in enumerate(stage.blocks)}
-        taps[stride] = list(blocks)[-1]
-    return blocks, taps
-
-
-def swin(net: Any) -> tuple[Blocks, Taps]:
-    """Take a Swin transformer apart into its blocks; its maps have channels last."""
-    blocks: Blocks = {"stem": net.patch_embed}
-    taps: Taps = {}
-    for number, (stage, stride) in enumerate(zip(net.layers, STRIDES, strict=True)):
-        if not isinstance(stage.downsample, nn.Identity):
-            blocks[f"merge{number}"] = stage.downsample
         blocks |= {f"stage{number}_{i}": block for i, block in enumerate(stage.blocks)}
         taps[stride] = list(blocks)[-1]
     return blocks, taps
@@ -161,15 +149,15 @@ def vision_transformer(net: Any) -> tuple[Blocks, Taps]:
 
 
 def families() -> Mapping[type[nn.Module], Callable[[Any], tuple[Blocks, Taps]]]:
-    """Return FAMILIES: what takes apart which class of timm's."""
+    """Return what takes apart which class of timm's."""
     from timm import models  # noqa: PLC0415 - seconds
 
     return {
         models.ResNet: resnet,
         models.EfficientNet: efficientnet,
         models.MobileNetV3: efficientnet,
-        models.ConvNeXt: convnext,
-        models.SwinTransformer: swin,
+        models.ConvNeXt: lambda net: staged(net.stem, net.stages),
+        models.SwinTransformer: lambda net: staged(net.patch_embed, net.layers),
         models.VisionTransformer: vision_transformer,
     }
 

@@ -14,6 +14,11 @@ from visiontrain.models.config import Norm
 STRIDES = (4, 8, 16, 32)
 
 
+def strides_from(finest: int) -> tuple[int, ...]:
+    """Return the strides that a detector of this finest level looks at."""
+    return tuple(stride for stride in STRIDES if stride >= finest)
+
+
 @dataclass(frozen=True, slots=True)
 class Level:
     """A map that a body offers."""

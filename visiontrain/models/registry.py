@@ -10,7 +10,7 @@ from torch import Tensor
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import VisionModel
-from visiontrain.models.body import own_body
+from visiontrain.models.body import own_body, strides_from
 from visiontrain.models.config import ModelConfig
 from visiontrain.models.yolo import SIZES, Yolo
 
@@ -62,7 +62,7 @@ def check_input(config: ModelConfig, side: int) -> None:
             raise ConfigError(
                 f"model.backbone: {config.backbone} does not take {side} px ({first}); take another"
             ) from error
-    wanted = sum((-(-side // stride)) ** 2 for stride in (4, 8, 16, 32) if stride >= config.finest)
+    wanted = sum((-(-side // stride)) ** 2 for stride in strides_from(config.finest))
     if found != wanted:
         raise ConfigError(
             f"model.backbone: {config.backbone} gives maps of other strides than it says; "

@@ -39,7 +39,6 @@ class Uncut(VisionModel):
 
     def __init__(self, whole: Whole) -> None:
         super().__init__()
-        self.strides = whole.top.strides
         self.blocks = nn.ModuleDict({"all": whole})
 
 

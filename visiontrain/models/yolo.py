@@ -19,7 +19,7 @@ from visiontrain.models.blocks import (
     box_branch,
     class_branch,
 )
-from visiontrain.models.body import STRIDES, Body, Level, Size
+from visiontrain.models.body import STRIDES, Body, Level, Size, strides_from
 from visiontrain.models.config import Norm
 from visiontrain.models.one_to_one import OneToOne
 
@@ -94,10 +94,10 @@ class Yolo(VisionModel):
             dual: whether there is a one-to-one branch.
         """
         super().__init__()
-        self.strides = tuple(stride for stride in STRIDES if stride >= finest)
+        strides = strides_from(finest)
         blocks, inputs = dict(body.blocks), dict(body.inputs)
-        widths = {stride: size.widths[STRIDES.index(stride) + 1] for stride in self.strides}
-        levels = {stride: body.levels[stride] for stride in self.strides}
+        widths = {stride: size.widths[STRIDES.index(stride) + 1] for stride in strides}
+        levels = {stride: body.levels[stride] for stride in strides}
         deepest = levels[32]
         if deepest.block != "stage5":  # our own ends in the pooling already
             reduce = Conv(deepest.channels, widths[32], 1, norm=norm)
@@ -105,8 +105,8 @@ class Yolo(VisionModel):
             inputs["pool"] = (deepest.block,)
             levels[32] = Level("pool", widths[32])
         outputs = _paths(blocks, inputs, levels, widths, size.depth, norm)
-        channels = [widths[stride] for stride in self.strides]
-        blocks["head"] = Head(channels, classes, self.strides, norm=norm, dual=dual)
+        channels = [widths[stride] for stride in strides]
+        blocks["head"] = Head(channels, classes, strides, norm=norm, dual=dual)
         inputs["head"] = outputs
         used = _reached("head", inputs)
         self.blocks = nn.ModuleDict({name: blocks[name] for name in blocks if name in used})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from visiontrain.models.body import strides_from
 from visiontrain.models.config import ModelConfig
 from visiontrain.tasks.config import DetectConfig
 from visiontrain.tasks.detect import DetectTask
@@ -12,7 +13,7 @@ TASKS: dict[str, Callable[[DetectConfig, int, ModelConfig], DetectTask]] = {
     "detect": lambda config, classes, model: DetectTask(
         config,
         classes,
-        strides=tuple(stride for stride in (4, 8, 16, 32) if stride >= model.finest),
+        strides=strides_from(model.finest),
         dual=model.head == "dual",
     ),
 }
