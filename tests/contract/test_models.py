@@ -16,6 +16,7 @@ VARIANTS = [
     {"kind": "yolo_n", "finest": 4},
     *({"kind": "yolo_n", "backbone": name, "norm": "frozen"} for name in BACKBONES),
     {"kind": "yolo_n", "backbone": "swin_tiny_patch4_window7_224", "finest": 4},
+    {"kind": "yolo_n", "backbone": "convnext_atto", "finest": 4},
     {"kind": "yolo_n", "backbone": "regnetx_002"},  # a family that is not taken apart
 ]
 

@@ -129,7 +129,7 @@ def staged(stem: nn.Module, stages: Any) -> tuple[Blocks, Taps]:
     taps: Taps = {}
     for number, (stage, stride) in enumerate(zip(stages, STRIDES, strict=True)):
         if not isinstance(stage.downsample, nn.Identity):
-            blocks[f"down{number}"] = stage.downsample
+            blocks[f"merge{number}"] = stage.downsample  # "down" is the name of paths
         blocks |= {f"stage{number}_{i}": block for i, block in enumerate(stage.blocks)}
         taps[stride] = list(blocks)[-1]
     return blocks, taps
