@@ -145,13 +145,14 @@ def _start_worker(worker: int) -> None:
     without its loaders it could not finish the step after which it saves.
     """
     del worker
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere nothing tells who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_parent, daemon=True).start()
+    # Last: a thread that these start must have the signals blocked, too.
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
 
 
 def _obey_parent() -> None:
