@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
-from visiontrain import app, prediction
+from visiontrain import commands, prediction
 from visiontrain.core.config import Below, from_keys, read_preset
 from visiontrain.core.shipped import shipped
 from visiontrain.engine.detector import Detector
 from visiontrain.engine.run_folder import RunFolder
 from visiontrain.predict_config import DetectorConfig, PredictConfig
 from visiontrain.prediction import Predicted
+from visiontrain.prepare import below, folder_of
 from visiontrain.recipe import USES, Run
 
 Keys = Mapping[str, Any]  # the keys of a section
@@ -137,8 +138,8 @@ def train(preset: str | Path | None = None, /, **keys: Unpack[TrainKeys]) -> Tra
     Raises:
         VisiontrainError: with one line that says where, what it got, and what would do.
     """
-    run, exit_code = app.train(_run("train", preset, keys, app.below))
-    folder = app.folder_of(run)
+    run, exit_code = commands.train(_run("train", preset, keys, below))
+    folder = folder_of(run)
     return _result(run, folder.best if folder.best.is_file() else folder.last, exit_code)
 
 
@@ -148,7 +149,7 @@ def val(preset: str | Path | None = None, /, **keys: Unpack[TrainKeys]) -> Train
     Raises:
         VisiontrainError: with one line that says where, what it got, and what would do.
     """
-    run, exit_code = app.validate(_run("val", preset, keys))
+    run, exit_code = commands.validate(_run("val", preset, keys))
     weights = Path(run.weights or "")
     return _result(run, RunFolder(weights).best if weights.is_dir() else weights, exit_code)
 
@@ -179,7 +180,7 @@ def _run(verb: str, preset: str | Path | None, keys: TrainKeys, below: Below | N
 
 
 def _result(run: Run, weights: Path, exit_code: int) -> TrainedRun:
-    folder = app.folder_of(run)
+    folder = folder_of(run)
     metrics: dict[str, Any] = {}
     if not exit_code:
         metrics = json.loads(folder.metrics.read_text(encoding="utf-8"))

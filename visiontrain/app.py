@@ -1,19 +1,15 @@
-"""From a config to a run: resolving, starting processes, and `build`, the only constructor."""
+"""From a prepared config to a run: what every process does, and `build`, the only constructor."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
 import torch
 
 from visiontrain import __version__
-from visiontrain.core.config import build as build_config
-from visiontrain.core.config import merge
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Progress, VisionModel
 from visiontrain.core.types import Batch, Outcome, Place
@@ -31,10 +27,9 @@ from visiontrain.data.open import DataSpec, open_dataset
 from visiontrain.data.table import Table
 from visiontrain.engine.checkpoint import CheckpointStore
 from visiontrain.engine.detector import filled
-from visiontrain.engine.evaluate import Evaluation, evaluate
+from visiontrain.engine.evaluate import Evaluation, Scorable, Trained, evaluate
 from visiontrain.engine.learner import Learner, start_average
 from visiontrain.engine.optim import Schedule, build_optimizer, kind_of, peak
-from visiontrain.engine.parity import Parity, Report
 from visiontrain.engine.saving import Saver
 from visiontrain.engine.trainer import FitSettings, Parts, StepSource, Trainer
 from visiontrain.engine.weights import Weights, WeightsMeta, load_weights, start_from
@@ -43,14 +38,11 @@ from visiontrain.loggers.registry import build_loggers, build_progress
 from visiontrain.metrics.registry import EVALUATORS
 from visiontrain.models.registry import build_model, check_input, pretrained
 from visiontrain.prepare import (
-    below,
     config_text,
     folder_of,
-    prepare,
-    prepare_validation,
     write_config,
 )
-from visiontrain.recipe import Run, check_values
+from visiontrain.recipe import Run
 from visiontrain.report.results import (
     TRAIN_BATCHES,
     Scored,
@@ -59,85 +51,9 @@ from visiontrain.report.results import (
     score_lines,
     write_results,
 )
-from visiontrain.strategies import launch
 from visiontrain.strategies.base import Strategy
-from visiontrain.strategies.config import Single
-from visiontrain.strategies.devices import is_first, settle, under_torchrun
-from visiontrain.strategies.member import once
 from visiontrain.strategies.registry import build_strategy
 from visiontrain.tasks.registry import build_task
-
-WORKER = "visiontrain.worker"  # sits above this module and is only named here
-
-
-# -- in the parent ------------------------------------------------------------------
-
-
-def train(run: Run) -> tuple[Run, int]:
-    """Train as `run` says; return the run as it was settled, and the exit code.
-
-    Raises:
-        VisiontrainError: with one line for the user.
-    """
-    return _start(lambda: prepare(run), "main")
-
-
-def validate(run: Run) -> tuple[Run, int]:
-    """Score `run.weights` on `run.split`; return as `train`.
-
-    Raises:
-        VisiontrainError: with one line for the user.
-    """
-    return _start(lambda: prepare_validation(run), "validate")
-
-
-def _start(make: Callable[[], Run], entry: str) -> tuple[Run, int]:
-    """Prepare a run once, then call `worker.entry` in every process that its mode needs."""
-    text = once(lambda: _filled(make(), entry).model_dump_json())
-    run = Run.model_validate_json(text)
-    try:
-        # Under torchrun every process comes here.
-        with folder_of(run).held() if is_first() else nullcontext():
-            return run, launch.run(run.strategy, run.device, _entry(entry), text)
-    except Exception:
-        if not run.resume:
-            folder_of(run).discard_unused()
-        raise
-
-
-def _filled(run: Run, entry: str) -> Run:
-    """Write the cache on disk, which many processes would else each write."""
-    if run.data.cache == "disk" and not isinstance(run.strategy, Single):
-        spec = open_dataset(run.data)
-        try:
-            for split in ("train", "val") if entry == "main" else (run.split,):
-                spec.table(split)
-        except Exception:
-            folder_of(run).discard_unused()
-            raise
-    return run
-
-
-def _entry(name: str) -> launch.Entry:
-    return getattr(importlib.import_module(WORKER), name)
-
-
-def parity(run: Run) -> Report:
-    """Measure whether `run.strategy` trains as one device does.
-
-    Raises:
-        VisiontrainError: with one line for the user.
-    """
-    if under_torchrun():
-        raise ConfigError("parity: under torchrun; start it without, it starts its own processes")
-    given = run.model_dump(exclude_unset=True)
-    whole = build_config(Run, merge(Run, below(given), given))
-    check_values(whole)
-    settle(whole.strategy, whole.device)
-    return Parity(whole.model_dump(mode="json"), whole.strategy, _entry("traced")).measure()
-
-
-# -- in every process ---------------------------------------------------------------
 
 
 def fit(run: Run, place: Place) -> int:
@@ -168,7 +84,7 @@ def build(run: Run, place: Place) -> Trainer:
         learner=learner,
         steps=step_source(run, training, strategy),
         evaluate=lambda asked: score_set(run, learner, validation, asked),
-        finish=lambda outcome: finish(run, outcome, learner, validation.table, progress, training),
+        finish=lambda outcome: finish(run, outcome, strategy, validation.table, progress, training),
         saver=build_saver(run, spec, learner, len(training)),
         loggers=build_loggers(run.log) if place.is_main else [],
         progress=progress,
@@ -276,7 +192,7 @@ def step_source(run: Run, table: Table, strategy: Strategy) -> StepSource:
 
 
 def score_set(
-    run: Run, learner: Learner, data: EvalSet, asked: Callable[[], bool] | None = None
+    run: Run, learner: Scorable, data: EvalSet, asked: Callable[[], bool] | None = None
 ) -> Evaluation:
     """Score the learner on a data set, unless `asked` says to stop. Collective."""
     place = learner.strategy.place
@@ -329,16 +245,15 @@ def score(run: Run, place: Place) -> int:
     table = spec.table(run.split)
     check_names(weights, table)
     strategy = build_strategy(run.strategy, place, run.precision)
-    schedule = Schedule(run.optim, 1, len(table), run.batch)
     progress = build_progress(run.log) if place.is_main else Silent()
     for line in spec.remarks({run.split: table}):
         progress.message(line)
-    plain = run.model_copy(update={"ema": False})
     model = filled(weights, str(run.weights))
-    learner = build_learner(plain, model, table.names, schedule, strategy)
-    evaluation = score_set(run, learner, EvalSet(table, run.imgsz))
+    strategy.setup(model)
+    trained = Trained(strategy, build_task(run.task, len(table.names), run.model), model)
+    evaluation = score_set(run, trained, EvalSet(table, run.imgsz))
     outcome = Outcome(evaluation.metrics, 0, evaluation.rows)
-    finish(run, outcome, learner, table, progress)
+    finish(run, outcome, strategy, table, progress)
     return 0
 
 
@@ -362,7 +277,7 @@ def check_names(weights: Weights, table: Table) -> None:
 def finish(
     run: Run,
     outcome: Outcome,
-    learner: Learner,
+    strategy: Strategy,
     table: Table,
     progress: Progress,
     training: Table | None = None,
@@ -371,7 +286,6 @@ def finish(
 
     Collective: the memory of all processes is asked for. The main process does the rest.
     """
-    strategy = learner.strategy
     peaks = strategy.gather(torch.tensor([[peak_rss_mb()]], dtype=torch.float64))
     if not strategy.place.is_main:
         return {}

@@ -65,14 +65,14 @@ def _run(verb: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
 
 def _train(words: Sequence[str]) -> int:
     run = _load_run("train", words)
-    from visiontrain.app import train  # noqa: PLC0415
+    from visiontrain.commands import train  # noqa: PLC0415
 
     return train(run)[1]
 
 
 def _val(words: Sequence[str]) -> int:
     run = _load_run("val", words)
-    from visiontrain.app import validate  # noqa: PLC0415
+    from visiontrain.commands import validate  # noqa: PLC0415
 
     return validate(run)[1]
 
@@ -106,7 +106,7 @@ def _check(words: Sequence[str]) -> int:
 
 def _parity(words: Sequence[str]) -> int:
     run = _load_run("parity", words)
-    from visiontrain.app import parity  # noqa: PLC0415
+    from visiontrain.commands import parity  # noqa: PLC0415
 
     report = parity(run)
     for row in report.rows():
@@ -129,7 +129,7 @@ def _load_run(verb: str, words: Sequence[str]):  # noqa: ANN202 - importing Run 
 
 
 def _below(tree: dict[str, Any]) -> Mapping[str, Any]:
-    from visiontrain.app import below  # noqa: PLC0415
+    from visiontrain.prepare import below  # noqa: PLC0415
 
     return below(tree)
 

@@ -13,6 +13,7 @@ from visiontrain.core.memory import kept_memory
 from visiontrain.core.types import Place
 from visiontrain.engine.durable import FULL, full_disk
 from visiontrain.engine.parity import trace
+from visiontrain.prepare import folder_of
 from visiontrain.recipe import Run
 
 CPU_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in RuntimeErrors
@@ -54,7 +55,7 @@ def explained(run: Run, less: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise StorageError(full_disk(app.folder_of(run).path, str(error))) from error
+        raise StorageError(full_disk(folder_of(run).path, str(error))) from error
     except (MemoryError, RuntimeError) as error:
         sure = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not sure and not any(text in str(error).lower() for text in CPU_MEMORY):

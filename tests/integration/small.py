@@ -9,6 +9,7 @@ from visiontrain import app
 from visiontrain.core.config import from_keys
 from visiontrain.core.types import Place
 from visiontrain.engine.evaluate import Evaluation
+from visiontrain.prepare import prepare
 from visiontrain.recipe import Run
 
 KEYS = {
@@ -28,7 +29,7 @@ def config(out, **keys):
 
 def prepared(out, **keys):
     """Return a trainer for one process, as the worker builds it."""
-    run = app.prepare(config(out, **keys))
+    run = prepare(config(out, **keys))
     return run, app.build(run, Place(torch.device("cpu")))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import visiontrain
-from visiontrain import app, cli
+from visiontrain import cli, commands
 from visiontrain.cli import VERBS, main
 from visiontrain.core import errors
 from visiontrain.core.shipped import shipped
@@ -79,6 +79,16 @@ def test_typos_are_told_without_waiting_for_torch():
     assert done.stderr == "visiontrain: epoch: no such key; did you mean epochs?\n2\n"
 
 
+def test_validation_waits_for_nothing_that_it_does_not_use(tmp_path):
+    assert main(["train", *SMALL, f"out={tmp_path / 'run'}"]) == 0
+    unused = "'torchvision', 'torch._dynamo', 'torch.distributed.fsdp', 'albumentations', 'timm'"
+    words = [*SMALL[:4], "device=cpu", "log.plots=false", f"out={tmp_path / 'val'}"]
+    words.remove("data.train_images=8")
+    program = LIGHT.format(names=unused + ", 'matplotlib'")
+    done = called(["-c", program], "val", f"weights={tmp_path / 'run'}", *words)
+    assert done.stderr.splitlines()[-1] == "0"
+
+
 def test_the_module_is_the_program():
     done = called(["-m", "visiontrain"], "--version")
     assert (done.stdout, done.returncode) == (f"{visiontrain.__version__}\n", 0)
@@ -125,7 +135,7 @@ def test_errors_end_with_their_exit_code(kind, code, monkeypatch, capsys):
     def fail(run):
         raise kind("here: this; do that")
 
-    monkeypatch.setattr(app, "train", fail)
+    monkeypatch.setattr(commands, "train", fail)
     assert main(["train"]) == code
     assert complaint(capsys).startswith("visiontrain: ")
 
@@ -134,7 +144,7 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
     def fail(run):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(app, "train", fail)
+    monkeypatch.setattr(commands, "train", fail)
     with pytest.raises(ZeroDivisionError):
         main(["train"])
 
@@ -165,13 +175,13 @@ def test_verbs_work_on_what_train_left(tmp_path, monkeypatch, capsys):
 def test_parity_prints_its_table_and_verdict(monkeypatch, capsys):
     check = Check("fp64", "weights", 1e-9, 1e-6)
     report = Report("ddp", 8, "approximate", ["norm"], [check])
-    monkeypatch.setattr(app, "parity", lambda run: report)
+    monkeypatch.setattr(commands, "parity", lambda run: report)
     assert main(["parity", "data=tiny", "strategy=ddp"]) == 1
     table, verdict = capsys.readouterr().out.splitlines()
     assert "weights after all steps" in table
     assert verdict == "ddp: approximate over 8 steps (norm)"
     exact = replace(report, verdict="exact", reasons=[])
-    monkeypatch.setattr(app, "parity", lambda run: exact)
+    monkeypatch.setattr(commands, "parity", lambda run: exact)
     assert main(["parity", "data=tiny", "strategy=ddp"]) == 0
     assert capsys.readouterr().out.endswith("ddp: exact over 8 steps\n")
 

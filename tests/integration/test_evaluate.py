@@ -11,6 +11,7 @@ from visiontrain.data.dataset import EvalSet
 from visiontrain.data.loader import collate
 from visiontrain.data.open import open_dataset
 from visiontrain.engine.learner import Learner, start_average
+from visiontrain.prepare import prepare
 
 IMAGES = 10  # in batches of 4: three, the last one of 2
 PAIRS = 500  # of anchor and class, the best of each image
@@ -49,9 +50,9 @@ def scored(run):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_scores_are_equal_to_the_bit_for_any_world_size(ranks, tmp_path, world):
-    one = scored(app.prepare(config(tmp_path / "one", **KEYS)))
+    one = scored(prepare(config(tmp_path / "one", **KEYS)))
     mode = {"kind": "ddp", "processes": world}
-    run = app.prepare(config(tmp_path / "many", strategy=mode, **KEYS))
+    run = prepare(config(tmp_path / "many", strategy=mode, **KEYS))
     results = ranks(world).run(scored, run)
     assert all(result == one for result in results)
     assert len(one[1]) == IMAGES * PAIRS

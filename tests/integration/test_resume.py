@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from small import config, digests, prepared, watched
 
-from visiontrain import app
+from visiontrain import app, commands
 from visiontrain.core.config import from_keys, load
 from visiontrain.core.errors import CheckpointError, ConfigError, StorageError
 from visiontrain.core.shipped import shipped
@@ -18,7 +18,7 @@ from visiontrain.core.types import Place
 from visiontrain.engine.checkpoint import CheckpointStore
 from visiontrain.engine.run_folder import RunFolder
 from visiontrain.engine.saving import Saver
-from visiontrain.prepare import below
+from visiontrain.prepare import below, prepare
 from visiontrain.recipe import USES, Run
 
 CPU = Place(torch.device("cpu"))
@@ -144,7 +144,7 @@ def test_what_fixes_the_place_in_the_data_cannot_change(tmp_path):
     run, _ = prepared(tmp_path)
     before = RunFolder(tmp_path).config.read_text()
     with pytest.raises(ConfigError, match="batch: 2, but the run in out has 4"):
-        app.prepare(config(tmp_path, batch=2, resume=True))
+        prepare(config(tmp_path, batch=2, resume=True))
     assert RunFolder(tmp_path).config.read_text() == before
     app.build(run, CPU).fit()
     with pytest.raises(CheckpointError, match="its seed is 0, this run's is 1"):
@@ -152,8 +152,8 @@ def test_what_fixes_the_place_in_the_data_cannot_change(tmp_path):
 
 
 def test_resume_takes_the_runs_own_config(tmp_path):
-    app.prepare(config(tmp_path, epochs=7, **{"optim.lr": 0.005}))
-    run = app.prepare(from_keys(Run, {"out": tmp_path, "resume": True, "patience": 3}))
+    prepare(config(tmp_path, epochs=7, **{"optim.lr": 0.005}))
+    run = prepare(from_keys(Run, {"out": tmp_path, "resume": True, "patience": 3}))
     assert (run.epochs, run.optim.lr, run.patience) == (7, 0.005, 3)
 
 
@@ -163,8 +163,8 @@ def again(out, *words):
 
 
 def test_keys_of_the_runs_own_kinds_need_no_kind(tmp_path):
-    app.prepare(config(tmp_path, strategy="ddp", optim={"kind": "sgd", "lr": 0.1}))
-    run = app.prepare(again(tmp_path, "strategy.processes=3", "optim.lr_final=0.5"))
+    prepare(config(tmp_path, strategy="ddp", optim={"kind": "sgd", "lr": 0.1}))
+    run = prepare(again(tmp_path, "strategy.processes=3", "optim.lr_final=0.5"))
     assert (run.strategy.kind, run.strategy.processes) == ("ddp", 3)
     assert (run.optim.kind, run.optim.lr, run.optim.lr_final) == ("sgd", 0.1, 0.5)
 
@@ -179,9 +179,9 @@ def test_keys_of_the_runs_own_kinds_need_no_kind(tmp_path):
     ],
 )
 def test_what_a_runs_state_hangs_on_stays(tmp_path, word, message):
-    app.prepare(config(tmp_path))
+    prepare(config(tmp_path))
     with pytest.raises(ConfigError, match=message):
-        app.prepare(again(tmp_path, word))
+        prepare(again(tmp_path, word))
 
 
 def test_a_resume_that_fails_leaves_the_runs_config(tmp_path, monkeypatch):
@@ -189,7 +189,7 @@ def test_a_resume_that_fails_leaves_the_runs_config(tmp_path, monkeypatch):
     before = RunFolder(tmp_path).config.read_text()
     monkeypatch.setattr(Saver, "newest", broken)
     with pytest.raises(CheckpointError, match="another run"):
-        app.train(config(tmp_path, resume=True, epochs=9))
+        commands.train(config(tmp_path, resume=True, epochs=9))
     assert RunFolder(tmp_path).config.read_text() == before
 
 
@@ -199,10 +199,10 @@ def broken(_):
 
 def test_resume_needs_a_run(tmp_path):
     with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
-        app.prepare(config(tmp_path / "nowhere", resume=True))
+        prepare(config(tmp_path / "nowhere", resume=True))
     with pytest.raises(ConfigError, match="add out=DIR"):
-        app.prepare(config(None, resume=True))
-    assert app.prepare(config(tmp_path, resume=True)).out == str(tmp_path)  # killed at once
+        prepare(config(None, resume=True))
+    assert prepare(config(tmp_path, resume=True)).out == str(tmp_path)  # killed at once
 
 
 # -- another mode ---------------------------------------------------------------------
@@ -220,9 +220,9 @@ def go_on(out, kind, epochs):
     keys = dict(EXACT, epochs=epochs, resume=True, strategy=kind)
     run = None
     if dist.get_rank() == 0:
-        run = app.prepare(config(out, **keys))
+        run = prepare(config(out, **keys))
     dist.barrier()
-    run = run or app.prepare(config(out, **keys))
+    run = run or prepare(config(out, **keys))
     app.build(run, mode_of(kind, dist.get_rank(), dist.get_world_size())).fit()
 
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from small import config, digests, prepared, scores, watched
 from test_train import poison
 
-from visiontrain import app
+from visiontrain import app, commands
 from visiontrain.core.errors import ConfigError, StorageError
 from visiontrain.core.types import Place
 from visiontrain.engine.checkpoint import CheckpointStore
@@ -154,9 +154,9 @@ with RunFolder(Path({str(tmp_path)!r})).held():
     )
     assert other.stdout.readline() == "held\n"
     with pytest.raises(ConfigError, match=r"is in use by another run"):
-        app.train(config(tmp_path, resume=True))
+        commands.train(config(tmp_path, resume=True))
     other.communicate("\n")
-    assert app.train(config(tmp_path, resume=True, epochs=1))[1] == 0
+    assert commands.train(config(tmp_path, resume=True, epochs=1))[1] == 0
 
 
 @pytest.mark.parametrize(("before", "after"), [("fp16", "fp32"), ("fp32", "fp16")])

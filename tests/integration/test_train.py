@@ -12,7 +12,7 @@ from small import STEPS, config, prepared, scores, watched, weights_of
 from torchvision.ops import batched_nms
 
 import visiontrain as vt
-from visiontrain import app, worker
+from visiontrain import commands, worker
 from visiontrain.core.config import load
 from visiontrain.core.errors import (
     ConfigError,
@@ -25,6 +25,7 @@ from visiontrain.core.types import Place
 from visiontrain.engine import durable, trainer
 from visiontrain.engine.run_folder import RunFolder
 from visiontrain.engine.weights import load_weights
+from visiontrain.prepare import prepare
 from visiontrain.recipe import Run
 
 CPU = Place(torch.device("cpu"))
@@ -38,7 +39,7 @@ COLUMNS = ["epoch", "step", "samples", "seconds", "images_per_s", "data_wait", "
 
 def test_a_run_leaves_what_is_promised(tmp_path):
     out = tmp_path / "run"
-    assert app.train(config(out, save_json=True, **{"log.plots": True}))[1] == 0
+    assert commands.train(config(out, save_json=True, **{"log.plots": True}))[1] == 0
     folder = RunFolder(out)
     metrics = json.loads(folder.metrics.read_text())
     assert metrics.keys() >= PROMISED
@@ -62,12 +63,12 @@ def test_a_run_leaves_what_is_promised(tmp_path):
     assert {"image_id", "file_name", "category_id", "bbox", "score"} == detections[0].keys()
 
     again = load(Run, [str(folder.config)], tmp_path)
-    assert again.model_copy(update={"out": str(out)}) == app.prepare(
+    assert again.model_copy(update={"out": str(out)}) == prepare(
         config(tmp_path / "b", save_json=True, **{"log.plots": True})
     ).model_copy(update={"out": str(out)})
 
     scored = tmp_path / "scored"
-    assert app.validate(config(scored, weights=out))[1] == 0
+    assert commands.validate(config(scored, weights=out))[1] == 0
     assert json.loads((scored / "metrics.json").read_text())["per_class"] == metrics["per_class"]
     assert (scored / "config.yaml").is_file()
 
@@ -90,12 +91,12 @@ def test_what_is_left_out_is_said_before_training_and_scoring(tmp_path, capsys):
     source = str(yolo_with_a_bad_row(tmp_path / "set"))
     data = {"source": source, "workers": 0, "cache": "disk", "cache_dir": str(tmp_path / "cache")}
     keys = {"data": data, "log": {"to": ["console"], "plots": False}, "epochs": 1, "batch": 2}
-    assert app.train(config(tmp_path / "run", **keys))[1] == 0
+    assert commands.train(config(tmp_path / "run", **keys))[1] == 0
     said = capsys.readouterr().out
     assert f"{source}: train: 1 malformed-row" in said
     assert "`download` is ignored" in said
     keys = {"data": {"source": source}, "split": "train", "weights": tmp_path / "run"}
-    assert app.validate(config(tmp_path / "scored", **keys, log={"to": ["console"]}))[1] == 0
+    assert commands.validate(config(tmp_path / "scored", **keys, log={"to": ["console"]}))[1] == 0
     assert "train: 1 malformed-row" in capsys.readouterr().out
 
 
@@ -103,13 +104,13 @@ def test_a_cache_on_disk_is_written_once_for_all_processes(tmp_path, monkeypatch
     source = str(yolo_with_a_bad_row(tmp_path / "set"))
     data = {"source": source, "workers": 0, "cache": "disk", "cache_dir": str(tmp_path / "cache")}
     seen = []
-    monkeypatch.setattr(app.launch, "run", lambda *_: seen.append(caches(tmp_path)) or 0)
-    app.train(config(tmp_path / "run", data=data, strategy="ddp"))
+    monkeypatch.setattr(commands.launch, "run", lambda *_: seen.append(caches(tmp_path)) or 0)
+    commands.train(config(tmp_path / "run", data=data, strategy="ddp"))
     assert len(seen[0]) == 2  # train and val
     for label in (tmp_path / "set" / "labels" / "val").iterdir():
         label.unlink()
     with pytest.raises(DataError, match="no box in 2 images"):
-        app.train(config(tmp_path / "other", data=data, strategy="ddp"))
+        commands.train(config(tmp_path / "other", data=data, strategy="ddp"))
     assert not (tmp_path / "other").exists()
 
 
@@ -118,7 +119,7 @@ def caches(folder):
 
 
 def test_data_set_then_preset_then_user(tmp_path):
-    run = app.prepare(load(Run, ["data=tiny", f"out={tmp_path}", "epochs=7"], tmp_path))
+    run = prepare(load(Run, ["data=tiny", f"out={tmp_path}", "epochs=7"], tmp_path))
     assert (run.epochs, run.imgsz, run.augment.fliplr) == (7, 128, 0.0)
     assert run.precision == "fp32"
 
@@ -126,9 +127,9 @@ def test_data_set_then_preset_then_user(tmp_path):
 def test_a_taken_folder_is_refused_and_a_taken_name_numbered(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"out: .* is not empty; add resume=true"):
-        app.prepare(config(tmp_path))
+        prepare(config(tmp_path))
     project = tmp_path / "runs"
-    folders = [app.prepare(config(None, project=str(project))).out for _ in range(3)]
+    folders = [prepare(config(None, project=str(project))).out for _ in range(3)]
     assert folders == [str(project / "detect" / name) for name in ("train", "train-2", "train-3")]
 
 
@@ -253,7 +254,7 @@ def test_out_of_memory_says_what_would_do(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(trainer, "train_step", fail)
-    run = app.prepare(config(tmp_path))
+    run = prepare(config(tmp_path))
     with pytest.raises(OutOfMemoryError, match=r"batch: 4 images of 64 .* accumulate=2") as caught:
         worker.main(run.model_dump_json(), CPU)
     assert caught.value.exit_code == 4
@@ -267,7 +268,7 @@ def test_other_errors_stay_what_they_are(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer, "train_step", fail)
     with pytest.raises(RuntimeError, match="a bug"):
-        worker.main(app.prepare(config(tmp_path)).model_dump_json(), CPU)
+        worker.main(prepare(config(tmp_path)).model_dump_json(), CPU)
 
 
 def test_a_disk_that_fills_up_costs_nothing_that_was_saved(tmp_path, monkeypatch):
@@ -313,7 +314,7 @@ def test_every_kind_of_detector_trains_scores_and_is_loaded(tmp_path, model):
     after = weights_of(fitter)
     assert any(not torch.equal(before[name], after[name]) for name in before)
     scored = config(tmp_path / "scored", weights=tmp_path / "run", **{"task.conf": 0.0})
-    assert app.validate(scored)[1] == 0
+    assert commands.validate(scored)[1] == 0
     detector = vt.load(tmp_path / "run", conf=0.0, device="cpu")
     (found,) = detector.predict([np.zeros((64, 64, 3), np.uint8)])
     assert len(found.scores)
@@ -322,7 +323,7 @@ def test_every_kind_of_detector_trains_scores_and_is_loaded(tmp_path, model):
 
 
 def test_weights_start_a_run_and_frozen_blocks_stay(tmp_path, capsys):
-    app.train(config(tmp_path / "a", epochs=1))
+    commands.train(config(tmp_path / "a", epochs=1))
     _, fitter = prepared(
         tmp_path / "b", weights=tmp_path / "a", freeze=2, log={"to": ["console"], "plots": False}
     )
@@ -341,7 +342,7 @@ def test_weights_start_a_run_and_frozen_blocks_stay(tmp_path, capsys):
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
     with pytest.raises(ConfigError, match="freeze: 10"):
-        app.train(config(tmp_path / "run", freeze=10))
+        commands.train(config(tmp_path / "run", freeze=10))
     assert not (tmp_path / "run").exists()
 
 

@@ -9,6 +9,7 @@ from visiontrain.core.config import from_keys, load
 from visiontrain.core.errors import ConfigError
 from visiontrain.engine.weights import load_weights
 from visiontrain.loggers.console import Silent
+from visiontrain.prepare import below, prepare, prepare_validation
 from visiontrain.recipe import Run
 
 
@@ -30,7 +31,7 @@ from visiontrain.recipe import Run
 )
 def test_what_would_change_nothing_is_refused(tmp_path, keys, message):
     with pytest.raises(ConfigError, match=f"^{message}"):
-        app.prepare(config(tmp_path / "run", **keys))
+        prepare(config(tmp_path / "run", **keys))
     assert not (tmp_path / "run").exists()
 
 
@@ -46,21 +47,21 @@ def recommending(folder, text):
 def test_a_data_sets_defaults_follow_the_rules_of_presets(tmp_path):
     source = recommending(tmp_path, "{strategy: ddp, optim: sgd, lr0: 0.5, epochs: 7}")
     words = [f"data={source}", "strategy.processes=3", f"out={tmp_path / 'run'}", "device=cpu"]
-    run = app.prepare(load(Run, words, tmp_path, below=app.below))
+    run = prepare(load(Run, words, tmp_path, below=below))
     assert (run.strategy.kind, run.strategy.processes) == ("ddp", 3)
     assert (run.optim.kind, run.optim.lr, run.epochs) == ("sgd", 0.5, 7)
     with pytest.raises(ConfigError, match=r"mine\.yaml: defaults: epoch: no such key"):
-        app.prepare(config(tmp_path / "b", data={"source": recommending(tmp_path, "{epoch: 7}")}))
+        prepare(config(tmp_path / "b", data={"source": recommending(tmp_path, "{epoch: 7}")}))
     with pytest.raises(ConfigError, match=r"mine\.yaml: defaults: out: 'x'; it would change"):
-        app.prepare(config(tmp_path / "b", data={"source": recommending(tmp_path, "{out: x}")}))
+        prepare(config(tmp_path / "b", data={"source": recommending(tmp_path, "{out: x}")}))
 
 
 def test_caps_on_the_training_data_do_not_travel_to_other_data(tmp_path):
     prepared(tmp_path / "run", epochs=1, **{"data.val_images": 2})[1].fit()
     keys = {"data": {"source": recommending(tmp_path, "{}")}, "weights": tmp_path / "run"}
-    run = app.prepare_validation(from_keys(Run, keys | {"out": tmp_path / "scored"}))
+    run = prepare_validation(from_keys(Run, keys | {"out": tmp_path / "scored"}))
     assert run.data.val_images is None
-    same = app.prepare_validation(
+    same = prepare_validation(
         from_keys(Run, {"weights": tmp_path / "run", "out": tmp_path / "again"})
     )
     assert same.data.val_images == 2
@@ -81,7 +82,7 @@ def test_the_same_data_under_a_relative_name_keep_what_was_said_of_them(tmp_path
     data = {"source": "mine.yaml", "val_images": 1, "single_cls": True, "workers": 0}
     prepared(tmp_path / "run", data=data, epochs=1)[1].fit()
     keys = {"data": "mine.yaml", "weights": tmp_path / "run", "out": tmp_path / "scored"}
-    run = app.prepare_validation(from_keys(Run, keys))
+    run = prepare_validation(from_keys(Run, keys))
     assert (run.data.val_images, run.data.single_cls) == (1, True)
 
 
@@ -96,4 +97,4 @@ def test_a_run_that_goes_on_needs_nothing_that_it_started_from(tmp_path, monkeyp
 @pytest.mark.parametrize("keys", [{"seed": 2**70}, {"data.workers": -1}])
 def test_numbers_out_of_range_are_one_line(tmp_path, keys):
     with pytest.raises(ConfigError, match=next(iter(keys))):
-        app.prepare(config(tmp_path / "run", **keys))
+        prepare(config(tmp_path / "run", **keys))

@@ -25,7 +25,7 @@ def train(kind, optim, precision, *, steps=cases.STEPS, pool=None, permute=None,
         "strategy": {"kind": kind},
         "precision": precision,
         "accumulate": cases.ACCUMULATE,
-        "optim": {"kind": optim, "clip": CLIP[optim]},
+        "optim": {"kind": optim, "clip": CLIP[optim], **changes.pop("rates", {})},
     } | changes
     with tempfile.TemporaryDirectory() as folder:
         job = Job(run, steps, folder, permute).to_json()
@@ -80,12 +80,16 @@ def test_fp64_is_one_device(mode, optim, ranks):
 KINDS = {
     "nms": {"model": {"head": "nms", "finest": 4}},
     "resnet": {"model": {"backbone": "resnet18"}, "norm": "frozen"},
-    "convnext": {"model": {"backbone": "convnext_atto"}},  # its maps are views with other strides
+    "convnext": {  # its maps are views with other strides
+        "model": {"backbone": "convnext_atto"},
+        "rates": {"body_lr": 0.5, "layer_decay": 0.9},
+    },
 }
 
 
 @pytest.mark.parametrize(
-    ("mode", "kind"), [("pipeline", "nms"), ("fsdp", "resnet"), ("pipeline", "convnext")]
+    ("mode", "kind"),
+    [("pipeline", "nms"), ("fsdp", "resnet"), ("pipeline", "convnext"), ("fsdp", "convnext")],
 )
 def test_every_kind_of_detector_is_one_device(mode, kind, ranks):
     keys = {"steps": 2, **KINDS[kind]}

@@ -2,17 +2,30 @@
 
 import pytest
 import torch
+from cases import CPU, make_learner, make_steps
 
+from visiontrain.core.interfaces import VisionModel
+from visiontrain.core.types import Place
 from visiontrain.engine.config import OptimConfig
 from visiontrain.engine.learner import fill_state
 from visiontrain.engine.muon import ORTHOGONAL, Muon, orthogonal
 from visiontrain.engine.optim import Schedule, build_optimizer
 from visiontrain.engine.sgd import SGD
+from visiontrain.engine.step import train_step
+from visiontrain.models.config import YoloN
+from visiontrain.models.registry import build_model
 
 
 def parameters():
     generator = torch.Generator().manual_seed(0)
     return [torch.nn.Parameter(torch.randn(n, generator=generator)) for n in (3, 50)]
+
+
+def plain(*blocks):
+    """Make a model of blocks in a row, none of which may come pretrained."""
+    model = VisionModel()
+    model.blocks = torch.nn.ModuleDict({f"b{n}": block for n, block in enumerate(blocks)})
+    return model
 
 
 def steps(optimizer, params, count):
@@ -65,7 +78,7 @@ def test_muon_is_sgd_for_vectors_and_adds_an_orthogonal_step_for_matrices():
 @pytest.mark.parametrize("kind", ["sgd", "adamw", "muon"])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_failed_step_leaves_everything_bit_identical(kind, first):
-    model = torch.nn.Linear(4, 3)
+    model = plain(torch.nn.Linear(4, 3))
     optimizer = build_optimizer(OptimConfig(kind=kind), model)
     fill_state(optimizer)
     for group in optimizer.param_groups:
@@ -91,10 +104,43 @@ def test_a_failed_step_leaves_everything_bit_identical(kind, first):
 
 
 def test_norms_and_biases_do_not_decay():
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    model = plain(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     optimizer = build_optimizer(OptimConfig(weight_decay=0.3), model)
     decay = {p: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert [decay[p] for p in model.parameters()] == [0.3, 0.0, 0.0, 0.0]
+
+
+def test_places_and_tokens_of_transformers_do_not_decay():
+    model = build_model(YoloN(backbone="vit_tiny_patch16_224"), 2)
+    optimizer = build_optimizer(OptimConfig(), model)
+    decay = {p: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    decays = {name: bool(decay[p]) for name, p in model.named_parameters()}
+    (stem,) = (name for name in decays if name.endswith("pos_embed"))
+    assert not decays[stem]
+    assert decays["blocks.block3.attn.qkv.weight"]
+    assert not decays["blocks.block3.attn.qkv.bias"]
+
+
+def rates(learner, prefix):
+    """Name the rates that parameters of `prefix` got in the last step."""
+    named = dict(learner.model.named_parameters())
+    mine = {p for name, p in named.items() if name.startswith(prefix)}
+    assert mine
+    groups = learner.optimizer.param_groups
+    return {round(g["lr"] / learner.lr, 6) for g in groups if mine & set(g["params"])}
+
+
+def test_the_body_and_its_early_blocks_move_slower():
+    run = {"strategy": {"kind": "single"}, "precision": "fp32", "norm": "frozen"}
+    slower = {"body_lr": 0.5, "layer_decay": 0.8}
+    learner = make_learner(Place(CPU), run | {"optim": slower, "model": {"backbone": "resnet18"}})
+    step = next(make_steps(learner.strategy))
+    train_step(learner, step.micro_batches, step.images)
+    assert rates(learner, "blocks.layer4_1.") == {0.5}
+    assert rates(learner, "blocks.layer4_0.") == {0.4}
+    assert rates(learner, "blocks.layer3_1.") == {0.32}
+    assert rates(learner, "blocks.stem.") == {round(0.5 * 0.8**8, 6)}
+    assert rates(learner, "blocks.head.") == rates(learner, "blocks.up4.") == {1.0}
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine", "constant"])

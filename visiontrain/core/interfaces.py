@@ -30,6 +30,7 @@ class VisionModel(nn.Module, ABC):
 
     blocks: nn.ModuleDict  # in execution order; the names are the checkpoint's keys
     inputs: Mapping[str, tuple[str, ...]]  # block -> what it reads: blocks before it, or IMAGE
+    body: tuple[str, ...] = ()  # parameters that may come pretrained: prefixes, first block first
     frozen: tuple[str, ...] = ()  # blocks that do not train and stay in evaluation mode
 
     def freeze(self, count: int) -> None:

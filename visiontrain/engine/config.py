@@ -28,6 +28,12 @@ class OptimConfig(Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum, or beta1 of adamw")
     beta2: float = Field(0.999, ge=0, lt=1, description="second beta of adamw")
     weight_decay: float = Field(0.0005, ge=0, description="decay of weights; not of norms, biases")
+    body_lr: float = Field(
+        1.0, gt=0, description="rate of the model's body, the backbone, as a share of the rate"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="rate of a block of the body as a share of the next one's"
+    )
     clip: float = Field(10.0, gt=0, description="largest gradient norm")
     ema_window: float = Field(
         0.05, gt=0, le=1, description="reach of the weight average, as a share of the steps so far"

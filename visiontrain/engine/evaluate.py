@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from visiontrain.core.interfaces import Evaluator, Metrics
+from visiontrain.core.interfaces import Evaluator, Metrics, Task, VisionModel
 from visiontrain.core.types import Batch
-from visiontrain.engine.learner import Learner
+from visiontrain.strategies.base import Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +27,33 @@ class Stopped(Exception):  # noqa: N818 - no error
     """An evaluation ended early since it was asked to."""
 
 
+class Scorable(Protocol):
+    """A learner, or a model that is only scored."""
+
+    strategy: Strategy
+    task: Task
+
+    def evaluating(self) -> AbstractContextManager[VisionModel]:
+        """Put the model in evaluation mode, with the weights that are scored."""
+        ...
+
+
+@dataclass(slots=True)
+class Trained:
+    """A model that is only scored: an optimizer would take a second to make."""
+
+    strategy: Strategy
+    task: Task
+    model: VisionModel
+
+    @contextmanager
+    def evaluating(self) -> Iterator[VisionModel]:
+        """Put the model in evaluation mode."""
+        yield self.model.eval()
+
+
 def evaluate(
-    learner: Learner,
+    learner: Scorable,
     batches: Iterable[Batch],
     evaluator: Evaluator,
     asked: Callable[[], bool] | None = None,
@@ -34,7 +61,7 @@ def evaluate(
     """Score the averaged weights (or the plain ones where there is no average). Collective.
 
     Args:
-        learner: whose weights; its training state is as before afterwards.
+        learner: whose weights; a training state is as before afterwards.
         batches: this rank's share of the split; as many on every rank. An image with `valid=0`
             only fills a place.
         evaluator: a fresh one, over the whole split's ground truth.

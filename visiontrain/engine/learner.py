@@ -27,6 +27,7 @@ class Learner:
     clip: float
     seed: int
     ema: dict[str, Tensor] | None  # parameters and float buffers, averaged
+    lr: float = 0.0  # of the last step, before any block's share
     step: int = 0
     samples: int = 0
     failed: Tensor = field(
@@ -69,8 +70,9 @@ class Learner:
         norm = self.strategy.clip_grad_norm(self.model, self.clip)
         self.failed = (~torch.isfinite(norm)).float()
         self.nonfinite = (self.nonfinite + 1) * self.failed
+        self.lr = self.schedule.lr(self.samples)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.lr(self.samples)
+            group["lr"] = self.lr * group["lr_share"]
         # Fused kernels, and our SGD, look for it.
         self.optimizer.found_inf = self.failed  # pyrefly: ignore
         self.optimizer.step()

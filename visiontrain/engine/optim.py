@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from visiontrain.core.interfaces import VisionModel
 from visiontrain.engine.config import OptimConfig
 from visiontrain.engine.muon import Muon
 from visiontrain.engine.sgd import SGD
 
 PEAK = {"adamw": 0.002, "sgd": 0.01, "muon": 0.01}
+# Places and tokens of transformers: matrices by shape only.
+UNDECAYED = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table")
 
 
 def kind_of(config: OptimConfig) -> str:
@@ -25,20 +28,35 @@ def peak(config: OptimConfig) -> float:
     return config.lr or PEAK[kind_of(config)]
 
 
-def build_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
-    """Make the optimizer; norms and biases (one dimension or none) do not decay."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]] or groups[:1]  # a frozen stage
+def build_optimizer(config: OptimConfig, model: VisionModel) -> Optimizer:
+    """Make the optimizer; norms, biases and places do not decay, the body may move slower."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            bare = parameter.ndim <= 1 or name.endswith(UNDECAYED)
+            key = (share_of(config, model, name), 0.0 if bare else config.weight_decay)
+            groups.setdefault(key, []).append(parameter)
+    listed = [
+        {"params": params, "lr_share": share, "weight_decay": decay}
+        for (share, decay), params in groups.items()
+    ] or [{"params": [], "lr_share": 1.0}]  # a frozen stage
     if kind_of(config) == "sgd":
-        return SGD(groups, momentum=config.momentum)
+        return SGD(listed, momentum=config.momentum)
     if kind_of(config) == "muon":
-        return Muon(groups, momentum=config.momentum)
+        return Muon(listed, momentum=config.momentum)
     # The fused kernel skips an update on the device when `found_inf` says so.
-    return AdamW(groups, lr=0.0, betas=(config.momentum, config.beta2), fused=True)
+    return AdamW(listed, lr=0.0, betas=(config.momentum, config.beta2), fused=True)
+
+
+def share_of(config: OptimConfig, model: VisionModel, name: str) -> float:
+    """Return the share of the learning rate that the parameter `name` gets.
+
+    The body's last block has `body_lr`, every one before it `layer_decay` times the next one's.
+    """
+    for number, prefix in enumerate(reversed(model.body)):
+        if name.startswith(prefix):
+            return config.body_lr * config.layer_decay**number
+    return 1.0
 
 
 @dataclass(frozen=True, slots=True)

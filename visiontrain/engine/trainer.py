@@ -150,7 +150,7 @@ class Trainer:
         """Train one step; then log, score and save what is due. None goes on."""
         self._show_epoch(step.epoch)
         result = train_step(self.learner, step.micro_batches, step.images)
-        self.journal.lr = float(self.learner.optimizer.param_groups[0]["lr"])
+        self.journal.lr = self.learner.lr
         self.meter.add(result.terms)
         self._ran.append(step.step)
         self._jump()

@@ -282,4 +282,4 @@ def _pyramid(body: Body, norm: Norm) -> Body:
         16: level,
         32: Level("coarser32", level.channels),
     }
-    return Body({**body.blocks, **added}, {**body.inputs, **reads}, levels)
+    return Body({**body.blocks, **added}, {**body.inputs, **reads}, levels, frozenset(added))

@@ -7,7 +7,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from visiontrain.models.config import Norm
 
@@ -21,6 +20,8 @@ def make_norm(kind: Norm, channels: int) -> nn.Module:
         groups = next(n for n in range(most, 0, -1) if channels % n == 0)
         return nn.GroupNorm(groups, channels)
     if kind == "frozen":
+        from torchvision.ops import FrozenBatchNorm2d  # noqa: PLC0415 - a second, rarely used
+
         return FrozenBatchNorm2d(channels, eps=1e-3)
     if kind == "sync":
         return nn.SyncBatchNorm(channels, eps=1e-3, momentum=0.1)

@@ -34,6 +34,7 @@ class Body:
     blocks: Mapping[str, nn.Module]
     inputs: Mapping[str, tuple[str, ...]]
     levels: Mapping[int, Level]
+    added: frozenset[str] = frozenset()  # blocks that never come pretrained
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from visiontrain.ops.boxes import anchor_points, distances_to_boxes, iou
 
 TRAINED, USED = 150, 1000  # scores of an image that are compared, in training and in use
+ROWS = 128  # compared at a time: what they make stays in a processor's cache
 FAINT = math.log(0.001 / 0.999)  # logit under which nobody asks whether it is a duplicate
 STRENGTH, POWER = 0.5, 1.0  # measured, see DECISIONS.md, 6; training moves them from there
 
@@ -72,9 +73,13 @@ def _boxes(finest: Tensor, distances: Tensor, strides: Sequence[int]) -> Tensor:
 @torch.no_grad()
 def _overlap_with_better(label: Tensor, boxes: Tensor) -> Tensor:
     """Return each box's largest IoU with one of its class before it, (B, K), at most 0.99."""
-    better = (label[:, :, None] == label[:, None]).tril(-1)  # (B, K, K)
-    overlap = iou(boxes[:, :, None], boxes[:, None]) * better
-    return overlap.amax(-1).clamp(max=0.99)
+    found = []
+    for start in range(0, boxes.shape[1], ROWS):  # no row needs the columns after it
+        stop = start + ROWS
+        same = label[:, start:stop, None] == label[:, None, :stop]  # (B, ROWS, stop)
+        overlap = iou(boxes[:, start:stop, None], boxes[:, None, :stop])
+        found.append((overlap * same.tril(start - 1)).amax(-1))
+    return torch.cat(found, 1).clamp(max=0.99)
 
 
 def _constant(width: int, value: float) -> nn.Conv2d:

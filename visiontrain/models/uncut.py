@@ -40,6 +40,7 @@ class Uncut(VisionModel):
     def __init__(self, whole: Whole) -> None:
         super().__init__()
         self.blocks = nn.ModuleDict({"all": whole})
+        self.body = (PREFIX,)
 
 
 def features_of(name: str, *, hub: bool = False) -> Any:

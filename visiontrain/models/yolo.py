@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from visiontrain.core.interfaces import VisionModel
+from visiontrain.models.agree import agree
 from visiontrain.models.blocks import (
     BottomUp,
     Conv,
@@ -59,10 +60,11 @@ class Head(nn.Module):
         """
         many = _flat([branch(m) for branch, m in zip(self.o2m, maps, strict=True)])
         distances = _flat([branch(m) for branch, m in zip(self.box, maps, strict=True)])
-        if self.o2o is None:
-            return distances, many
-        one = self.o2o(maps, distances, many, self.strides)
-        return (distances, many, one) if self.training else (distances, one)
+        scores = many if self.o2o is None else self.o2o(maps, distances, many, self.strides)
+        if self.training:
+            return (distances, many) if self.o2o is None else (distances, many, scores)
+        finest = [side * self.strides[0] for side in maps[0].shape[-2:]]
+        return agree(distances, many, finest, self.strides), scores
 
 
 def _flat(levels: Sequence[Tensor]) -> Tensor:
@@ -111,6 +113,8 @@ class Yolo(VisionModel):
         used = _reached("head", inputs)
         self.blocks = nn.ModuleDict({name: blocks[name] for name in blocks if name in used})
         self.inputs = {name: inputs[name] for name in self.blocks}
+        own = set(body.blocks) - body.added
+        self.body = tuple(f"blocks.{name}." for name in self.blocks if name in own)
 
 
 def _reached(name: str, inputs: Mapping[str, tuple[str, ...]]) -> set[str]:

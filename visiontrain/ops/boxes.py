@@ -76,11 +76,11 @@ def anchor_points(
 
 def distances_to_boxes(distances: Tensor, points: Tensor, strides: Tensor) -> Tensor:
     """Turn left, top, right, bottom distances (B, A, 4) in stride units into boxes (B, A, 4)."""
-    offsets = distances * strides[:, None]
+    offsets = distances * strides[..., None]
     return torch.cat([points - offsets[..., :2], points + offsets[..., 2:]], -1)
 
 
 def boxes_to_distances(boxes: Tensor, points: Tensor, strides: Tensor) -> Tensor:
     """Inverse of `distances_to_boxes`; negative where a point lies outside its box."""
     offsets = torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], -1)
-    return offsets / strides[:, None]
+    return offsets / strides[..., None]

@@ -20,6 +20,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STRONG, FAINT, INK, GRID = "#0072B2", "#B8C4CC", "#1F2933", "#DDE3E8"
 DASHES = ("-", "--", ":")  # a second sign beside the colour, once the palette is used up
 DPI = 120
+FAST = 1  # compression of PNG: half the time, a fifth larger
 SCRIPTS = (  # beside DejaVu, which is shipped with matplotlib, if the machine has them
     "Noto Sans CJK JP",
     "Noto Sans CJK SC",
@@ -106,6 +107,8 @@ def save(figure: Figure, path: Path) -> Path:
     with warnings.catch_warnings():
         # A letter that no font knows is drawn as a box; the plot is good without it.
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
-        figure.savefig(path, format="png", metadata={"Software": None})
+        figure.savefig(
+            path, format="png", metadata={"Software": None}, pil_kwargs={"compress_level": FAST}
+        )
     figure.clear()
     return path

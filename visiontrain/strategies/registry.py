@@ -6,19 +6,36 @@ from collections.abc import Callable
 
 from visiontrain.core.types import Place
 from visiontrain.strategies.base import Strategy
-from visiontrain.strategies.config import StrategyConfig
-from visiontrain.strategies.ddp import DDP
-from visiontrain.strategies.fsdp import FSDP
-from visiontrain.strategies.pipeline import Pipeline
+from visiontrain.strategies.config import Pipeline, StrategyConfig
 from visiontrain.strategies.precision import Precision
+
+
+def ddp(_: StrategyConfig, place: Place, precision: Precision) -> Strategy:
+    """Make data parallelism."""
+    from visiontrain.strategies.ddp import DDP  # noqa: PLC0415
+
+    return DDP(place, precision)
+
+
+def fsdp(_: StrategyConfig, place: Place, precision: Precision) -> Strategy:
+    """Make fully sharded data parallelism."""
+    from visiontrain.strategies.fsdp import FSDP  # noqa: PLC0415 - torch's takes a second
+
+    return FSDP(place, precision)
+
+
+def pipeline(config: Pipeline, place: Place, precision: Precision) -> Strategy:
+    """Make pipeline model parallelism."""
+    from visiontrain.strategies.pipeline import Pipeline  # noqa: PLC0415 - torch's takes a second
+
+    return Pipeline(place, precision, config.schedule, config.cuts)
+
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "single": lambda _, place, precision: Strategy(place, precision),
-    "ddp": lambda _, place, precision: DDP(place, precision),
-    "fsdp": lambda _, place, precision: FSDP(place, precision),
-    "pipeline": lambda config, place, precision: Pipeline(
-        place, precision, config.schedule, config.cuts
-    ),
+    "ddp": ddp,
+    "fsdp": fsdp,
+    "pipeline": pipeline,
 }
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from visiontrain.core.types import Batch, Detections, Loss
 from visiontrain.ops.assign import Aligned, Assignment, Candidates, assign
@@ -142,6 +141,8 @@ class DetectTask:
         original = _to_original(boxes[anchor], frame)
         keep = slice(None)
         if self.config.nms:
+            from torchvision.ops import batched_nms  # noqa: PLC0415 - a second, rarely used
+
             keep = batched_nms(original, values, label, self.config.iou)
         return Detections(original[keep], values[keep], label[keep])
 

@@ -1,0 +1,85 @@
+"""What the verbs do before any process of a run starts: resolve, hold the folder, launch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import nullcontext
+
+from visiontrain.core.config import build as build_config
+from visiontrain.core.config import merge
+from visiontrain.core.errors import ConfigError
+from visiontrain.data.open import open_dataset
+from visiontrain.engine.parity import Parity, Report
+from visiontrain.prepare import below, folder_of, prepare, prepare_validation
+from visiontrain.recipe import Run, check_values
+from visiontrain.strategies import launch
+from visiontrain.strategies.config import Single
+from visiontrain.strategies.devices import is_first, settle, under_torchrun
+from visiontrain.strategies.member import once
+
+WORKER = "visiontrain.worker"  # sits above this module and is only named here
+
+
+def train(run: Run) -> tuple[Run, int]:
+    """Train as `run` says; return the run as it was settled, and the exit code.
+
+    Raises:
+        VisiontrainError: with one line for the user.
+    """
+    return _start(lambda: prepare(run), "main")
+
+
+def validate(run: Run) -> tuple[Run, int]:
+    """Score `run.weights` on `run.split`; return as `train`.
+
+    Raises:
+        VisiontrainError: with one line for the user.
+    """
+    return _start(lambda: prepare_validation(run), "validate")
+
+
+def _start(make: Callable[[], Run], entry: str) -> tuple[Run, int]:
+    """Prepare a run once, then call `worker.entry` in every process that its mode needs."""
+    text = once(lambda: _filled(make(), entry).model_dump_json())
+    run = Run.model_validate_json(text)
+    try:
+        # Under torchrun every process comes here.
+        with folder_of(run).held() if is_first() else nullcontext():
+            return run, launch.run(run.strategy, run.device, _entry(entry), text)
+    except Exception:
+        if not run.resume:
+            folder_of(run).discard_unused()
+        raise
+
+
+def _filled(run: Run, entry: str) -> Run:
+    """Write the cache on disk, which many processes would else each write."""
+    if run.data.cache == "disk" and not isinstance(run.strategy, Single):
+        spec = open_dataset(run.data)
+        try:
+            for split in ("train", "val") if entry == "main" else (run.split,):
+                spec.table(split)
+        except Exception:
+            folder_of(run).discard_unused()
+            raise
+    return run
+
+
+def _entry(name: str) -> launch.Entry:
+    return getattr(importlib.import_module(WORKER), name)
+
+
+def parity(run: Run) -> Report:
+    """Measure whether `run.strategy` trains as one device does.
+
+    Raises:
+        VisiontrainError: with one line for the user.
+    """
+    if under_torchrun():
+        raise ConfigError("parity: under torchrun; start it without, it starts its own processes")
+    given = run.model_dump(exclude_unset=True)
+    whole = build_config(Run, merge(Run, below(given), given))
+    check_values(whole)
+    settle(whole.strategy, whole.device)
+    return Parity(whole.model_dump(mode="json"), whole.strategy, _entry("traced")).measure()
