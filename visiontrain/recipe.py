@@ -120,6 +120,11 @@ def check_values(run: Run) -> None:
         raise ConfigError(
             "optim: muon under strategy=fsdp, where no process holds a whole matrix; take adamw"
         )
+    if run.strategy.kind == "pipeline" and getattr(run.augment, "multi_scale", 0):
+        raise ConfigError(
+            "augment.multi_scale: under strategy=pipeline, whose stages agree on one size before "
+            "they start; take strategy=ddp, fsdp or single"
+        )
     if run.accumulate > run.batch:
         raise ConfigError(
             f"accumulate: {run.accumulate}; a batch of {run.batch} images has no more than "

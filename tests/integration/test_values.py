@@ -22,6 +22,10 @@ from visiontrain.recipe import Run
             {"optim": "muon", "strategy": "fsdp"},
             "optim: muon under strategy=fsdp, where no process holds a whole matrix; take adamw",
         ),
+        (
+            {"augment": {"multi_scale": 0.2}, "strategy": "pipeline"},
+            "augment.multi_scale: under strategy=pipeline, .*; take strategy=ddp",
+        ),
         ({"model": {"kind": "yolo_n", "pretrained": "hub"}}, "model.pretrained: hub; .*backbone"),
         ({"ema": False, "optim.ema_window": 0.1}, "optim.ema_window: 0.1; .* ema=true"),
         ({"val": False, "patience": 3}, "patience: 3; .* take val=true"),

@@ -4,10 +4,12 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from visiontrain.core.types import Batch
 from visiontrain.models.config import YoloN
 from visiontrain.models.registry import build_model
+from visiontrain.tasks import detect
 from visiontrain.tasks.config import DetectConfig
 from visiontrain.tasks.registry import build_task
 
@@ -124,3 +126,43 @@ def test_nms_is_off_unless_asked(task):
     plain = build_task(DetectConfig(conf=0.1), CLASSES, YoloN())
     assert len(plain.decode(outputs, batch)[0].scores) == 2
     assert len(merged.decode(outputs, batch)[0].scores) == 1
+
+
+def test_terms_are_in_strides_so_size_does_not_weigh(model, task):
+    """The same scene at twice the size, on levels twice as coarse, costs the same."""
+    batch = batch_of(3)
+    batch.targets[..., 3:5] += 10  # wider than what the small-target rule changes
+    outputs = model(batch.images)
+    rows = batch.targets.clone()
+    rows[..., 1:5] *= 2
+    pixels = torch.zeros(3, 3, 2 * SIDE, 2 * SIDE)
+    twice = dataclasses.replace(batch, images=pixels, targets=rows)
+    coarse = dataclasses.replace(task, strides=(16, 32, 64))
+    want, got = task.loss(outputs, batch, 0.3), coarse.loss(outputs, twice, 0.3)
+    for name, value in want.terms.items():
+        torch.testing.assert_close(got.terms[name], value)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        made = [result] if isinstance(result, torch.Tensor) else []
+        self.elements = max([self.elements, *(t.numel() for t in made)])
+        return result
+
+
+def test_a_crowd_is_assigned_in_bounded_memory_as_it_would_be_at_once(model, task, monkeypatch):
+    batch = batch_of(5, boxes=1000)
+    outputs = [output.detach() for output in model(batch.images)]
+    want = task.loss(outputs, batch, 0.3)
+    whole = 5 * 1000 * outputs[0].shape[1]
+    monkeypatch.setattr(detect, "COMPARED", whole // 2)  # two images at a time, and one
+    with Largest() as largest:
+        got = task.loss(outputs, batch, 0.3)
+    assert largest.elements <= 2 * (whole // 2)  # points have two coordinates
+    for name, value in want.terms.items():
+        assert torch.equal(got.terms[name], value)

@@ -60,6 +60,23 @@ def test_the_same_where_processes_start_from_nothing(monkeypatch):
         multiprocessing.set_start_method(default, force=True)
 
 
+def test_sides_are_drawn_by_step_alone():
+    def sides(plan, start=0):
+        data = train_set(epochs=8, augment=AugmentConfig(multi_scale=0.5))
+        data.imgsz = 96
+        return [
+            (step.step, batch.images.shape[-1])
+            for step in train_steps(data, plan, start)
+            for batch in step.micro_batches
+        ]
+
+    whole = sides(Plan(batch=2, epochs=8, seed=5))
+    assert {side for _, side in whole} == {64, 96, 128}  # multiples of 32 from 48 to 144
+    assert sides(Plan(batch=2, epochs=8, seed=5), start=7) == whole[7:]
+    other = sides(Plan(batch=2, epochs=8, seed=5, accumulate=2, shard=(1, 2), workers=1))
+    assert dict(other) == dict(whole)
+
+
 def test_a_used_data_set_survives_pickling_unchanged():
     data = train_set()
     before = data[0, 3]

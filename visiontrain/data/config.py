@@ -56,6 +56,9 @@ class AugmentConfig(Section):
     translate: float = Field(
         0.1, ge=0, le=1, description="shift of single images, share of the side; not of mosaics"
     )
+    multi_scale: float = Field(
+        0.0, ge=0, le=0.5, description="each step's input side lies this share around imgsz"
+    )
     degrees: float = Field(0.0, ge=0, le=180, description="turn between -degrees and degrees")
     shear: float = Field(0.0, ge=0, le=60, description="shear between -shear and shear degrees")
     perspective: float = Field(

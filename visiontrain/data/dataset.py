@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,6 +57,17 @@ class TrainSet:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def at(self, step: int) -> TrainSet:
+        """Return this set with samples of the side that step `step` has: multiples of 32."""
+        spread = self.change.config.multi_scale if self.change else 0.0
+        if not spread:
+            return self
+        least, most = (round(self.imgsz * share / 32) for share in (1 - spread, 1 + spread))
+        other = copy(self)
+        drawn = generator(self.seed, "side", step).integers(max(1, least), most, endpoint=True)
+        other.imgsz = 32 * int(drawn)
+        return other
 
     def __getitem__(self, key: Key) -> Sample:
         """Return the sample of `key`: (epoch, row)."""

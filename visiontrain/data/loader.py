@@ -74,9 +74,9 @@ class _Steps(Dataset[Step]):
         self.samples = samples
 
     def __getitem__(self, index: StepKeys) -> Step:
-        side = self.samples.imgsz
-        cells = [[self.samples[key] for key in cell] for cell in index.cells]
-        batches = [collate(cell, side) for cell in cells]
+        samples = self.samples.at(index.step)
+        cells = [[samples[key] for key in cell] for cell in index.cells]
+        batches = [collate(cell, samples.imgsz) for cell in cells]
         return Step(index.epoch, index.step, index.images, batches)
 
 

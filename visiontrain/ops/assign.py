@@ -6,6 +6,7 @@ B images, M targets (padded), A anchors, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,17 @@ class Assignment:
     target: Tensor  # (B, A) int64: index into M; 0 where unassigned
     positive: Tensor  # (B, A) bool
     score: Tensor  # (B, A): classification target of the assigned class, 0 where unassigned
+
+
+def joined(parts: Sequence[Assignment]) -> Assignment:
+    """Put assignments of different images behind each other."""
+    if len(parts) == 1:
+        return parts[0]
+    target, positive, score = (
+        torch.cat([getattr(part, name) for part in parts])
+        for name in ("target", "positive", "score")
+    )
+    return Assignment(target, positive, score)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from visiontrain.core.types import Batch, Detections, Loss
-from visiontrain.ops.assign import Aligned, Assignment, Candidates, assign
+from visiontrain.ops.assign import Aligned, Assignment, Candidates, assign, joined
 from visiontrain.ops.boxes import anchor_points, boxes_to_distances, distances_to_boxes
 from visiontrain.ops.losses import classification_sum, distance_sum, overlap_sum
 from visiontrain.tasks.config import DetectConfig
 
 ONE_TO_MANY, ONE_TO_ONE = "o2m", "o2o"
+# Anchors times targets times images compared at once: tensors of 64 MB, however many targets.
+COMPARED = 2**24
 # One-to-one takes the anchor that scores best already, as suppression would: which of several
 # good boxes overlaps best changes from step to step and cannot be learned.
 CONSISTENT = Aligned(topk=1, alpha=1.0, beta=1 / 6)
@@ -97,8 +99,8 @@ class DetectTask:
         distances, many, *ones = (output.to(wide) for output in outputs)
         grid = Grid.of(batch.images, self.strides, distances)
         boxes = distances_to_boxes(distances, grid.points, grid.strides)
-        candidates = Candidates.of(boxes.detach(), grid.points, batch.targets.to(wide))
-        truth = Truth.of(self._assign(ONE_TO_MANY, many, candidates), batch, many)
+        matched = self._match([many, *ones], boxes.detach(), grid.points, batch.targets.to(wide))
+        truth = Truth.of(matched[0], batch, many)
         sides = boxes_to_distances(truth.boxes, grid.points, grid.strides)
         # Dense, with weight 0 where unassigned: no device sync, and every parameter gets a
         # gradient also when no image has a box.
@@ -108,12 +110,25 @@ class DetectTask:
             "o2m/l1": self.config.l1 * distance_sum(distances, sides, truth.weight),
         }
         counts = {ONE_TO_MANY: truth.weight.sum()}
-        for one in ones:
-            single = Truth.of(self._assign(ONE_TO_ONE, one, candidates), batch, one)
+        for one, chosen in zip(ones, matched[1:], strict=True):
+            single = Truth.of(chosen, batch, one)
             loss = classification_sum(one, single.scores, batch.valid)
             terms["o2o/cls"] = self.config.cls * loss
             counts[ONE_TO_ONE] = single.weight.sum()
         return Loss(terms, {head: count.detach() for head, count in counts.items()})
+
+    def _match(
+        self, logits: Sequence[Tensor], boxes: Tensor, points: Tensor, targets: Tensor
+    ) -> list[Assignment]:
+        """Assign under each head, as many images at a time as fit into `COMPARED`."""
+        count = max(1, COMPARED // (targets.shape[1] * len(points)))
+        parts: list[list[Assignment]] = []
+        for start in range(0, len(boxes), count):
+            part = slice(start, start + count)
+            candidates = Candidates.of(boxes[part], points, targets[part])
+            heads = zip(self.heads, logits, strict=True)
+            parts.append([self._assign(head, said[part], candidates) for head, said in heads])
+        return [joined(of_head) for of_head in zip(*parts, strict=True)]
 
     def _assign(self, head: str, logits: Tensor, candidates: Candidates) -> Assignment:
         """Choose the anchors that answer for each target under `head`."""
