@@ -81,5 +81,7 @@ def parity(run: Run) -> Report:
     given = run.model_dump(exclude_unset=True)
     whole = build_config(Run, merge(Run, below(given), given))
     check_values(whole)
+    if whole.batch < 0:
+        raise ConfigError(f"batch: {whole.batch}; parity is measured at one that you choose")
     settle(whole.strategy, whole.device)
     return Parity(whole.model_dump(mode="json"), whole.strategy, _entry("traced")).measure()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from visiontrain import __version__
 from visiontrain.core.config import build, merge, read_tree
@@ -18,7 +21,7 @@ from visiontrain.engine.run_folder import RunFolder, claim, reopen
 from visiontrain.engine.weights import load_weights
 from visiontrain.recipe import Run, check_fixed, check_values
 from visiontrain.strategies.devices import devices, settle, under_torchrun
-from visiontrain.strategies.precision import resolve
+from visiontrain.strategies.precision import LOWER, resolve
 
 SCORED_AS_TRAINED = {"data", "imgsz", "batch", "task", "project"}  # unless val is told otherwise
 
@@ -40,7 +43,7 @@ def prepare(run: Run) -> Run:
     given = run.model_dump(exclude_unset=True)
     base = below(given)
     # A file that a validation left may name another split; training scores this one.
-    run = _settle(merge(Run, base, given) | {"split": "val"})
+    run = with_batch(_settle(merge(Run, base, given) | {"split": "val"}))
     if run.resume:
         folder = reopen(run.out)
         if folder.config.is_file():
@@ -78,6 +81,8 @@ def prepare_validation(run: Run) -> Run:
     Raises:
         VisiontrainError: when the folder, the weights or the data cannot be used.
     """
+    if run.batch < 0:
+        raise ConfigError(f"batch: {run.batch}; scores hang on no batch, take 16")
     if run.weights is None:
         raise ConfigError("weights: none given; add weights=FILE or the folder of a run")
     meta = load_weights(run.weights).meta
@@ -103,6 +108,32 @@ def _run_of(weights: Path) -> RunFolder | None:
         weights = weights.parent.parent
     folder = RunFolder(weights)
     return folder if folder.config.is_file() else None
+
+
+def with_batch(run: Run) -> Run:
+    """Replace batch=-1 by what fits, so that config.yaml repeats the run on any machine."""
+    if run.batch > 0:
+        return run
+    from visiontrain.engine.autobatch import Room, fitting_batch, free_memory  # noqa: PLC0415
+    from visiontrain.models.registry import build_model  # noqa: PLC0415
+
+    device = devices(run.device)[0]
+    table = open_dataset(run.data).table("train")
+    with torch.device("meta"):
+        model = build_model(run.model, len(table.names))
+    here = 1 if run.strategy.kind == "single" else run.strategy.processes
+    shared = run.strategy.kind not in ("single", "pipeline")
+    room = Room(
+        free=free_memory(device, here),
+        images=len(table),
+        processes=int(os.environ.get("WORLD_SIZE", here)) if shared else 1,
+        accumulate=run.accumulate,
+        device=device.type,
+        half=run.precision in LOWER,
+    )
+    run = run.model_copy(update={"batch": fitting_batch(model, run.imgsz, room)})
+    check_values(run)
+    return run
 
 
 def _settle(tree: Tree) -> Run:

@@ -46,7 +46,9 @@ class Run(Section):
     log: LogConfig = LogConfig()
 
     epochs: int = Field(100, ge=1, description="passes over the training images")
-    batch: int = Field(16, ge=1, description="images per optimizer step, over all processes")
+    batch: int = Field(
+        16, ge=-1, description="images per optimizer step, over all processes; -1: what fits"
+    )
     accumulate: int = Field(1, ge=1, description="micro-batches each step's batch is cut into")
     imgsz: int = Field(640, ge=32, multiple_of=32, description="side of the square input, pixels")
     precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = Field(
@@ -125,7 +127,9 @@ def check_values(run: Run) -> None:
             "augment.multi_scale: under strategy=pipeline, whose stages agree on one size before "
             "they start; take strategy=ddp, fsdp or single"
         )
-    if run.accumulate > run.batch:
+    if run.batch == 0:
+        raise ConfigError("batch: 0; take 1 or more, or -1 for what fits into memory")
+    if 0 < run.batch < run.accumulate:
         raise ConfigError(
             f"accumulate: {run.accumulate}; a batch of {run.batch} images has no more than "
             f"{run.batch} parts"

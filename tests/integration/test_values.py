@@ -5,8 +5,10 @@ import torch
 from small import config, prepared
 
 from visiontrain import app
+from visiontrain.commands import parity
 from visiontrain.core.config import from_keys, load
 from visiontrain.core.errors import ConfigError
+from visiontrain.core.yaml_loader import load_yaml
 from visiontrain.engine.weights import load_weights
 from visiontrain.loggers.console import Silent
 from visiontrain.prepare import below, prepare, prepare_validation
@@ -30,6 +32,8 @@ from visiontrain.recipe import Run
         ({"ema": False, "optim.ema_window": 0.1}, "optim.ema_window: 0.1; .* ema=true"),
         ({"val": False, "patience": 3}, "patience: 3; .* take val=true"),
         ({"log": {"to": [], "wandb_project": "x"}}, "log.wandb_project: x; .* wandb"),
+        ({"batch": 0}, "batch: 0; take 1 or more, or -1"),
+        ({"batch": -1, "accumulate": 9}, "accumulate: 9; a batch of 1 images has no more than 1"),
         ({"accumulate": 9}, "accumulate: 9; a batch of 4 images has no more than 4 parts"),
     ],
 )
@@ -37,6 +41,17 @@ def test_what_would_change_nothing_is_refused(tmp_path, keys, message):
     with pytest.raises(ConfigError, match=f"^{message}"):
         prepare(config(tmp_path / "run", **keys))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_fits_is_chosen_once_and_recorded(tmp_path):
+    keys = {"data": {"source": "tiny", "train_images": 60, "val_images": 2}, "batch": -1}
+    run = prepare(config(tmp_path / "run", **keys))
+    assert run.batch == 4  # a power of two, and twelve steps an epoch
+    assert load_yaml((tmp_path / "run" / "config.yaml").read_text(), "x")["batch"] == 4
+    with pytest.raises(ConfigError, match=r"^batch: -1; scores hang on no batch"):
+        prepare_validation(config(tmp_path / "val", weights=tmp_path, **keys))
+    with pytest.raises(ConfigError, match=r"^batch: -1; parity is measured"):
+        parity(config(None, strategy="ddp", **keys))
 
 
 def recommending(folder, text):
