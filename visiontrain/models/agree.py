@@ -9,35 +9,51 @@ from torch import Tensor
 
 from visiontrain.ops.boxes import anchor_points, boxes_to_distances, distances_to_boxes, iou
 
-ASKED = 300  # anchors of an image whose boxes are averaged
-SAME = 0.8  # IoU from which two boxes are of the same object; measured, see DECISIONS.md, 17
+TINY = 1e-12
+ASKED = 300  # anchors of an image that are compared
+SAME = 0.8  # IoU from which two boxes are of the same object
+TRUST = 0.5  # logit that a box gains when e times as many say the same
 
 
 @torch.no_grad()
-def agree(distances: Tensor, logits: Tensor, size: Sequence[int], strides: Sequence[int]) -> Tensor:
-    """Replace the best anchors' boxes by their mean with all that nearly agree, by their scores.
+def agree(
+    distances: Tensor, many: Tensor, scores: Tensor, size: Sequence[int], strides: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Average the boxes of anchors that nearly agree, and trust a box more the more agree with it.
 
-    Several anchors answer for each object in training, and each errs a little differently: their
-    mean is nearer to the object than the best scored one. In use only; nothing is learned.
+    About ten anchors answer for each object in training, and each errs a little differently:
+    their mean lies nearer to the object than the best scored one, and an object that only one
+    anchor sees is seldom there. In use only; nothing is learned. Constants and gains were
+    measured, see DECISIONS.md, 17.
 
     Args:
         distances: (B, A, 4) of the boxes' sides, in strides.
-        logits: (B, A, C), one-to-many.
+        many: (B, A, C) one-to-many logits, whose probabilities are the votes.
+        scores: (B, A, C) logits that are used, one-to-one or `many` themselves.
         size: height and width of the input, pixels.
         strides: of the levels, finest first.
 
     Returns:
-        (B, A, 4) distances, in the type they came in.
+        Distances and scores, in the types they came in.
     """
-    wide = distances.to(torch.promote_types(distances.dtype, torch.float32))
-    points, steps = anchor_points(size[0], size[1], strides, wide)
-    best, index = logits.to(wide.dtype).amax(-1).topk(min(ASKED, wide.shape[1]))  # (B, K)
-    places = index[..., None].expand(-1, -1, 4)
-    boxes = distances_to_boxes(wide, points, steps).gather(1, places)
-    near = iou(boxes[:, :, None], boxes[:, None]) > SAME  # (B, K, K)
-    shares = near * best.sigmoid()[:, None]
-    # A box without a side overlaps nothing, not even itself: it stays.
-    total = shares.sum(-1, keepdim=True)
-    mean = torch.where(total > 0, shares @ boxes / total.clamp(min=1e-12), boxes)
-    sides = boxes_to_distances(mean, points[index], steps[index])
-    return wide.scatter(1, places, sides).to(distances.dtype)
+    wide = torch.promote_types(distances.dtype, torch.float32)
+    points, steps = anchor_points(size[0], size[1], strides, distances.to(wide))
+    best, index = many.to(wide).amax(-1).topk(min(ASKED, many.shape[1]))  # (B, K)
+    boxes = distances_to_boxes(distances.to(wide), points, steps).gather(1, _rows(index, 4))
+    same = iou(boxes[:, :, None], boxes[:, None]) > SAME  # (B, K, K)
+    same |= torch.eye(same.shape[-1], dtype=torch.bool, device=same.device)
+    weights = same * best.sigmoid()[:, None]
+    mean = weights @ boxes / weights.sum(-1, keepdim=True).clamp(min=TINY)
+    own = many.to(wide).gather(1, _rows(index, many.shape[-1])).sigmoid().clamp(min=TINY)
+    votes = same.to(wide) @ own / own  # (B, K, C), at least 1
+    sides = boxes_to_distances(mean, points[index], steps[index]).to(distances.dtype)
+    gained = (TRUST * votes.log()).to(scores.dtype)
+    return (
+        distances.scatter(1, _rows(index, 4), sides),
+        scores.scatter_add(1, _rows(index, scores.shape[-1]), gained),
+    )
+
+
+def _rows(index: Tensor, columns: int) -> Tensor:
+    """Repeat an index (B, K) for gathering rows of `columns` numbers."""
+    return index[..., None].expand(-1, -1, columns)

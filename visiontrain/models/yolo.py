@@ -64,7 +64,7 @@ class Head(nn.Module):
         if self.training:
             return (distances, many) if self.o2o is None else (distances, many, scores)
         finest = [side * self.strides[0] for side in maps[0].shape[-2:]]
-        return agree(distances, many, finest, self.strides), scores
+        return agree(distances, many, scores, finest, self.strides)
 
 
 def _flat(levels: Sequence[Tensor]) -> Tensor:
