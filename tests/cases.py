@@ -56,10 +56,10 @@ def make_learner(place, run):
     )
 
 
-def make_steps(strategy, *, seed=0, accumulate=ACCUMULATE):
+def make_steps(strategy, *, seed=0, accumulate=ACCUMULATE, **augment):
     """Yield augmented steps of digits; `seed` changes augmentation, not the order."""
     table = compose(Recipe(canvas=SIDE, digits=(1, 4), heights=(14, 30)), "train", IMAGES)
-    data = TrainSet(table, SIDE, AugmentConfig(), seed=seed, epochs=EPOCHS)
+    data = TrainSet(table, SIDE, AugmentConfig(**augment), seed=seed, epochs=EPOCHS)
     plan = Plan(BATCH, EPOCHS, 0, strategy.micro_batches(accumulate), strategy.place.shard)
     return train_steps(data, plan, 0)
 
@@ -72,7 +72,8 @@ def build(run_json, place):
     if mutant:
         MUTANTS[mutant](learner)
     seed = 1 if mutant == "other augmentation" and last else 0
-    return learner, make_steps(learner.strategy, seed=seed, accumulate=run["accumulate"])
+    changes = {"accumulate": run["accumulate"], **run.get("augment", {})}
+    return learner, make_steps(learner.strategy, seed=seed, **changes)
 
 
 def here(kind):

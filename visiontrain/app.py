@@ -13,6 +13,7 @@ from visiontrain import __version__
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Progress, VisionModel
 from visiontrain.core.types import Batch, Outcome, Place
+from visiontrain.data.config import sides
 from visiontrain.data.dataset import EvalSet, TrainSet
 from visiontrain.data.defects import counted
 from visiontrain.data.loader import (
@@ -130,7 +131,8 @@ def build_fresh(run: Run, names: Sequence[str], progress: Progress | None) -> Vi
         names: the classes.
         progress: is told what the model starts from; None when a checkpoint will be loaded.
     """
-    check_input(run.model, run.imgsz)
+    for side in sides(run.imgsz, run.augment):
+        check_input(run.model, side)
     torch.manual_seed(run.seed)
     model = build_model(run.model, len(names))
     if progress is None:

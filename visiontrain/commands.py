@@ -11,7 +11,7 @@ from visiontrain.core.config import merge
 from visiontrain.core.errors import ConfigError
 from visiontrain.data.open import open_dataset
 from visiontrain.engine.parity import Parity, Report
-from visiontrain.prepare import below, folder_of, prepare, prepare_validation
+from visiontrain.prepare import below, folder_of, prepare, prepare_validation, with_batch
 from visiontrain.recipe import Run, check_values
 from visiontrain.strategies import launch
 from visiontrain.strategies.config import Single
@@ -81,7 +81,6 @@ def parity(run: Run) -> Report:
     given = run.model_dump(exclude_unset=True)
     whole = build_config(Run, merge(Run, below(given), given))
     check_values(whole)
-    if whole.batch < 0:
-        raise ConfigError(f"batch: {whole.batch}; parity is measured at one that you choose")
     settle(whole.strategy, whole.device)
+    whole = with_batch(whole)
     return Parity(whole.model_dump(mode="json"), whole.strategy, _entry("traced")).measure()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ from visiontrain.core.config import build, merge, read_tree
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.shipped import shipped
 from visiontrain.core.yaml_loader import dump_yaml, load_yaml
+from visiontrain.data.config import sides
 from visiontrain.data.open import open_dataset
 from visiontrain.engine.durable import replace_file, storing
 from visiontrain.engine.optim import kind_of, peak
 from visiontrain.engine.run_folder import RunFolder, claim, reopen
 from visiontrain.engine.weights import load_weights
 from visiontrain.recipe import Run, check_fixed, check_values
-from visiontrain.strategies.devices import devices, settle, under_torchrun
+from visiontrain.strategies.devices import devices, settle, under_torchrun, world
 from visiontrain.strategies.precision import LOWER, resolve
 
 SCORED_AS_TRAINED = {"data", "imgsz", "batch", "task", "project"}  # unless val is told otherwise
@@ -42,6 +42,8 @@ def prepare(run: Run) -> Run:
     """
     given = run.model_dump(exclude_unset=True)
     base = below(given)
+    if run.resume and run.batch < 0 < base.get("batch", 0):
+        given["batch"] = base["batch"]  # chosen once
     # A file that a validation left may name another split; training scores this one.
     run = with_batch(_settle(merge(Run, base, given) | {"split": "val"}))
     if run.resume:
@@ -81,8 +83,6 @@ def prepare_validation(run: Run) -> Run:
     Raises:
         VisiontrainError: when the folder, the weights or the data cannot be used.
     """
-    if run.batch < 0:
-        raise ConfigError(f"batch: {run.batch}; scores hang on no batch, take 16")
     if run.weights is None:
         raise ConfigError("weights: none given; add weights=FILE or the folder of a run")
     meta = load_weights(run.weights).meta
@@ -91,6 +91,8 @@ def prepare_validation(run: Run) -> Run:
     if old is not None:
         base |= {key: value for key, value in read_config(old).items() if key in SCORED_AS_TRAINED}
     given = run.model_dump(exclude_unset=True)
+    if run.batch < 0:
+        given["batch"] = Run.model_fields["batch"].default  # scores are the same with any
     source = given.get("data", {}).get("source")
     if source is not None and _absolute(source) != base.get("data", {}).get("source"):
         base.pop("data", None)  # what it says, such as a cap, is meant for other data
@@ -115,23 +117,25 @@ def with_batch(run: Run) -> Run:
     if run.batch > 0:
         return run
     from visiontrain.engine.autobatch import Room, fitting_batch, free_memory  # noqa: PLC0415
-    from visiontrain.models.registry import build_model  # noqa: PLC0415
+    from visiontrain.models.registry import build_model, check_input  # noqa: PLC0415
 
+    check_input(run.model, run.imgsz)
     device = devices(run.device)[0]
     table = open_dataset(run.data).table("train")
     with torch.device("meta"):
         model = build_model(run.model, len(table.names))
+    staged = run.strategy.kind == "pipeline"  # whose stages keep all micro-batches at once
     here = 1 if run.strategy.kind == "single" else run.strategy.processes
-    shared = run.strategy.kind not in ("single", "pipeline")
     room = Room(
         free=free_memory(device, here),
         images=len(table),
-        processes=int(os.environ.get("WORLD_SIZE", here)) if shared else 1,
-        accumulate=run.accumulate,
+        processes=1 if staged else world(run.strategy),
+        accumulate=1 if staged else run.accumulate,
         device=device.type,
-        half=run.precision in LOWER,
+        width=8 if run.precision == "fp64" else 2 if run.precision in LOWER else 4,
     )
-    run = run.model_copy(update={"batch": fitting_batch(model, run.imgsz, room)})
+    largest = max(sides(run.imgsz, run.augment))
+    run = run.model_copy(update={"batch": fitting_batch(model, largest, room)})
     check_values(run)
     return run
 

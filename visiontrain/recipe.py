@@ -10,7 +10,7 @@ from pydantic import Field
 
 from visiontrain.core.config import Section
 from visiontrain.core.errors import ConfigError
-from visiontrain.data.config import AugmentConfig, AugmentSection, DataConfig
+from visiontrain.data.config import AugmentConfig, AugmentSection, DataConfig, sides
 from visiontrain.engine.config import OptimConfig, SaveConfig
 from visiontrain.loggers.config import LogConfig
 from visiontrain.models.config import ModelConfig, YoloN
@@ -122,10 +122,11 @@ def check_values(run: Run) -> None:
         raise ConfigError(
             "optim: muon under strategy=fsdp, where no process holds a whole matrix; take adamw"
         )
-    if run.strategy.kind == "pipeline" and getattr(run.augment, "multi_scale", 0):
+    spread = getattr(run.augment, "multi_scale", 0)
+    if spread and len(sides(run.imgsz, run.augment)) == 1:
         raise ConfigError(
-            "augment.multi_scale: under strategy=pipeline, whose stages agree on one size before "
-            "they start; take strategy=ddp, fsdp or single"
+            f"augment.multi_scale: {spread}; no other multiple of 32 lies so near to {run.imgsz}, "
+            f"take {32 / run.imgsz:.2g} or more"
         )
     if run.batch == 0:
         raise ConfigError("batch: 0; take 1 or more, or -1 for what fits into memory")

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from small import prepared, watched
 
+from visiontrain.tasks import detect
+
 CLASSES, CROWD, SIDE, EPOCHS = 80, 300, 128, 8
 
 
@@ -55,9 +57,12 @@ def resident():
 
 
 @pytest.mark.parametrize("keys", [{}, {"model": {"kind": "yolo_n", "head": "nms", "finest": 4}}])
-def test_crowds_of_specks_and_slivers_train(tmp_path, data, keys):
+def test_crowds_of_specks_and_slivers_train(tmp_path, data, keys, monkeypatch):
     out = tmp_path / "run"
     changes = {"data": data, "imgsz": SIDE, "batch": 4, "epochs": EPOCHS, "workers": 0}
+    made, joined = [], detect.joined
+    monkeypatch.setattr(detect, "COMPARED", 2**19)  # less than two crowded images
+    monkeypatch.setattr(detect, "joined", lambda parts: made.append(len(parts)) or joined(parts))
     _, trainer = prepared(out, **changes, **{"augment.mixup": 0.5}, **keys)
     used = []
     watch = watched(trainer)
@@ -69,5 +74,6 @@ def test_crowds_of_specks_and_slivers_train(tmp_path, data, keys):
     assert len(rows) == EPOCHS
     assert all(math.isfinite(term) for term in terms)
     assert outcome.metrics["skipped_steps"] == 0
+    assert max(made) > 1, "no crowd was cut"
     # The first epochs allocate what is kept for the next ones.
     assert max(used[-2:]) < 1.1 * used[EPOCHS // 2], used

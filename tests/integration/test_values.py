@@ -5,10 +5,10 @@ import torch
 from small import config, prepared
 
 from visiontrain import app
-from visiontrain.commands import parity
 from visiontrain.core.config import from_keys, load
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.yaml_loader import load_yaml
+from visiontrain.engine import autobatch
 from visiontrain.engine.weights import load_weights
 from visiontrain.loggers.console import Silent
 from visiontrain.prepare import below, prepare, prepare_validation
@@ -25,8 +25,8 @@ from visiontrain.recipe import Run
             "optim: muon under strategy=fsdp, where no process holds a whole matrix; take adamw",
         ),
         (
-            {"augment": {"multi_scale": 0.2}, "strategy": "pipeline"},
-            "augment.multi_scale: under strategy=pipeline, .*; take strategy=ddp",
+            {"augment": {"multi_scale": 0.2}},
+            "augment.multi_scale: 0.2; no other multiple of 32 lies so near to 64, take 0.5",
         ),
         ({"model": {"kind": "yolo_n", "pretrained": "hub"}}, "model.pretrained: hub; .*backbone"),
         ({"ema": False, "optim.ema_window": 0.1}, "optim.ema_window: 0.1; .* ema=true"),
@@ -43,15 +43,22 @@ def test_what_would_change_nothing_is_refused(tmp_path, keys, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_that_fits_is_chosen_once_and_recorded(tmp_path):
+def test_a_batch_that_fits_is_chosen_once_and_recorded(tmp_path, monkeypatch):
     keys = {"data": {"source": "tiny", "train_images": 60, "val_images": 2}, "batch": -1}
     run = prepare(config(tmp_path / "run", **keys))
     assert run.batch == 4  # a power of two, and twelve steps an epoch
     assert load_yaml((tmp_path / "run" / "config.yaml").read_text(), "x")["batch"] == 4
-    with pytest.raises(ConfigError, match=r"^batch: -1; scores hang on no batch"):
-        prepare_validation(config(tmp_path / "val", weights=tmp_path, **keys))
-    with pytest.raises(ConfigError, match=r"^batch: -1; parity is measured"):
-        parity(config(None, strategy="ddp", **keys))
+    monkeypatch.setattr(autobatch, "free_memory", lambda *_: 0)
+    again = config(tmp_path / "run", **keys, resume=True)
+    assert prepare(again).batch == 4, "chosen anew"
+
+
+def test_a_validation_takes_any_batch(tmp_path):
+    prepared(tmp_path / "run")[1].fit()
+    run = prepare_validation(
+        from_keys(Run, {"weights": tmp_path / "run", "batch": -1, "out": tmp_path / "val"})
+    )
+    assert run.batch == 16
 
 
 def recommending(folder, text):

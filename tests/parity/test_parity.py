@@ -79,6 +79,7 @@ def test_fp64_is_one_device(mode, optim, ranks):
 
 KINDS = {
     "nms": {"model": {"head": "nms", "finest": 4}},
+    "sides": {"augment": {"multi_scale": 0.5}, "steps": 4},
     "resnet": {"model": {"backbone": "resnet18"}, "norm": "frozen"},
     "convnext": {  # its maps are views with other strides
         "model": {"backbone": "convnext_atto"},
@@ -89,7 +90,10 @@ KINDS = {
 
 @pytest.mark.parametrize(
     ("mode", "kind"),
-    [("pipeline", "nms"), ("fsdp", "resnet"), ("pipeline", "convnext"), ("fsdp", "convnext")],
+    [
+        *((mode, "sides") for mode in MODES),
+        *(("pipeline", "nms"), ("fsdp", "resnet"), ("pipeline", "convnext"), ("fsdp", "convnext")),
+    ],
 )
 def test_every_kind_of_detector_is_one_device(mode, kind, ranks):
     keys = {"steps": 2, **KINDS[kind]}

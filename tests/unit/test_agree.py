@@ -68,10 +68,18 @@ def test_boxes_without_a_side_and_lone_ones_stay():
     torch.testing.assert_close(gained, scores)
 
 
-def test_scores_near_zero_and_other_types_are_taken():
-    distances, many, scores = scene(3)
-    many[:, ::3] = -200.0  # a probability of zero
-    moved, gained = agree(distances.bfloat16(), many.bfloat16(), scores, (SIDE, SIDE), STRIDES)
-    assert moved.dtype == torch.bfloat16
-    assert gained.dtype == scores.dtype
+def test_sixteen_bits_around_it_change_nothing():
+    """Autocast would lower the products: boxes at hundreds of pixels moved by pixels."""
+    given = [value.bfloat16() for value in scene(3)]
+    want = agree(*(value.float() for value in given), (SIDE, SIDE), STRIDES)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = agree(*given, (SIDE, SIDE), STRIDES)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_a_probability_of_zero_is_taken():
+    distances, many, scores = scene(4)
+    many[:, ::3] = -200.0
+    moved, gained = agree(distances, many, scores, (SIDE, SIDE), STRIDES)
+    assert torch.isfinite(moved).all()
     assert torch.isfinite(gained).all()

@@ -9,7 +9,7 @@ from visiontrain.engine.autobatch import Room, fitting_batch, kept_bytes
 from visiontrain.models.config import YoloN
 from visiontrain.models.registry import build_model
 
-ROOM = Room(free=2**40, images=10_000, processes=1, accumulate=1, device="cuda", half=False)
+ROOM = Room(free=2**40, images=10_000, processes=1, accumulate=1, device="cuda")
 
 
 @pytest.fixture(scope="module")
@@ -68,5 +68,5 @@ def test_less_memory_means_a_smaller_batch_unless_it_is_cut_or_halved(model):
     each = kept_bytes(model, 320)
     room = replace(ROOM, free=int(20 * each))
     assert fitting_batch(model, 320, room) == 8  # 12 images and the model's own state
-    assert fitting_batch(model, 320, replace(room, half=True)) == 16
+    assert fitting_batch(model, 320, replace(room, width=2)) == 16
     assert fitting_batch(model, 320, replace(room, accumulate=4)) == 32

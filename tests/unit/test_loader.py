@@ -62,8 +62,8 @@ def test_the_same_where_processes_start_from_nothing(monkeypatch):
 
 def test_sides_are_drawn_by_step_alone():
     def sides(plan, start=0):
-        data = train_set(epochs=8, augment=AugmentConfig(multi_scale=0.5))
-        data.imgsz = 96
+        table = train_set().table
+        data = TrainSet(table, 96, AugmentConfig(multi_scale=0.5), seed=5, epochs=8)
         return [
             (step.step, batch.images.shape[-1])
             for step in train_steps(data, plan, start)

@@ -4,12 +4,13 @@ import pytest
 import torch
 from cases import CPU, make_learner, make_steps
 
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import VisionModel
 from visiontrain.core.types import Place
 from visiontrain.engine.config import OptimConfig
 from visiontrain.engine.learner import fill_state
 from visiontrain.engine.muon import ORTHOGONAL, Muon, orthogonal
-from visiontrain.engine.optim import Schedule, build_optimizer
+from visiontrain.engine.optim import Schedule, build_optimizer, share_of
 from visiontrain.engine.sgd import SGD
 from visiontrain.engine.step import train_step
 from visiontrain.models.config import YoloN
@@ -108,6 +109,20 @@ def test_norms_and_biases_do_not_decay():
     optimizer = build_optimizer(OptimConfig(weight_decay=0.3), model)
     decay = {p: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert [decay[p] for p in model.parameters()] == [0.3, 0.0, 0.0, 0.0]
+
+
+def test_blocks_without_parameters_are_no_step_of_the_rate():
+    model = build_model(YoloN(backbone="swin_tiny_patch4_window7_224"), 2)
+    assert model.body[-1] == "blocks.stage3_1."
+    assert share_of(OptimConfig(layer_decay=0.5), model, "blocks.stage3_0.norm1.weight") == 0.5
+
+
+def test_rates_by_block_are_refused_where_the_body_is_one_block():
+    model = build_model(YoloN(backbone="regnetx_002"), 2)
+    with pytest.raises(ConfigError, match=r"^optim.layer_decay: 0.5; this backbone is one block"):
+        build_optimizer(OptimConfig(layer_decay=0.5), model)
+    shares = {g["lr_share"] for g in build_optimizer(OptimConfig(body_lr=0.5), model).param_groups}
+    assert shares == {0.5, 1.0}
 
 
 def test_places_and_tokens_of_transformers_do_not_decay():

@@ -27,7 +27,7 @@ def switch(on: str, off: str) -> Callable[[Any], Any]:
 # Keys of YOLO tools that have no counterpart of the same kind here, and what to do instead.
 NO = "there is no such augmentation yet"
 FOREIGN: Mapping[str, str] = {
-    **dict.fromkeys(("cutmix", "erasing", "auto_augment", "bgr", "multi_scale"), NO),
+    **dict.fromkeys(("cutmix", "erasing", "auto_augment", "bgr"), NO),
     "pretrained": "write model.backbone and model.pretrained, or weights=FILE",
     "exist_ok": "a name that is taken gets a number; out=DIR names a folder",
     "save_period": "write save.every_epochs",
@@ -40,6 +40,7 @@ FOREIGN: Mapping[str, str] = {
     "rect": "images are always padded to squares",
     "nbs": "batch and accumulate are taken as they are",
     "dfl": "boxes are predicted without distributions, so there is no such loss",
+    "compile": "it saved no time on CPUs and is not offered yet",
     "dropout": "the models have none",
     "label_smoothing": "class targets are soft already",
     "classes": "there is no such filter yet",
@@ -78,6 +79,7 @@ ALIASES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "translate": ("augment.translate", same),
     "degrees": ("augment.degrees", same),
     "shear": ("augment.shear", same),
+    "multi_scale": ("augment.multi_scale", same),
     "mixup": ("augment.mixup", same),
     "copy_paste": ("augment.copy_paste", same),
 }

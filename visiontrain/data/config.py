@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -72,6 +73,13 @@ class AugmentConfig(Section):
         [],
         description="albumentations' image transforms by name: [{name: Blur, blur_limit: 5}]",
     )
+
+
+def sides(imgsz: int, augment: AugmentConfig | NoAugment) -> range:
+    """Return the sides that steps may have, pixels: multiples of 32 in the asked range."""
+    spread = augment.multi_scale if isinstance(augment, AugmentConfig) else 0.0
+    least, most = math.ceil(imgsz * (1 - spread) / 32), math.floor(imgsz * (1 + spread) / 32)
+    return range(32 * least, 32 * most + 1, 32)
 
 
 class NoAugment(Section):

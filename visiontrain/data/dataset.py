@@ -13,7 +13,7 @@ from visiontrain.core.errors import DataError
 from visiontrain.core.seed import generator
 from visiontrain.core.types import Sample
 from visiontrain.data.augment import Augment
-from visiontrain.data.config import AugmentConfig, AugmentSection
+from visiontrain.data.config import AugmentConfig, AugmentSection, sides
 from visiontrain.data.letterbox import boxed, letterbox
 from visiontrain.data.mosaic import Placement, blank, place, tiles
 from visiontrain.data.sampler import Key
@@ -52,7 +52,7 @@ class TrainSet:
         self, table: Table, imgsz: int, augment: AugmentSection, *, seed: int, epochs: int
     ) -> None:
         self.table, self.imgsz, self.seed, self.epochs = table, imgsz, seed, epochs
-        self.reader = Reader(table)
+        self.reader, self.sides = Reader(table), sides(imgsz, augment)
         self.change = Augment(augment) if isinstance(augment, AugmentConfig) else None
 
     def __len__(self) -> int:
@@ -60,13 +60,10 @@ class TrainSet:
 
     def at(self, step: int) -> TrainSet:
         """Return this set with samples of the side that step `step` has: multiples of 32."""
-        spread = self.change.config.multi_scale if self.change else 0.0
-        if not spread:
+        if len(self.sides) == 1:
             return self
-        least, most = (round(self.imgsz * share / 32) for share in (1 - spread, 1 + spread))
         other = copy(self)
-        drawn = generator(self.seed, "side", step).integers(max(1, least), most, endpoint=True)
-        other.imgsz = 32 * int(drawn)
+        other.imgsz = self.sides[generator(self.seed, "side", step).integers(len(self.sides))]
         return other
 
     def __getitem__(self, key: Key) -> Sample:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ STATES = 5  # weights, gradients, two moments and the average, each as large as 
 STEPS = 12  # an epoch keeps at least so many: few large steps starve a small set
 # More images at a time save no time on a CPU, and little on a GPU.
 MOST = {"cpu": 16, "cuda": 128}
+UNKNOWN = 2**35  # bytes; where nothing tells of memory, `MOST` decides
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +27,21 @@ class Room:
     processes: int  # that share the batch
     accumulate: int  # micro-batches it is cut into
     device: str  # cpu or cuda
-    half: bool  # activations have 16 bits
+    width: int = 4  # bytes per number of the activations
 
 
 def fitting_batch(model: VisionModel, side: int, room: Room) -> int:
     """Return a batch over all processes, a power of two each, that fits and is worth it.
 
+    It grows with the processes, as their memory does; the learning rate does not.
+
     Args:
         model: on the meta device.
-        side: of the square input, pixels.
+        side: of the largest square input, pixels.
         room: what it must fit into.
     """
-    fixed = STATES * sum(p.numel() * p.element_size() for p in model.parameters())
-    each = kept_bytes(model, side) / (2 if room.half else 1)
+    fixed = STATES * sum(p.numel() for p in model.parameters()) * max(4, room.width)
+    each = kept_bytes(model, side) * room.width / 4
     fits = max(1, int((SHARE * room.free - fixed) / each)) * room.accumulate
     worth = max(1, room.images // STEPS // room.processes)
     return _power_of_two(min(fits, worth, MOST[room.device])) * room.processes
@@ -74,5 +77,29 @@ def free_memory(device: torch.device, processes: int) -> int:
     """Return the bytes that each of `processes` may use on this device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    pages = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else 0
-    return max(pages * os.sysconf("SC_PAGE_SIZE"), 2**30) // processes
+    told = (_available(), _left_by_limits(), UNKNOWN)
+    return min(number for number in told if number is not None) // processes
+
+
+def _available() -> int | None:
+    """Return what the kernel could free for us; page caches count, unlike in SC_AVPHYS_PAGES."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def _left_by_limits() -> int | None:
+    """Return what a container's limit (cgroup v2) leaves; None where there is none."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        most, used, stat = (
+            (folder / f"memory.{name}").read_text(encoding="utf-8")
+            for name in ("max", "current", "stat")
+        )
+        cached = dict(line.split() for line in stat.splitlines()).get("inactive_file", "0")
+        return max(0, int(most) - int(used) + int(cached))
+    except (OSError, ValueError):  # no such limit, or "max"
+        return None

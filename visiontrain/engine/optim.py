@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import VisionModel
 from visiontrain.engine.config import OptimConfig
 from visiontrain.engine.muon import Muon
@@ -29,7 +30,16 @@ def peak(config: OptimConfig) -> float:
 
 
 def build_optimizer(config: OptimConfig, model: VisionModel) -> Optimizer:
-    """Make the optimizer; norms, biases and places do not decay, the body may move slower."""
+    """Make the optimizer; norms, biases and places do not decay, the body may move slower.
+
+    Raises:
+        ConfigError: rates by block were asked for, but the body is one block.
+    """
+    if config.layer_decay < 1 and len(model.body) == 1:
+        raise ConfigError(
+            f"optim.layer_decay: {config.layer_decay}; this backbone is one block, take "
+            "optim.body_lr"
+        )
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -34,23 +34,29 @@ def agree(
         strides: of the levels, finest first.
 
     Returns:
-        Distances and scores, in the types they came in.
+        Distances and scores, at least in single precision: pixels do not fit into 16 bits.
     """
-    wide = torch.promote_types(distances.dtype, torch.float32)
-    points, steps = anchor_points(size[0], size[1], strides, distances.to(wide))
-    best, index = many.to(wide).amax(-1).topk(min(ASKED, many.shape[1]))  # (B, K)
-    boxes = distances_to_boxes(distances.to(wide), points, steps).gather(1, _rows(index, 4))
+    with torch.autocast(distances.device.type, enabled=False):  # it would lower products of boxes
+        wide = torch.promote_types(distances.dtype, torch.float32)
+        return _agree(distances.to(wide), many.to(wide), scores.to(wide), size, strides)
+
+
+def _agree(
+    distances: Tensor, many: Tensor, scores: Tensor, size: Sequence[int], strides: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    points, steps = anchor_points(size[0], size[1], strides, distances)
+    best, index = many.amax(-1).topk(min(ASKED, many.shape[1]))  # (B, K)
+    boxes = distances_to_boxes(distances, points, steps).gather(1, _rows(index, 4))
     same = iou(boxes[:, :, None], boxes[:, None]) > SAME  # (B, K, K)
     same |= torch.eye(same.shape[-1], dtype=torch.bool, device=same.device)
     weights = same * best.sigmoid()[:, None]
     mean = weights @ boxes / weights.sum(-1, keepdim=True).clamp(min=TINY)
-    own = many.to(wide).gather(1, _rows(index, many.shape[-1])).sigmoid().clamp(min=TINY)
-    votes = same.to(wide) @ own / own  # (B, K, C), at least 1
-    sides = boxes_to_distances(mean, points[index], steps[index]).to(distances.dtype)
-    gained = (TRUST * votes.log()).to(scores.dtype)
+    own = many.gather(1, _rows(index, many.shape[-1])).sigmoid().clamp(min=TINY)
+    votes = same.to(own.dtype) @ own / own  # (B, K, C), at least 1
+    sides = boxes_to_distances(mean, points[index], steps[index])
     return (
         distances.scatter(1, _rows(index, 4), sides),
-        scores.scatter_add(1, _rows(index, scores.shape[-1]), gained),
+        scores.scatter_add(1, _rows(index, scores.shape[-1]), TRUST * votes.log()),
     )
 
 

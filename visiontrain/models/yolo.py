@@ -113,8 +113,9 @@ class Yolo(VisionModel):
         used = _reached("head", inputs)
         self.blocks = nn.ModuleDict({name: blocks[name] for name in blocks if name in used})
         self.inputs = {name: inputs[name] for name in self.blocks}
-        own = set(body.blocks) - body.added
-        self.body = tuple(f"blocks.{name}." for name in self.blocks if name in own)
+        came = [name for name in self.blocks if name in body.blocks and name not in body.added]
+        trained = [name for name in came if list(blocks[name].parameters())]
+        self.body = tuple(f"blocks.{name}." for name in trained)
 
 
 def _reached(name: str, inputs: Mapping[str, tuple[str, ...]]) -> set[str]:

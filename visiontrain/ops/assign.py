@@ -96,7 +96,10 @@ def _inside(points: Tensor, truth: Tensor) -> Tensor:
     """
     centre, side = (truth[..., :2] + truth[..., 2:]) / 2, truth[..., 2:] - truth[..., :2]
     half = torch.where(side <= SMALL_SIDE, torch.full_like(side, REPLACED_SIDE), side) / 2
-    return ((points - centre[:, :, None]).abs() < half[:, :, None]).all(-1)
+    across, down = (  # one axis at a time: half the memory
+        (points[:, axis] - centre[..., axis, None]).abs() < half[..., axis, None] for axis in (0, 1)
+    )
+    return across & down
 
 
 def _best(align: Tensor, topk: int) -> Tensor:

@@ -76,6 +76,13 @@ def under_torchrun() -> bool:
     return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
+def world(config: StrategyConfig) -> int:
+    """Return how many processes a settled mode has, over all machines."""
+    if isinstance(config, Single):
+        return 1
+    return int(os.environ["WORLD_SIZE"]) if under_torchrun() else config.processes
+
+
 def is_first() -> bool:
     """Tell whether this process prepares the run: all do but those that rank 0 tells."""
     return os.environ.get("RANK", "0") == "0"
