@@ -113,7 +113,7 @@ def _settle(tree: Tree) -> Run:
     precision = resolve(run.precision, devices(run.device)[0])
     optim = run.optim.model_copy(update={"kind": kind_of(run.optim), "lr": peak(run.optim)})
     data = run.data.model_copy(update={"source": _absolute(run.data.source)})
-    nms = run.task.nms or run.model.head == "nms"  # without one-to-one scores there is no choice
+    nms = run.task.nms or run.model.suppressed  # without one-to-one scores there is no choice
     task = run.task.model_copy(update={"nms": nms})
     settled = {"precision": precision, "optim": optim, "data": data, "task": task}
     return run.model_copy(update={"strategy": strategy, **settled})
