@@ -144,7 +144,7 @@ def build_fresh(run: Run, names: Sequence[str], progress: Progress | None) -> Vi
     backbone = pretrained(run.model)
     if backbone:
         model.load_state_dict(model.state_dict() | backbone)
-        progress.message(f"{run.model.backbone}: {len(backbone)} pretrained tensors")
+        progress.message(f"backbone: {len(backbone)} pretrained tensors")
     return model
 
 

@@ -194,7 +194,7 @@ class OneStage(nn.Module):
 class TwoStage(nn.Module):
     """Faster R-CNN: proposals first, then a class and a box for each of them."""
 
-    def __init__(self, net: FasterRCNN) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
         self.net = net
         self.pixels = Normalise(net.transform.image_mean, net.transform.image_std)
@@ -218,9 +218,9 @@ class TwoStage(nn.Module):
             raise TypeError("torchvision's detectors need targets and valid in training")
         index, truths, number = chosen(wide(targets), valid, first=1)
         maps = {name: value[index] for name, value in maps.items()}
-        images = listed(images[index])
-        proposals, losses = self.net.rpn(images, maps, truths)
-        _, more = self.net.roi_heads(maps, proposals, images.image_sizes, truths)
+        shapes = listed(images[index])
+        proposals, losses = self.net.rpn(shapes, maps, truths)
+        _, more = self.net.roi_heads(maps, proposals, shapes.image_sizes, truths)
         # Means over anchors and proposals drawn at random, as many from each image where there
         # are enough: weighted by images they add up but for that.
         return *(value * number for value in (losses | more).values()), number
@@ -277,7 +277,7 @@ def fcos(backbone: nn.Module, classes: int) -> Foreign:
 
 def retinanet(backbone: nn.Module, classes: int) -> Foreign:
     """Put RetinaNet's head on a pyramid of strides 8 to 128."""
-    net = RetinaNet(backbone, classes)
+    net: Any = RetinaNet(backbone, classes)
     anchors = ClassRows(groups=net.anchor_generator.num_anchors_per_location()[0])
     name = "head.classification_head.cls_logits"
     return Foreign(OneStage(net), {f"{name}.weight": anchors, f"{name}.bias": anchors})

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,9 +58,9 @@ def public_weights(config: TorchvisionConfig) -> tuple[dict[str, Tensor], Sequen
     theirs = _read(config.kind, published.url)
     frozen = config.model_copy(update={"norm": "frozen"})
     model = build_foreign(frozen, len(published.names))
+    net: Any = model.get_submodule(PREFIX.removesuffix("."))
     try:
-        # Older files name some tensors otherwise; torchvision's own loading knows.
-        model.blocks["detector"].net.load_state_dict(theirs)
+        net.load_state_dict(theirs)  # which knows how older files name their tensors
     except RuntimeError as error:
         first = str(error).strip().splitlines()[0]
         raise CheckpointError(
