@@ -26,6 +26,12 @@ from visiontrain.recipe import Run
         ({"ema": False, "optim.ema_window": 0.1}, "optim.ema_window: 0.1; .* ema=true"),
         ({"val": False, "patience": 3}, "patience: 3; .* take val=true"),
         ({"log": {"to": [], "wandb_project": "x"}}, "log.wandb_project: x; .* wandb"),
+        ({"model": "fcos", "task.topk": 5}, "task.topk: 5; it changes nothing here, take model=yo"),
+        ({"model": "retinanet", "freeze": 1}, "freeze: 1; .* take model.trainable_layers or leave"),
+        (
+            {"model": "faster_rcnn", "strategy": "pipeline"},
+            "strategy: pipeline, but faster_rcnn is one block, which cannot be cut; take strategy=d",
+        ),
         ({"accumulate": 9}, "accumulate: 9; a batch of 4 images has no more than 4 parts"),
     ],
 )
