@@ -30,7 +30,7 @@ from visiontrain.recipe import Run
         ({"model": "retinanet", "freeze": 1}, "freeze: 1; .* take model.trainable_layers or leave"),
         (
             {"model": "faster_rcnn", "strategy": "pipeline"},
-            "strategy: pipeline, but faster_rcnn is one block, which cannot be cut; take strategy=d",
+            "strategy: pipeline, but faster_rcnn is one block, which cannot be cut; take strategy",
         ),
         ({"accumulate": 9}, "accumulate: 9; a batch of 4 images has no more than 4 parts"),
     ],

@@ -49,10 +49,18 @@ def ours(kind, norm="group"):
     config = config_of(kind, norm=norm)
     model = build_model(config, CLASSES).double()
     block = model.blocks["detector"]
+    quicken(block.net)
     for name in ("mean", "std"):  # torchvision's are not rounded to single first
         exact = torch.tensor(getattr(block.net.transform, f"image_{name}"), dtype=FP64)
         getattr(block.pixels, name).copy_(exact.view(1, 3, 1, 1))
     return model, build_task(DetectConfig(), CLASSES, config)
+
+
+def quicken(net):
+    """Draw fewer proposals: most of the time goes into them."""
+    if hasattr(net, "roi_heads"):
+        net.roi_heads.fg_bg_sampler.batch_size_per_image = 64
+    return net
 
 
 def reference(kind, model, **keys):
@@ -67,7 +75,7 @@ def reference(kind, model, **keys):
         **keys,
     ).double()
     net.load_state_dict(model.blocks["detector"].net.state_dict())
-    return net
+    return quicken(net)
 
 
 def batch_of(images, seed=0, boxes=3):

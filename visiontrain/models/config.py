@@ -90,7 +90,7 @@ class Fcos(Torchvision):
 
 
 class RetinaNet(Torchvision):
-    """torchvision's RetinaNet: nine anchors a place, a ResNet-50, 34 million parameters."""
+    """torchvision's RetinaNet: nine anchors a place, a ResNet-50, 32 million parameters."""
 
     kind: Literal["retinanet"] = "retinanet"
 
