@@ -55,7 +55,7 @@ class TorchvisionTask:
             outputs: boxes (B, K, 4) in pixels of the input, scores (B, K), classes (B, K).
             batch: says where the images came from.
         """
-        images = zip(*(output.cpu() for output in outputs), batch.frame.cpu(), strict=True)
+        images = zip(*outputs, batch.frame, strict=True)
         return [self._one(*image) for image in images]
 
     def _one(self, boxes: Tensor, scores: Tensor, labels: Tensor, frame: Tensor) -> Detections:
