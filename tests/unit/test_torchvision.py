@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import subprocess
+import sys
 from urllib.error import URLError
 
 import pytest
@@ -350,3 +352,11 @@ def test_rows_of_classes_lie_in_groups():
         [[0, 1], [2, 3], [4, 5], [6, 7]],
         [[8, 9], [10, 11], [12, 13], [14, 15]],
     ]
+
+
+def test_torchvision_is_imported_only_where_it_is_needed():
+    asks = (
+        "import sys, visiontrain.app, visiontrain.prediction; print('torchvision' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", asks], capture_output=True, check=True, text=True)
+    assert told.stdout == "False\n"

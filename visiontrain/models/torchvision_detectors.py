@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
-from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
@@ -322,5 +321,7 @@ def build_foreign(config: TorchvisionConfig, classes: int) -> Foreign:
     )
     model = HEADS[config.kind](backbone, classes)
     if hub and config.kind != "fcos":
-        overwrite_eps(model, 0.0)  # as torchvision does with these two sets of weights
+        for module in model.modules():
+            if isinstance(module, FrozenBatchNorm2d):
+                module.eps = 0.0  # as torchvision does with these two sets of weights
     return model
