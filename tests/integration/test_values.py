@@ -41,6 +41,19 @@ def test_what_would_change_nothing_is_refused(tmp_path, keys, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("keys", "rate"),
+    [
+        ({"model": "fcos"}, 1e-4),
+        ({"model": "fcos", "optim": "sgd"}, 0.01),
+        ({"model": "fcos", "optim.lr": 0.003}, 0.003),
+        ({}, 0.002),
+    ],
+)
+def test_the_default_rate_is_one_that_the_model_trains_at(tmp_path, keys, rate):
+    assert prepare(config(tmp_path / "run", **keys)).optim.lr == rate
+
+
 def recommending(folder, text):
     """Write a data set of digits that recommends keys."""
     (folder / "mine.yaml").write_text(

@@ -16,6 +16,7 @@ from visiontrain.app import class_rows, starting_weights
 from visiontrain.core.config import from_keys
 from visiontrain.core.errors import CheckpointError, ConfigError
 from visiontrain.core.types import Batch, ClassRows
+from visiontrain.engine.parity import causes
 from visiontrain.engine.weights import start_from
 from visiontrain.models import torchvision_hub as hub
 from visiontrain.models.config import ModelConfig
@@ -198,6 +199,12 @@ def test_half_precision_computes_boxes_in_single(kind):
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         boxes, scores, _ = model.eval()(batch.images)
     assert boxes.dtype == scores.dtype == torch.float32
+
+
+def test_parity_says_why_a_draw_is_not_exact():
+    (told,) = causes({"model": {"kind": "faster_rcnn", "norm": "frozen"}})
+    assert told.startswith("model=faster_rcnn: each process and micro-batch draws its own")
+    assert causes({"model": {"kind": "fcos", "norm": "frozen"}}) == []
 
 
 def test_training_without_targets_is_a_mistake_that_is_told():
