@@ -7,6 +7,7 @@ import zlib
 
 import torch
 import torch.distributed as dist
+from pydantic import TypeAdapter
 
 from visiontrain.core.types import Loss, Place
 from visiontrain.data.config import AugmentConfig
@@ -17,7 +18,7 @@ from visiontrain.engine.config import OptimConfig
 from visiontrain.engine.learner import Learner, start_average
 from visiontrain.engine.optim import Schedule, build_optimizer
 from visiontrain.engine.parity import trace
-from visiontrain.models.config import YoloN
+from visiontrain.models.config import ModelConfig
 from visiontrain.models.registry import build_model
 from visiontrain.strategies import ddp
 from visiontrain.strategies.config import DDP, FSDP, Pipeline, Single
@@ -37,7 +38,8 @@ STEPS = 8
 def make_learner(place, run):
     """Make a learner of yolo_n from a run's few settings that differ between tests."""
     torch.manual_seed(run.get("seed", 0))
-    config = YoloN(**{"norm": run.get("norm", "group"), **run.get("model", {})})
+    keys = {"kind": "yolo_n", "norm": run.get("norm", "group"), **run.get("model", {})}
+    config = TypeAdapter(ModelConfig).validate_python(keys)
     model = build_model(config, 10)
     model.freeze(run.get("freeze", 0))
     mode = MODES[run["strategy"]["kind"]](**run["strategy"])

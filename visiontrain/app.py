@@ -12,7 +12,7 @@ import torch
 from visiontrain import __version__
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Progress, VisionModel
-from visiontrain.core.types import Batch, Outcome, Place
+from visiontrain.core.types import Batch, ClassRows, Outcome, Place
 from visiontrain.data.config import sides
 from visiontrain.data.dataset import EvalSet, TrainSet
 from visiontrain.data.defects import counted
@@ -37,7 +37,7 @@ from visiontrain.engine.weights import Weights, WeightsMeta, load_weights, start
 from visiontrain.loggers.console import Silent
 from visiontrain.loggers.registry import build_loggers, build_progress
 from visiontrain.metrics.registry import EVALUATORS
-from visiontrain.models.registry import build_model, check_input, pretrained
+from visiontrain.models.registry import build_model, check_input, pretrained, public
 from visiontrain.prepare import (
     config_text,
     folder_of,
@@ -137,16 +137,28 @@ def build_fresh(run: Run, names: Sequence[str], progress: Progress | None) -> Vi
     model = build_model(run.model, len(names))
     if progress is None:
         return model
-    if run.weights is None:
-        backbone = pretrained(run.model)
-        if backbone:
-            model.load_state_dict(model.state_dict() | backbone)
-            progress.message(f"{run.model.backbone}: {len(backbone)} pretrained tensors")
-    if run.weights is not None:
-        started = start_from(load_weights(run.weights), model.state_dict(), names, class_rows(run))
+    weights = starting_weights(run)
+    if weights is not None:
+        started = start_from(weights, model.state_dict(), names, class_rows(run))
         model.load_state_dict(started.tensors)
         progress.message(started.line)
+        return model
+    backbone = pretrained(run.model)
+    if backbone:
+        model.load_state_dict(model.state_dict() | backbone)
+        progress.message(f"backbone: {len(backbone)} pretrained tensors")
     return model
+
+
+def starting_weights(run: Run) -> Weights | None:
+    """Return the whole detector that a run starts from: a file, a run or public weights."""
+    if run.weights is not None:
+        return load_weights(run.weights)
+    found = public(run.model)
+    if found is None:
+        return None
+    tensors, names = found
+    return Weights(WeightsMeta(run.task.kind, run.model.model_dump(), names, run.imgsz), tensors)
 
 
 def build_learner(
@@ -167,11 +179,13 @@ def build_learner(
     )
 
 
-def class_rows(run: Run) -> frozenset[str]:
-    """Name the tensors with one row per class: those whose shape tells one class from two."""
+def class_rows(run: Run) -> Mapping[str, ClassRows]:
+    """Name the tensors with rows for each class: those whose shape tells one class from two."""
     with torch.device("meta"):
-        one, two = (build_model(run.model, count).state_dict() for count in (1, 2))
-    return frozenset(name for name in one if one[name].shape != two[name].shape)
+        models = [build_model(run.model, count) for count in (1, 2)]
+    one, two = (model.state_dict() for model in models)
+    known = models[0].class_rows
+    return {n: known.get(n, ClassRows()) for n in one if one[n].shape != two[n].shape}
 
 
 def step_source(run: Run, table: Table, strategy: Strategy) -> StepSource:

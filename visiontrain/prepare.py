@@ -19,6 +19,7 @@ from visiontrain.engine.durable import replace_file, storing
 from visiontrain.engine.optim import kind_of, peak
 from visiontrain.engine.run_folder import RunFolder, claim, reopen
 from visiontrain.engine.weights import load_weights
+from visiontrain.models.config import TorchvisionConfig
 from visiontrain.recipe import Run, check_fixed, check_values
 from visiontrain.strategies.devices import devices, settle, under_torchrun, world
 from visiontrain.strategies.precision import LOWER, resolve
@@ -27,6 +28,8 @@ SCORED_AS_TRAINED = {"data", "imgsz", "batch", "task", "project"}  # unless val 
 
 # What a data set may say of a run on it: not where the run lies, nor what it starts from.
 RECOMMENDED = Run.model_fields.keys() - {"out", "project", "name", "resume", "weights"}
+
+RESNET_RATE = 1e-4  # what AdamW trains ResNet-50 detectors with, as DETR's (arXiv 2005.12872)
 
 Tree = dict[str, Any]
 
@@ -146,12 +149,21 @@ def _settle(tree: Tree) -> Run:
     check_values(run)
     strategy = settle(run.strategy, run.device)
     precision = resolve(run.precision, devices(run.device)[0])
-    optim = run.optim.model_copy(update={"kind": kind_of(run.optim), "lr": peak(run.optim)})
+    optim = run.optim.model_copy(update={"kind": kind_of(run.optim), "lr": _rate(run)})
     data = run.data.model_copy(update={"source": _absolute(run.data.source)})
-    nms = run.task.nms or run.model.head == "nms"  # without one-to-one scores there is no choice
+    nms = run.task.nms or run.model.suppressed  # without one-to-one scores there is no choice
     task = run.task.model_copy(update={"nms": nms})
     settled = {"precision": precision, "optim": optim, "data": data, "task": task}
     return run.model_copy(update={"strategy": strategy, **settled})
+
+
+def _rate(run: Run) -> float:
+    """Return the highest learning rate, by default a lower one for a ResNet under AdamW.
+
+    At 0.002 the losses of torchvision's detectors rise to hundreds in the first steps.
+    """
+    slow = isinstance(run.model, TorchvisionConfig) and kind_of(run.optim) == "adamw"
+    return run.optim.lr or (RESNET_RATE if slow else peak(run.optim))
 
 
 def _absolute(source: str) -> str:

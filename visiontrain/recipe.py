@@ -13,7 +13,7 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.data.config import AugmentConfig, AugmentSection, DataConfig, sides
 from visiontrain.engine.config import OptimConfig, SaveConfig
 from visiontrain.loggers.config import LogConfig
-from visiontrain.models.config import ModelConfig, YoloN
+from visiontrain.models.config import ModelConfig, TorchvisionConfig, YoloN
 from visiontrain.strategies.config import Single, StrategyConfig
 from visiontrain.tasks.config import DetectConfig
 
@@ -93,9 +93,23 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
 }
 
 
+OWN_LOSS = ("box", "cls", "l1", "topk", "alpha", "beta")
+
+
+def foreign(run: Run) -> bool:
+    """Tell whether the model brings its own loss, and is one block."""
+    return isinstance(run.model, TorchvisionConfig)
+
+
 IDLE: Sequence[tuple[str, Callable[[Run], bool], str]] = (  # key, whether it is used, advice
-    ("task.iou", lambda run: run.task.nms or run.model.head == "nms", "add nms=true"),
-    ("model.pretrained", lambda run: run.model.backbone is not None, "add model.backbone"),
+    ("task.iou", lambda run: run.task.nms or run.model.suppressed, "add nms=true"),
+    (
+        "model.pretrained",
+        lambda run: foreign(run) or getattr(run.model, "backbone", None) is not None,
+        "add model.backbone",
+    ),
+    *((f"task.{key}", lambda run: not foreign(run), "take model=yolo_n") for key in OWN_LOSS),
+    ("freeze", lambda run: not foreign(run), "take model.trainable_layers"),
     ("optim.beta2", lambda run: run.optim.kind in ("auto", "adamw"), "take optim=adamw"),
     ("optim.ema_window", lambda run: run.ema, "take ema=true"),
     ("patience", lambda run: run.val, "take val=true"),
@@ -130,6 +144,15 @@ def check_values(run: Run) -> None:
         )
     if run.batch == 0:
         raise ConfigError("batch: 0; take 1 or more, or -1 for what fits into memory")
+    if run.batch < 0 and foreign(run):
+        raise ConfigError(
+            f"batch: {run.batch}; what fits is not known of {run.model.kind}, take a number"
+        )
+    if foreign(run) and run.strategy.kind == "pipeline":
+        raise ConfigError(
+            f"strategy: pipeline, but {run.model.kind} is one block, which cannot be cut; "
+            "take strategy=ddp or strategy=fsdp"
+        )
     if 0 < run.batch < run.accumulate:
         raise ConfigError(
             f"accumulate: {run.accumulate}; a batch of {run.batch} images has no more than "

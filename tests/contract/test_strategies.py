@@ -291,3 +291,24 @@ def test_synchronised_batch_norm_is_refused_where_it_cannot_work():
     strategy = Pipeline(place, Precision("fp32", torch.device("cpu")), "gpipe", None)
     with pytest.raises(ConfigError, match=r"^model\.norm: sync in a pipeline"):
         strategy.setup(nn.Sequential(nn.SyncBatchNorm(2)))
+
+
+# -- models that need the targets in training -----------------------------------------
+
+
+def foreign(kind):
+    """Describe a model of torchvision's whose ResNet is frozen: the tests take a third."""
+    return {"precision": "fp64", "model": {"kind": kind, "trainable_layers": 0}}
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("fcos", "ddp"), ("retinanet", "fsdp")])
+def test_losses_of_torchvision_add_up_over_ranks(kind, mode, ranks):
+    got = ranks(2).run(results, mode, foreign(kind))
+    assert_close(got, results("single", foreign(kind)), 1e-9)
+
+
+def test_a_model_that_draws_at_random_is_near_one_device(ranks):
+    got, alone = ranks(2).run(results, "ddp", foreign("faster_rcnn")), foreign("faster_rcnn")
+    assert got[0][:2] == got[1][:2]
+    terms, want = got[0][0][0], results("single", alone)[0][0]
+    assert terms == pytest.approx(want, rel=0.2, abs=0.05)

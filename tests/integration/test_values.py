@@ -34,6 +34,13 @@ from visiontrain.recipe import Run
         ({"log": {"to": [], "wandb_project": "x"}}, "log.wandb_project: x; .* wandb"),
         ({"batch": 0}, "batch: 0; take 1 or more, or -1"),
         ({"batch": -1, "accumulate": 9}, "accumulate: 9; a batch of 1 images has no more than 1"),
+        ({"model": "fcos", "batch": -1}, "batch: -1; what fits is not known of fcos, take a num"),
+        ({"model": "fcos", "task.topk": 5}, "task.topk: 5; it changes nothing here, take model=yo"),
+        ({"model": "retinanet", "freeze": 1}, "freeze: 1; .* take model.trainable_layers or leave"),
+        (
+            {"model": "faster_rcnn", "strategy": "pipeline"},
+            "strategy: pipeline, but faster_rcnn is one block, which cannot be cut; take strategy",
+        ),
         ({"accumulate": 9}, "accumulate: 9; a batch of 4 images has no more than 4 parts"),
     ],
 )
@@ -59,6 +66,19 @@ def test_a_validation_takes_any_batch(tmp_path):
         from_keys(Run, {"weights": tmp_path / "run", "batch": -1, "out": tmp_path / "val"})
     )
     assert run.batch == 16
+
+
+@pytest.mark.parametrize(
+    ("keys", "rate"),
+    [
+        ({"model": "fcos"}, 1e-4),
+        ({"model": "fcos", "optim": "sgd"}, 0.01),
+        ({"model": "fcos", "optim.lr": 0.003}, 0.003),
+        ({}, 0.002),
+    ],
+)
+def test_the_default_rate_is_one_that_the_model_trains_at(tmp_path, keys, rate):
+    assert prepare(config(tmp_path / "run", **keys)).optim.lr == rate
 
 
 def recommending(folder, text):

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from visiontrain.core.errors import CheckpointError, StorageError
+from visiontrain.core.types import ClassRows
 from visiontrain.engine import durable
 from visiontrain.engine.weights import (
     RGB,
@@ -18,7 +19,7 @@ from visiontrain.engine.weights import (
 )
 
 META = WeightsMeta(task="detect", model={"kind": "yolo_n"}, names=["cat", "dog"], imgsz=64)
-ROWS = frozenset({"cls.weight", "cls.bias"})
+ROWS = dict.fromkeys(("cls.weight", "cls.bias"), ClassRows())
 
 
 def tensors(classes, value):

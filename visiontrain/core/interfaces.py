@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from visiontrain.core.errors import ConfigError
-from visiontrain.core.types import Batch, Detections, Loss, Outcome
+from visiontrain.core.types import Batch, ClassRows, Detections, Loss, Outcome
 
 StateDict = dict[str, Tensor]
 Metrics = dict[str, Any]  # flat names -> floats; `per_class` -> {name: {metric: float}}
@@ -30,8 +30,10 @@ class VisionModel(nn.Module, ABC):
 
     blocks: nn.ModuleDict  # in execution order; the names are the checkpoint's keys
     inputs: Mapping[str, tuple[str, ...]]  # block -> what it reads: blocks before it, or IMAGE
+    reads: tuple[str, ...] = ()  # fields of Batch that blocks read in training beside IMAGE
     body: tuple[str, ...] = ()  # parameters that may come pretrained: prefixes, first block first
     frozen: tuple[str, ...] = ()  # blocks that do not train and stay in evaluation mode
+    class_rows: Mapping[str, ClassRows] = {}  # of tensors with other than one row per class
 
     def freeze(self, count: int) -> None:
         """Stop the first `count` blocks from training, statistics included.
@@ -53,9 +55,10 @@ class VisionModel(nn.Module, ABC):
             self.blocks[name].eval()
         return self
 
-    def forward(self, images: Tensor) -> Any:
-        """Run every block on `images` (B, 3, H, W)."""
-        (result,) = self.run(list(self.blocks), {IMAGE: images}, keep=[list(self.blocks)[-1]])
+    def forward(self, images: Tensor, **given: Tensor) -> Any:
+        """Run every block on `images` (B, 3, H, W) and, in training, on what `reads` names."""
+        values = {IMAGE: images, **dict.fromkeys(self.reads), **given}
+        (result,) = self.run(list(self.blocks), values, keep=[list(self.blocks)[-1]])
         return result
 
     def run(self, names: Sequence[str], values: dict[str, Any], keep: Sequence[str]) -> list[Any]:

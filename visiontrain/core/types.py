@@ -100,6 +100,23 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassRows:
+    """How a tensor's rows belong to classes: `groups` times (`others` + classes) times `each`."""
+
+    groups: int = 1  # such as the anchors of one place
+    others: int = 0  # before the classes, such as the background
+    each: int = 1  # of one class, such as the sides of its box
+
+    def count(self, classes: int) -> int:
+        """Return how many rows there are for so many classes."""
+        return self.groups * (self.others + classes) * self.each
+
+    def split(self, tensor: Tensor) -> Tensor:
+        """View a tensor (rows, ...) as (groups, others + classes, each, ...)."""
+        return tensor.reshape(self.groups, -1, self.each, *tensor.shape[1:])
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where this process stands among the others."""
 

@@ -16,7 +16,10 @@ class OptimConfig(Section):
         "auto", description="auto takes adamw; muon is sgd with orthogonal steps of matrices"
     )
     lr: float | None = Field(
-        None, gt=0, description="peak rate; default: 0.002 adamw, 0.01 sgd, muon"
+        None,
+        gt=0,
+        description="peak rate; default: 0.002 adamw (0.0001 on torchvision's models), "
+        "0.01 sgd, muon",
     )
     lr_final: float = Field(0.01, ge=0, le=1, description="last rate as a share of the peak")
     schedule: Literal["linear", "cosine", "constant"] = Field(

@@ -112,7 +112,7 @@ def load_detector(
     model = filled(weights, str(path)).to(place).eval()
     described = model_config(weights, str(path))
     # A head without one-to-one scores always needs suppression.
-    nms = bool(decoding.get("nms")) or described.head == "nms"
+    nms = bool(decoding.get("nms")) or described.suppressed
     config = _task_config(meta, {**decoding, "nms": nms}, str(path))
     task = build_task(config, len(meta.names), described)
     return Detector(meta.task, model, task, tuple(meta.names), imgsz or meta.imgsz, place)

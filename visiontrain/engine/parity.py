@@ -217,11 +217,15 @@ def judge(run: Mapping[str, Any], mode: str, steps: int, checks: Sequence[Check]
 
 def causes(run: Mapping[str, Any]) -> list[str]:
     """Name the settings under which a batch that is cut is not the same batch."""
-    norm = run["model"].get("norm")
+    norm, found = run["model"].get("norm"), []
     if norm in ("batch", "sync"):
         cut = "micro-batch" if norm == "sync" else "process and micro-batch"
-        return [
+        found.append(
             f"model.norm={norm}: each {cut} normalises over its own images; model.norm=group "
             "would show whether anything else differs"
-        ]
-    return []
+        )
+    if run["model"].get("kind") == "faster_rcnn":
+        found.append(
+            "model=faster_rcnn: each process and micro-batch draws its own anchors and proposals"
+        )
+    return found

@@ -17,6 +17,7 @@ from torch import Tensor
 from visiontrain.core.errors import CheckpointError
 from visiontrain.core.explain import short
 from visiontrain.core.interfaces import StateDict
+from visiontrain.core.types import ClassRows
 from visiontrain.engine.durable import replace_file, require_space, storing, to_json
 from visiontrain.engine.run_folder import RunFolder
 from visiontrain.tasks.registry import TASKS
@@ -158,7 +159,10 @@ class Start:
 
 
 def start_from(
-    weights: Weights, own: Mapping[str, Tensor], names: Sequence[str], class_rows: frozenset[str]
+    weights: Weights,
+    own: Mapping[str, Tensor],
+    names: Sequence[str],
+    class_rows: Mapping[str, ClassRows],
 ) -> Start:
     """Take from `weights` what fits a model: equal shapes, and class rows by class name.
 
@@ -166,7 +170,7 @@ def start_from(
         weights: where to take from.
         own: the model's freshly made tensors, kept where nothing fits.
         names: the model's classes.
-        class_rows: names of the tensors with one row per class.
+        class_rows: which tensors have rows for each class, and how those lie.
 
     Raises:
         CheckpointError: when not one tensor fits.
@@ -177,8 +181,10 @@ def start_from(
     for key, mine in own.items():
         theirs = weights.tensors.get(key)
         if theirs is not None and key in class_rows and old != list(names):
-            ok = theirs.shape[1:] == mine.shape[1:] and len(theirs) == len(old)
-            theirs = _map_rows(theirs, mine, old, names) if ok and shared else None
+            rows = class_rows[key]
+            ok = theirs.shape[1:] == mine.shape[1:] and len(theirs) == rows.count(len(old))
+            found = {i: old.index(name) for i, name in enumerate(names) if name in old}
+            theirs = _map_rows(theirs, mine, found, rows) if ok and shared else None
         if theirs is None or theirs.shape != mine.shape:
             left.append(key)
         else:
@@ -191,13 +197,13 @@ def start_from(
     return Start(result, _describe(weights, own, left, shared, names))
 
 
-def _map_rows(theirs: Tensor, mine: Tensor, old: Sequence[str], names: Sequence[str]) -> Tensor:
-    """Copy the rows of classes that both know by name; the others stay as made."""
-    rows = mine.detach().cpu().clone()
-    for i, name in enumerate(names):
-        if name in old:
-            rows[i] = theirs[old.index(name)].to(rows.dtype)
-    return rows
+def _map_rows(theirs: Tensor, mine: Tensor, found: Mapping[int, int], rows: ClassRows) -> Tensor:
+    """Copy the rows of classes that both know, `found` from ours to theirs; others stay as made."""
+    result, source = rows.split(mine.detach().cpu().clone()), rows.split(theirs)
+    result[:, : rows.others] = source[:, : rows.others].to(result.dtype)
+    for ours, other in found.items():
+        result[:, rows.others + ours] = source[:, rows.others + other].to(result.dtype)
+    return result.reshape(mine.shape)
 
 
 def _describe(

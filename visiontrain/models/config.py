@@ -26,8 +26,13 @@ class Yolo(Section):
     )
     pretrained: Literal["installed", "hub", "none"] = Field(
         "installed",
-        description="backbone weights: from an installed package, downloaded, or none",
+        description="of the backbone: installed, hub (downloaded); torchvision's: hub (COCO's), none",
     )
+
+    @property
+    def suppressed(self) -> bool:
+        """Whether its detections always need suppression."""
+        return self.head == "nms"
 
 
 class YoloN(Yolo):
@@ -60,4 +65,41 @@ class YoloX(Yolo):
     kind: Literal["yolo_x"] = "yolo_x"
 
 
-ModelConfig = Annotated[YoloN | YoloS | YoloM | YoloL | YoloX, Field(discriminator="kind")]
+class Torchvision(Section):
+    """What torchvision's detectors share: ResNet-50 and a feature pyramid, all in one block."""
+
+    norm: Norm = Field("batch", description="normalisation of the ResNet; frozen with pretrained")
+    pretrained: Literal["hub", "none"] = Field(
+        "none", description="hub: torchvision's weights of COCO, downloaded; or none"
+    )
+    trainable_layers: int = Field(
+        5, ge=0, le=5, description="stages of torchvision's ResNet that train, the last ones first"
+    )
+
+    @property
+    def suppressed(self) -> bool:
+        """Whether its detections always need suppression."""
+        return True
+
+
+class Fcos(Torchvision):
+    """torchvision's FCOS: anchor-free, a ResNet-50, 32 million parameters."""
+
+    kind: Literal["fcos"] = "fcos"
+
+
+class RetinaNet(Torchvision):
+    """torchvision's RetinaNet: nine anchors a place, a ResNet-50, 32 million parameters."""
+
+    kind: Literal["retinanet"] = "retinanet"
+
+
+class FasterRcnn(Torchvision):
+    """torchvision's Faster R-CNN: two stages, a ResNet-50, 41 million parameters."""
+
+    kind: Literal["faster_rcnn"] = "faster_rcnn"
+
+
+YoloConfig = YoloN | YoloS | YoloM | YoloL | YoloX
+TorchvisionConfig = Fcos | RetinaNet | FasterRcnn
+ModelConfig = Annotated[YoloConfig | TorchvisionConfig, Field(discriminator="kind")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import VisionModel
 from visiontrain.models.body import own_body, strides_from
-from visiontrain.models.config import ModelConfig
+from visiontrain.models.config import ModelConfig, TorchvisionConfig, YoloConfig
 from visiontrain.models.yolo import SIZES, Yolo
 
 
-def yolo(config: ModelConfig, num_classes: int) -> VisionModel:
+def yolo(config: YoloConfig, num_classes: int) -> VisionModel:
     """Make a detector of our own family, on its own stages or on a backbone of timm's."""
     size = SIZES[config.kind]
     join: dict[str, Any] = {
@@ -37,7 +37,17 @@ def yolo(config: ModelConfig, num_classes: int) -> VisionModel:
     return uncut(features_of(config.backbone), **join)
 
 
-MODELS: dict[str, Callable[[ModelConfig, int], VisionModel]] = dict.fromkeys(SIZES, yolo)
+def foreign(config: TorchvisionConfig, num_classes: int) -> VisionModel:
+    """Make a detector of torchvision's."""
+    from visiontrain.models.torchvision_detectors import build_foreign  # noqa: PLC0415 - a second
+
+    return build_foreign(config, num_classes)
+
+
+MODELS: dict[str, Callable[[Any, int], VisionModel]] = {
+    **dict.fromkeys(SIZES, yolo),
+    **dict.fromkeys(("fcos", "retinanet", "faster_rcnn"), foreign),
+}
 
 
 def build_model(config: ModelConfig, num_classes: int) -> VisionModel:
@@ -51,7 +61,7 @@ def check_input(config: ModelConfig, side: int) -> None:
     Raises:
         ConfigError: with what the network itself says.
     """
-    if config.backbone is None:
+    if isinstance(config, TorchvisionConfig) or config.backbone is None:
         return
     with torch.device("meta"):  # shapes alone, nothing is computed
         model = build_model(config, 1)
@@ -77,7 +87,9 @@ def pretrained(config: ModelConfig) -> dict[str, Tensor]:
         ConfigError: there are none, or they cannot be downloaded.
         CheckpointError: the file is damaged.
     """
-    if config.backbone is None or config.pretrained == "none":
+    if isinstance(config, TorchvisionConfig) or config.backbone is None:
+        return {}
+    if config.pretrained == "none":
         return {}
     from visiontrain.models.backbones import create, pretrained_tensors  # noqa: PLC0415 - seconds
     from visiontrain.models.pretrained import installed_weights  # noqa: PLC0415
@@ -97,3 +109,17 @@ def pretrained(config: ModelConfig) -> dict[str, Tensor]:
         )
     whole = features_of(config.backbone, hub=hub).state_dict()
     return {PREFIX + name: value for name, value in whole.items()}
+
+
+def public(config: ModelConfig) -> tuple[dict[str, Tensor], Sequence[str]] | None:
+    """Return the tensors of a whole trained detector and its class names, if any were asked for.
+
+    Raises:
+        ConfigError: they cannot be downloaded.
+        CheckpointError: the file is damaged.
+    """
+    if not isinstance(config, TorchvisionConfig) or config.pretrained == "none":
+        return None
+    from visiontrain.models.torchvision_hub import public_weights  # noqa: PLC0415 - a second
+
+    return public_weights(config)

@@ -56,6 +56,7 @@ NAMES = {  # of lines in results.png, where they differ from the columns of resu
     "f1": "F1",
     "o2m": "one-to-many head",
     "o2o": "one-to-one head",
+    "all": "all heads",
 }
 OVERLAP = 0.45  # of a detection and a box, from which a confusion matrix counts them as a pair
 

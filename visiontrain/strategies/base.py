@@ -79,15 +79,16 @@ class Strategy:
             still = nullcontext() if real else unmoved(learner.model)
             with self.grad_sync(enabled=i == len(micro_batches) - 1), still:
                 with self.precision.autocast(self.place.device):
-                    outputs = self.train_forward(learner.model, batch.images)
+                    given = {name: getattr(batch, name) for name in learner.model.reads}
+                    outputs = self.train_forward(learner.model, batch.images, **given)
                 loss = learner.task.loss(outputs, batch, learner.progress)
                 self.precision.backward(loss.total())
             parts.append(detach(loss))
         return self.divide(learner, self.total(parts))
 
-    def train_forward(self, model: VisionModel, images: Tensor) -> Any:
+    def train_forward(self, model: VisionModel, images: Tensor, **given: Tensor) -> Any:
         """Run the model for training, through the wrapper if there is one."""
-        return model(images)
+        return model(images, **given)
 
     def cell(self, micro_batch: int) -> int:
         """Number this process's micro-batch among those of all ranks."""

@@ -33,9 +33,9 @@ class DDP(Processes):
         self._wrapped = DistributedDataParallel(model, device_ids=ids, **keys)
         self._wrapped.register_comm_hook(self, sum_bucket)
 
-    def train_forward(self, model: VisionModel, images: Tensor) -> Any:
+    def train_forward(self, model: VisionModel, images: Tensor, **given: Tensor) -> Any:
         del model  # the wrapper holds it
-        return self._wrapped(images)
+        return self._wrapped(images, **given)
 
     def grad_sync(self, *, enabled: bool) -> AbstractContextManager[None]:
         return nullcontext() if enabled else self._wrapped.no_sync()

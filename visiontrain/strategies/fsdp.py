@@ -45,8 +45,8 @@ class FSDP(DDP):
         self.bytes_sent += times * comm.ring_bytes(whole, self.place.world)
         return super().forward_backward(learner, micro_batches)
 
-    def train_forward(self, model: VisionModel, images: Tensor) -> Any:
-        return model(images)
+    def train_forward(self, model: VisionModel, images: Tensor, **given: Tensor) -> Any:
+        return model(images, **given)
 
     def local(self, tensor: Tensor) -> Tensor:
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor

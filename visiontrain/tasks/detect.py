@@ -154,7 +154,7 @@ class DetectTask:
         index = index[values >= self.config.conf]
         values = values[: len(index)]
         anchor, label = index // self.num_classes, index % self.num_classes
-        original = _to_original(boxes[anchor], frame)
+        original = to_original(boxes[anchor], frame)
         keep = slice(None)
         if self.config.nms:
             from torchvision.ops import batched_nms  # noqa: PLC0415 - a second, rarely used
@@ -163,7 +163,7 @@ class DetectTask:
         return Detections(original[keep], values[keep], label[keep])
 
 
-def _to_original(boxes: Tensor, frame: Tensor) -> Tensor:
+def to_original(boxes: Tensor, frame: Tensor) -> Tensor:
     """Map boxes (N, 4) from the letterboxed input to the original image, clipped to it."""
     scale, pad_x, pad_y, width, height = frame.to(boxes.dtype)
     moved = (boxes - torch.stack([pad_x, pad_y, pad_x, pad_y])) / scale
