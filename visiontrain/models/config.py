@@ -26,7 +26,7 @@ class Yolo(Section):
     )
     pretrained: Literal["installed", "hub", "none"] = Field(
         "installed",
-        description="of the backbone: installed, hub (downloaded); torchvision's: hub (COCO's), none",
+        description="of the backbone: installed, hub (downloads), none; torchvision's: hub (COCO), none",
     )
 
     @property
