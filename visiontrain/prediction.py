@@ -31,6 +31,7 @@ from visiontrain.report.detections import (
 )
 
 Say = Callable[[str], None]  # shows one line to a person
+FAINT = 0.001  # a score that nobody misses; suppressing all below takes seconds an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ class Predicted:
         left_out = f", {len(self.unreadable)} unreadable left out" if self.unreadable else ""
         objects = counted(self.objects, "object")
         if not self.objects:  # not found, or nearly?
-            objects += f" above conf={self.conf:g} (the best score was {self.best:.2g})"
+            nearest = f"the best score was {self.best:.2g}" if self.best else "all are below 0.001"
+            objects += f" above conf={self.conf:g} ({nearest})"
         images = counted(len(self.rows), "image")
         return f"{images}{left_out}, {objects}, {speed:.1f} images/s: {self.folder}"
 
@@ -94,7 +96,8 @@ def predict(config: PredictConfig, say: Say) -> Predicted:
         StorageError: when the results can't be written.
     """
     inputs = find_inputs(config.source)
-    detector = load(config.model_copy(update={"conf": 0.0}))  # to tell how near the rest came
+    # Fainter ones are asked for too, to tell how near the rest came.
+    detector = load(config.model_copy(update={"conf": min(config.conf, FAINT)}))
     parent = Path(config.project) / detector.kind
     folder = claim(config.out, parent, config.name).path
     began = time.perf_counter()

@@ -26,7 +26,8 @@ class Yolo(Section):
     )
     pretrained: Literal["installed", "hub", "none"] = Field(
         "installed",
-        description="of the backbone: installed, hub (downloads), none; torchvision's: hub (COCO), none",
+        description="weights of the backbone: installed, hub (downloads) or none; "
+        "torchvision's: hub or none",
     )
 
     @property
