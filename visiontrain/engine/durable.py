@@ -73,7 +73,7 @@ def full_disk(path: Path, got: str) -> str:
     """Say what a full disk means for the run."""
     return (
         f"{path}: no space left on the disk ({got}); free some space or set save.keep=1, "
-        "then add resume=true: the older checkpoints are intact"
+        "then add resume=true: what was saved before is intact"
     )
 
 
