@@ -85,6 +85,7 @@ class TrainKeys(TypedDict, total=False):
     degrees: float
     shear: float
     mixup: float
+    multi_scale: float
     copy_paste: float
 
 
