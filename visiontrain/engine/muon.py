@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from visiontrain.engine.sgd import finite
+from visiontrain.engine.sgd import SGD, finite
 
 # Quintic Newton-Schulz iteration (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 A, B, C = 3.4445, -4.7750, 2.0315
@@ -17,28 +15,19 @@ ITERATIONS = 5
 ORTHOGONAL, PLAIN = 0.2, 1.0  # shares of the two steps, as in YOLO26 (arXiv 2606.03748)
 
 
-class Muon(Optimizer):
+class Muon(SGD):
     """Weights of two or more dimensions step by Muon and SGD, the others by SGD alone.
 
     Both steps come from one Nesterov momentum. A convolution (out, in, k, k) counts as a matrix
-    (out, in * k * k). `found_inf` () is 1.0 to leave parameters and momentum bit-identical.
+    (out, in * k * k).
     """
 
-    found_inf: Tensor | None = None
+    def _move(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in params:
+            if parameter.grad is not None:
+                self._turn(parameter, finite(parameter.grad, self.found_inf), group)
 
-    def __init__(self, groups: Iterable[dict[str, Any]], *, momentum: float) -> None:
-        super().__init__(groups, {"lr": 0.0, "momentum": momentum, "weight_decay": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyrefly: ignore
-        """Update every parameter that has a gradient."""
-        del closure
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, finite(parameter.grad, self.found_inf), group)
-
-    def _move(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _turn(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         momentum, buffer = group["momentum"], self.state[parameter]["momentum_buffer"]
         failed = torch.zeros((), device=grad.device) if self.found_inf is None else self.found_inf
         good = 1 - failed.to(grad.dtype)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from visiontrain.core.types import Place
 from visiontrain.strategies.base import Strategy
-from visiontrain.strategies.config import Pipeline, StrategyConfig
+from visiontrain.strategies.config import Pipeline as PipelineConfig
+from visiontrain.strategies.config import StrategyConfig
 from visiontrain.strategies.precision import Precision
 
 
@@ -24,7 +25,7 @@ def fsdp(_: StrategyConfig, place: Place, precision: Precision) -> Strategy:
     return FSDP(place, precision)
 
 
-def pipeline(config: Pipeline, place: Place, precision: Precision) -> Strategy:
+def pipeline(config: PipelineConfig, place: Place, precision: Precision) -> Strategy:
     """Make pipeline model parallelism."""
     from visiontrain.strategies.pipeline import Pipeline  # noqa: PLC0415 - torch's takes a second
 
