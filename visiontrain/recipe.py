@@ -14,7 +14,7 @@ from visiontrain.data.config import AugmentConfig, AugmentSection, DataConfig, s
 from visiontrain.engine.config import OptimConfig, SaveConfig
 from visiontrain.loggers.config import LogConfig
 from visiontrain.models.config import ModelConfig, TorchvisionConfig, YoloN
-from visiontrain.strategies.config import Single, StrategyConfig
+from visiontrain.strategies.config import DDP, Single, StrategyConfig, check_data_parallel
 from visiontrain.tasks.config import DetectConfig
 
 FIXED = (  # what a run that goes on cannot change: its state and its place in the data hang on it
@@ -136,22 +136,33 @@ def check_values(run: Run) -> None:
         raise ConfigError(
             "optim: muon under strategy=fsdp, where no process holds a whole matrix; take adamw"
         )
+    if isinstance(run.strategy, DDP):
+        check_data_parallel(run.strategy)
     spread = getattr(run.augment, "multi_scale", 0)
     if spread and len(sides(run.imgsz, run.augment)) == 1:
         raise ConfigError(
             f"augment.multi_scale: {spread}; no other multiple of 32 lies so near to {run.imgsz}, "
             f"take {32 / run.imgsz:.2g} or more"
         )
+    check_batch(run)
+    if foreign(run) and run.strategy.kind == "pipeline":
+        raise ConfigError(
+            f"strategy: pipeline, but {run.model.kind} is one block, which cannot be cut; "
+            "take strategy=ddp or strategy=fsdp"
+        )
+
+
+def check_batch(run: Run) -> None:
+    """Refuse a batch that cannot be, or not be cut as asked.
+
+    Raises:
+        ConfigError: naming the key.
+    """
     if run.batch == 0:
         raise ConfigError("batch: 0; take 1 or more, or -1 for what fits into memory")
     if run.batch < 0 and foreign(run):
         raise ConfigError(
             f"batch: {run.batch}; what fits is not known of {run.model.kind}, take a number"
-        )
-    if foreign(run) and run.strategy.kind == "pipeline":
-        raise ConfigError(
-            f"strategy: pipeline, but {run.model.kind} is one block, which cannot be cut; "
-            "take strategy=ddp or strategy=fsdp"
         )
     if 0 < run.batch < run.accumulate:
         raise ConfigError(

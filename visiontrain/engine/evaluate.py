@@ -72,7 +72,7 @@ def evaluate(
     """
     strategy = learner.strategy
     with learner.evaluating() as model, torch.no_grad():
-        strategy.sync_buffers(model)  # the averages of BatchNorm statistics differ by rank
+        strategy.level(model)  # the averages of BatchNorm statistics differ by rank
         for batch in batches:
             placed = batch.to(strategy.place.device, strategy.precision.images)
             outputs = strategy.forward(model, placed)

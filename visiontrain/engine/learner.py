@@ -96,7 +96,8 @@ class Learner:
     def evaluating(self) -> Iterator[VisionModel]:
         """Hold the averaged weights in the model, in eval mode; swap back whatever happens."""
         self.strategy.sync_buffers(self.model)
-        kept = {name: self.live[name].clone() for name in self.ema or {}}
+        changing = self.live if self.strategy.apart else self.ema or {}
+        kept = {name: self.live[name].clone() for name in changing}
         try:
             self._fill(self.live, self.ema or {})
             self.model.eval()

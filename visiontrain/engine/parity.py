@@ -224,6 +224,10 @@ def causes(run: Mapping[str, Any]) -> list[str]:
             f"model.norm={norm}: each {cut} normalises over its own images; model.norm=group "
             "would show whether anything else differs"
         )
+    mode = run.get("strategy", {})
+    for key, plain in (("aggregate", "mean"), ("compress", "none"), ("sync_every", 1)):
+        if mode.get(key, plain) != plain:
+            found.append(f"strategy.{key}={mode[key]}: not the sum of all gradients at every step")
     if run["model"].get("kind") == "faster_rcnn":
         found.append(
             "model=faster_rcnn: each process and micro-batch draws its own anchors and proposals"

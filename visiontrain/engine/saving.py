@@ -45,7 +45,7 @@ class Saver:
         Raises:
             StorageError: on every rank, when it cannot be written.
         """
-        extra = self.strategy.collect(self.strategy.precision.tensors())
+        extra = self.strategy.collect_own(self.learner.tensors())
         meta = {**self.fixed, "version": self.meta.version}
         snapshot = Snapshot(self.learner.step, meta, {**whole, "strategy": extra}, progress)
         self._write(lambda: self.store.save(snapshot))
@@ -93,18 +93,18 @@ class Saver:
                 )
         return found
 
-    def restore(self, found: Found) -> None:
-        """Load the tensors of a checkpoint; give back the room of those no longer kept. Collective.
+    def restore(self, found: Found) -> str | None:
+        """Load the tensors of a checkpoint; say what of them could not be used. Collective.
 
-        So that a run which a full disk ended can go on with a smaller `save.keep`.
+        Gives back the room of checkpoints that are no longer kept, so that a run which a full
+        disk ended can go on with a smaller `save.keep`.
         """
         tensors = found.snapshot.tensors
         self.learner.load(tensors)
-        mine = self.strategy.precision.tensors()
-        if mine.keys() <= tensors["strategy"].keys():  # else the run had another precision
-            self.strategy.scatter(tensors["strategy"], mine)
+        dropped = self.strategy.load_own(tensors["strategy"], self.learner.tensors())
         if self.strategy.place.is_main:
             self.store.prune(found.snapshot.step)
+        return dropped
 
     def _write(self, write: Callable[[], object]) -> None:
         """Write on the main process; every rank learns whether it worked."""

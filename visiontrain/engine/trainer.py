@@ -195,7 +195,12 @@ class Trainer:
         return self.journal.seconds + time.monotonic() - self._began
 
     def _streak(self) -> int:
-        return int(self.learner.nonfinite.item())
+        """Count the failed steps up to now, on the rank with the most. Collective."""
+        streak = self.learner.nonfinite.item()
+        if self.strategy.apart:
+            rows = self.strategy.gather(torch.tensor([[streak]], dtype=torch.float64))
+            streak = rows.max().item()
+        return int(streak)
 
     # -- epochs -------------------------------------------------------------------
 
@@ -355,7 +360,9 @@ class Trainer:
     def _restore(self, found: Found) -> None:
         for line in found.rejected:
             self.parts.progress.message(line)
-        self.parts.saver.restore(found)
+        dropped = self.parts.saver.restore(found)
+        if dropped:
+            self.parts.progress.message(dropped)
         progress = found.snapshot.progress
         self.learner.step, self.learner.samples = progress["step"], progress["samples"]
         self.learner.nonfinite.zero_()

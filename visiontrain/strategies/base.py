@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -14,6 +14,9 @@ from visiontrain.core.interfaces import Fitter, StateDict, Updatable, VisionMode
 from visiontrain.core.seed import seed_model
 from visiontrain.core.types import Batch, Loss, Outcome, Place
 from visiontrain.strategies.precision import Precision
+
+NamedParts = Mapping[str, Mapping[str, Tensor]]  # model, ema and optimizer: tensors by name
+DROPPED = "what belonged to each process is dropped: there are others now, or in another mode"
 
 
 class Strategy:
@@ -28,6 +31,7 @@ class Strategy:
         self.place = place
         self.precision = precision
         self.bytes_sent = 0  # by this process to others, since the run began
+        self.apart = False  # whether ranks hold different weights between steps
 
     # -- the model ----------------------------------------------------------------
 
@@ -59,6 +63,28 @@ class Strategy:
     def sync_buffers(self, model: VisionModel) -> None:
         """Make buffers equal on all ranks, before evaluating or saving. Collective."""
 
+    def level(self, model: VisionModel) -> None:
+        """Make what is about to be scored equal on all ranks. Collective."""
+        self.sync_buffers(model)
+
+    def collect_own(self, named: NamedParts) -> StateDict:
+        """Return what belongs to this mode, on the main rank. Collective.
+
+        Args:
+            named: the learner's tensors, as `Learner.tensors` gives them.
+        """
+        del named
+        return self.collect(self.precision.tensors())
+
+    def load_own(self, saved: Mapping[str, Tensor], named: NamedParts) -> str | None:
+        """Take back what `collect_own` returned; say what could not be used. Collective."""
+        del named
+        mine = self.precision.tensors()
+        if mine.keys() <= saved.keys():  # else the run had another precision
+            self.scatter(saved, mine)
+        owned = any(name.startswith("rank") for name in saved)
+        return DROPPED if owned else None
+
     def micro_batches(self, accumulate: int) -> int:
         """Return into how many micro-batches each step's batch is cut."""
         return accumulate
@@ -71,20 +97,24 @@ class Strategy:
         Gradients of all micro-batches and ranks are summed, then divided by the summed count
         of the head each parameter answers to.
         """
-        parts = []
+        parts: list[Loss] = []
+        whole: Loss | None = None
         for i, micro_batch in enumerate(micro_batches):
             batch = micro_batch.to(self.place.device, self.precision.images)
             seed_model(learner.seed, learner.step, self.cell(i))
             real = bool(micro_batch.valid.any())  # on the CPU: nothing waits for a GPU
             still = nullcontext() if real else unmoved(learner.model)
-            with self.grad_sync(enabled=i == len(micro_batches) - 1), still:
+            last = i == len(micro_batches) - 1
+            with self.grad_sync(enabled=last), still:
                 with self.precision.autocast(self.place.device):
                     given = {name: getattr(batch, name) for name in learner.model.reads}
                     outputs = self.train_forward(learner.model, batch.images, **given)
                 loss = learner.task.loss(outputs, batch, learner.progress)
+                parts.append(detach(loss))
+                if last:  # here, for what exchanges gradients during backward may want the counts
+                    whole = self.total(parts)
                 self.precision.backward(loss.total())
-            parts.append(detach(loss))
-        return self.divide(learner, self.total(parts))
+        return self.divide(learner, whole or self.total(parts))
 
     def train_forward(self, model: VisionModel, images: Tensor, **given: Tensor) -> Any:
         """Run the model for training, through the wrapper if there is one."""
@@ -97,11 +127,7 @@ class Strategy:
 
     def total(self, parts: Sequence[Loss]) -> Loss:
         """Add losses up over micro-batches and ranks, in one small collective."""
-        names = [*parts[0].terms, *parts[0].counts]
-        rows = [torch.stack([*part.terms.values(), *part.counts.values()]) for part in parts]
-        values = dict(zip(names, self.sum(torch.stack(rows).sum(0)).unbind(), strict=True))
-        terms = {name: values[name] for name in parts[0].terms}
-        return Loss(terms, {name: values[name] for name in parts[0].counts})
+        return add_up(parts, self.sum)
 
     def divide(self, learner: Updatable, loss: Loss) -> Loss:
         """Divide gradients and terms by the counts of the whole batch, in place."""
@@ -110,7 +136,14 @@ class Strategy:
             grads = [self.local(p.grad) for p in learner.trained[head] if p.grad is not None]
             if grads:
                 torch._foreach_mul_(grads, share.to(grads[0].dtype) * self.precision.unscale)
-        terms = {name: value * shares[name.split("/")[0]] for name, value in loss.terms.items()}
+        return self.mean(loss)
+
+    def mean(self, loss: Loss) -> Loss:
+        """Divide terms by the counts of their heads."""
+        terms = {
+            name: value / loss.counts[name.split("/")[0]].clamp(min=1)
+            for name, value in loss.terms.items()
+        }
         return Loss(terms, loss.counts)
 
     def grad_sync(self, *, enabled: bool) -> AbstractContextManager[None]:
@@ -167,6 +200,15 @@ class Strategy:
     def drive(self, fitter: Fitter) -> Outcome:
         """Run the whole training. Rounds, servers and clients live in overrides."""
         return fitter.fit()
+
+
+def add_up(parts: Sequence[Loss], over_ranks: Callable[[Tensor], Tensor]) -> Loss:
+    """Add losses up over micro-batches, and over ranks with `over_ranks` (N,) -> (N,)."""
+    names = [*parts[0].terms, *parts[0].counts]
+    rows = [torch.stack([*part.terms.values(), *part.counts.values()]) for part in parts]
+    values = dict(zip(names, over_ranks(torch.stack(rows).sum(0)).unbind(), strict=True))
+    terms = {name: values[name] for name in parts[0].terms}
+    return Loss(terms, {name: values[name] for name in parts[0].counts})
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,3 +71,45 @@ def broadcast_tensors(
         dist.broadcast(value, source)
         received[name] = value.cpu()
     return received
+
+
+def gather_named(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return all ranks' named tensors on rank 0, as `rank1/NAME` on the CPU; nothing elsewhere.
+
+    Names and shapes are the same on all ranks.
+    """
+    world, main = dist.get_world_size(), dist.get_rank() == 0
+    gathered = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().to(device).contiguous()
+        parts = [torch.empty_like(value) for _ in range(world)] if main else None
+        dist.gather(value, parts)
+        for rank, part in enumerate(parts or []):
+            gathered[f"rank{rank}/{name}"] = part.cpu()
+    return gathered
+
+
+def own_part(saved: Mapping[str, Tensor], rank: int, world: int) -> dict[str, Tensor] | None:
+    """Return what `gather_named` was given on `rank`; None if there were more or fewer ranks."""
+    ranks = {name.split("/")[0] for name in saved if name.startswith("rank")}
+    if ranks and ranks != {f"rank{other}" for other in range(world)}:
+        return None
+    return under(saved, f"rank{rank}/")
+
+
+def under(named: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, without it."""
+    return {k.removeprefix(prefix): t for k, t in named.items() if k.startswith(prefix)}
+
+
+def averaged(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the means of tensors over all ranks, as new tensors; one collective for each type."""
+    means: dict[int, Tensor] = {}
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        same = [(i, tensor) for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        flat = torch.cat([tensor.detach().flatten() for _, tensor in same])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        parts = flat.split([tensor.numel() for _, tensor in same])
+        means |= {i: part.view_as(t) for (i, t), part in zip(same, parts, strict=True)}
+    return [means[i] for i in range(len(tensors))]

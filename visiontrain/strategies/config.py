@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from visiontrain.core.config import Section
+from visiontrain.core.errors import ConfigError
 
 
 class Single(Section):
@@ -31,6 +32,34 @@ class DDP(Group):
     """Data parallel: every process holds the model and a share of each batch."""
 
     kind: Literal["ddp"] = "ddp"
+    aggregate: Literal["mean", "median", "trimmed_mean", "krum"] = Field(
+        "mean", description="rule that makes one gradient of all; all but mean stand wrong ones"
+    )
+    faulty: int = Field(
+        1, ge=1, description="processes whose gradients may be wrong: for trimmed_mean and krum"
+    )
+    compress: Literal["none", "fp16", "bf16", "powersgd", "topk"] = Field(
+        "none", description="how gradients travel; powersgd and topk remember what they left out"
+    )
+    powersgd_rank: int = Field(2, ge=1, description="rank of powersgd's matrices")
+    topk: float = Field(0.01, gt=0, le=1, description="share of each matrix that topk sends")
+    compress_after: float = Field(
+        0.05, ge=0, lt=1, description="share of the run whose gradients travel whole first"
+    )
+    topology: Literal["flat", "hierarchical"] = Field(
+        "flat", description="hierarchical: sum inside machines first, then between them"
+    )
+    inner: int | None = Field(
+        None, ge=1, description="processes summed first; default: those of a machine"
+    )
+    sync_every: int = Field(
+        1, ge=1, description="steps between meetings; above 1 processes train on their own"
+    )
+    outer: Literal["average", "diloco"] = Field(
+        "average", description="how weights meet: their mean, or a step with momentum towards it"
+    )
+    outer_lr: float = Field(0.7, gt=0, description="diloco's learning rate")
+    outer_momentum: float = Field(0.9, ge=0, lt=1, description="diloco's momentum")
 
 
 class FSDP(Group):
@@ -50,3 +79,50 @@ class Pipeline(Group):
 
 
 StrategyConfig = Annotated[Single | DDP | FSDP | Pipeline, Field(discriminator="kind")]
+
+HALF, SPARSE = ("fp16", "bf16"), ("powersgd", "topk")
+# Keys of DDP that are used only beside others: key, other key, its values.
+NEEDS = (
+    ("faulty", "aggregate", ("trimmed_mean", "krum")),
+    ("powersgd_rank", "compress", ("powersgd",)),
+    ("topk", "compress", ("topk",)),
+    ("compress_after", "compress", SPARSE),
+    ("inner", "topology", ("hierarchical",)),
+    ("outer_lr", "outer", ("diloco",)),
+    ("outer_momentum", "outer", ("diloco",)),
+)
+# Values that do not go with others: key, values, other key, the values it must have.
+EXCLUDES = (
+    ("aggregate", ("median", "trimmed_mean", "krum"), "compress", ("none", *HALF)),
+    ("aggregate", ("median", "trimmed_mean", "krum"), "topology", ("flat",)),
+    ("compress", ("topk",), "topology", ("flat",)),
+    ("aggregate", ("median", "trimmed_mean", "krum"), "sync_every", (1,)),
+    ("compress", (*HALF, *SPARSE), "sync_every", (1,)),
+    ("topology", ("hierarchical",), "sync_every", (1,)),
+)
+
+
+def check_data_parallel(config: DDP) -> None:
+    """Refuse keys that change nothing, or do not go together.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    for key, other, values in NEEDS:
+        value, beside = getattr(config, key), getattr(config, other)
+        if value != DDP.model_fields[key].default and beside not in values:
+            raise ConfigError(
+                f"strategy.{key}: {value}; it changes nothing here, add "
+                f"strategy.{other}={values[0]} or leave it out"
+            )
+    for key, values, other, needed in EXCLUDES:
+        value, beside = getattr(config, key), getattr(config, other)
+        if value in values and beside not in needed:
+            raise ConfigError(
+                f"strategy.{key}: {value} with strategy.{other}={beside}; take "
+                f"strategy.{other}={needed[0]}"
+            )
+    if config.outer != "average" and config.sync_every == 1:
+        raise ConfigError(
+            f"strategy.outer: {config.outer}; weights only meet with strategy.sync_every=2 or more"
+        )

@@ -1,6 +1,7 @@
 """Data parallel: every rank holds the model and reads its share of each batch."""
 
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,15 +11,35 @@ from torch import Tensor
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from visiontrain.core.interfaces import VisionModel
+from visiontrain.core.interfaces import StateDict, Updatable, VisionModel
+from visiontrain.core.types import Batch, Loss, Place
 from visiontrain.strategies import comm
+from visiontrain.strategies import config as settings
+from visiontrain.strategies.aggregate import Robust
+from visiontrain.strategies.base import DROPPED, NamedParts, add_up
+from visiontrain.strategies.compress import COMPRESSIONS, HALVES
+from visiontrain.strategies.config import SPARSE
+from visiontrain.strategies.exchange import Bucket, Exchange, Plain
+from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.processes import Processes
+from visiontrain.strategies.wire import Wire
 
 
 class DDP(Processes):
-    """Replicated parameters; gradients are summed over ranks during backward."""
+    """Replicated parameters; gradients are summed over ranks during backward.
+
+    Whether the sum is all of each rank's gradient, what robust rules make of them, or what
+    compression lets through, is up to the exchange.
+    """
 
     _wrapped: DistributedDataParallel
+    _learner: Updatable
+
+    def __init__(self, place: Place, precision: Precision, config: settings.DDP) -> None:
+        super().__init__(place, precision)
+        self._config = config
+        self._shares: Mapping[str, Tensor] = {}  # what gradients of each head are multiplied by
+        self._names: dict[Tensor, str] = {}
 
     def setup(self, model: VisionModel) -> None:
         super().setup(model)
@@ -31,7 +52,25 @@ class DDP(Processes):
         keys: dict[str, Any] = {key: False}
         ids = [device] if device.type == "cuda" else None
         self._wrapped = DistributedDataParallel(model, device_ids=ids, **keys)
-        self._wrapped.register_comm_hook(self, sum_bucket)
+        self._wrapped.register_comm_hook(self, exchange_bucket)
+        self._names = {parameter: name for name, parameter in model.named_parameters()}
+        inner = self._config.inner or self._config.processes
+        self._wire = Wire(self.place, self._config.topology, inner)
+        self._plain = Plain(self._wire)
+        self._later = build_exchange(self._config, self._wire)
+        self._exchange: Exchange = self._plain
+
+    # -- the step -----------------------------------------------------------------
+
+    def forward_backward(self, learner: Updatable, micro_batches: Sequence[Batch]) -> Loss:
+        """As one device does; the exchange comes in when backward has a bucket full."""
+        self._learner = learner
+        # Never plain where a rule is to hold: one wrong gradient is enough.
+        early = self._config.compress in SPARSE and learner.progress < self._config.compress_after
+        self._exchange = self._plain if early else self._later
+        loss = super().forward_backward(learner, micro_batches)
+        self.bytes_sent += self._wire.take()
+        return loss
 
     def train_forward(self, model: VisionModel, images: Tensor, **given: Tensor) -> Any:
         del model  # the wrapper holds it
@@ -40,13 +79,77 @@ class DDP(Processes):
     def grad_sync(self, *, enabled: bool) -> AbstractContextManager[None]:
         return nullcontext() if enabled else self._wrapped.no_sync()
 
+    def total(self, parts: Sequence[Loss]) -> Loss:
+        """Add up over ranks; known before the last backward, for the exchange needs the counts."""
+        whole = super().total(parts)
+        counts = whole.counts
+        if self._exchange.units == "own":
+            counts = add_up(parts, lambda values: values).counts
+        self._shares = {head: 1 / count.clamp(min=1) for head, count in counts.items()}
+        return whole
+
+    def exchange(self, bucket: Bucket) -> Future[Tensor]:
+        """Bring a bucket into the units that the exchange wants, and hand it over."""
+        if self._exchange.units != "sums":
+            heads = [self._learner.task.head_of(name) for name in bucket.names]
+            for grad, head in zip(bucket.grads, heads, strict=True):
+                grad.mul_(self._shares[head].to(grad.dtype) * self.precision.unscale)
+        return self._exchange.reduce(bucket)
+
+    def named(self, parameters: Sequence[Tensor]) -> list[str]:
+        """Name parameters as the model does."""
+        return [self._names[parameter] for parameter in parameters]
+
+    def divide(self, learner: Updatable, loss: Loss) -> Loss:
+        """Divide what the exchange left as sums."""
+        if self._exchange.units == "sums":
+            return super().divide(learner, loss)
+        self._exchange.finish()
+        return self.mean(loss)
+
+    def apply(self, learner: Updatable) -> Tensor:
+        norm = learner.update()
+        for memory in self._exchange.memories.values():
+            memory.settle(torch.isfinite(norm))
+        return norm
+
+    # -- state --------------------------------------------------------------------
+
     def sync_buffers(self, model: VisionModel) -> None:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
+    def collect_own(self, named: NamedParts) -> StateDict:
+        """Add what the exchange remembers, of each rank."""
+        memories = self._later.memories.items()
+        own = {
+            f"{kind}/{name}": t for kind, memory in memories for name, t in memory.state().items()
+        }
+        return super().collect_own(named) | comm.gather_named(own, self.place.device)
 
-def sum_bucket(strategy: DDP, bucket: dist.GradBucket) -> Future[Tensor]:
-    """Sum a bucket over ranks. DDP's own hook takes the mean, but terms here are sums."""
-    strategy.bytes_sent += 2 * comm.ring_bytes(bucket.buffer().nbytes, strategy.place.world)
-    work = dist.all_reduce(bucket.buffer(), async_op=True)
-    return work.get_future().then(lambda future: future.value()[0])
+    def load_own(self, saved: Mapping[str, Tensor], named: NamedParts) -> str | None:
+        """Take it back, if there were as many ranks."""
+        super().load_own(saved, named)
+        mine = comm.own_part(saved, self.place.rank, self.place.world)
+        memories = self._later.memories
+        if mine is None or not all(name.split("/")[0] in memories for name in mine):
+            return DROPPED
+        for kind, memory in memories.items():
+            held = comm.under(mine, f"{kind}/")
+            memory.load({name: tensor.to(self.place.device) for name, tensor in held.items()})
+        return None
+
+
+def build_exchange(config: settings.DDP, wire: Wire) -> Exchange:
+    """Make what the keys of `strategy` ask for."""
+    if config.aggregate == "mean":
+        return COMPRESSIONS[config.compress](config, wire)
+    return Robust(wire, config.aggregate, config.faulty, HALVES.get(config.compress))
+
+
+def exchange_bucket(strategy: DDP, bucket: dist.GradBucket) -> Future[Tensor]:
+    """Exchange a bucket. DDP's own hook takes the mean over ranks, but terms here are sums."""
+    parameters = bucket.parameters()
+    return strategy.exchange(
+        Bucket(bucket.buffer(), strategy.named(parameters), bucket.gradients(), parameters)
+    )

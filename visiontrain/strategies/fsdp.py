@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -16,11 +16,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from visiontrain.core.interfaces import StateDict, Updatable, VisionModel
 from visiontrain.core.types import Batch, Loss
 from visiontrain.strategies import comm
-from visiontrain.strategies.base import Strategy
-from visiontrain.strategies.ddp import DDP
+from visiontrain.strategies.processes import Processes
 
 
-class FSDP(DDP):
+class FSDP(Processes):
     """Each block of the model is one shard group, gathered just before it runs."""
 
     _model: FSDPModule
@@ -28,7 +27,7 @@ class FSDP(DDP):
     def setup(self, model: VisionModel) -> None:
         # torch warns of views, which in-place writes would cut off; blocks never write in place.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-        Strategy.setup(self, model)
+        super().setup(model)
         mesh = init_device_mesh(self.place.device.type, (self.place.world,))
         for block in model.blocks.values():
             fully_shard(block, mesh=mesh)
@@ -45,8 +44,9 @@ class FSDP(DDP):
         self.bytes_sent += times * comm.ring_bytes(whole, self.place.world)
         return super().forward_backward(learner, micro_batches)
 
-    def train_forward(self, model: VisionModel, images: Tensor, **given: Tensor) -> Any:
-        return model(images, **given)
+    def sync_buffers(self, model: VisionModel) -> None:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
     def local(self, tensor: Tensor) -> Tensor:
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from visiontrain.core.types import Place
+from visiontrain.strategies import config as settings
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.config import Pipeline as PipelineConfig
 from visiontrain.strategies.config import StrategyConfig
 from visiontrain.strategies.precision import Precision
 
 
-def ddp(_: StrategyConfig, place: Place, precision: Precision) -> Strategy:
-    """Make data parallelism."""
+def ddp(config: settings.DDP, place: Place, precision: Precision) -> Strategy:
+    """Make data parallelism: gradients meet at every step, or weights now and then."""
+    if config.sync_every > 1:
+        from visiontrain.strategies.local_sgd import LocalSGD  # noqa: PLC0415
+
+        return LocalSGD(place, precision, config)
     from visiontrain.strategies.ddp import DDP  # noqa: PLC0415
 
-    return DDP(place, precision)
+    return DDP(place, precision, config)
 
 
 def fsdp(_: StrategyConfig, place: Place, precision: Precision) -> Strategy:

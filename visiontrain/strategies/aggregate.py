@@ -1,0 +1,122 @@
+"""Robust aggregation: rules for the case that some ranks send wrong gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.futures import Future
+
+from visiontrain.core.errors import ConfigError
+from visiontrain.strategies.exchange import Bucket, Memory, Units
+from visiontrain.strategies.wire import Wire, done
+
+# Takes parts of the gradients of all ranks, each (W, N), and how many of the ranks may be wrong;
+# returns the parts of one gradient, each (N,).
+Rule = Callable[[Sequence[Tensor], int], list[Tensor]]
+
+
+def mean(parts: Sequence[Tensor], faulty: int) -> list[Tensor]:
+    """Return the mean: one wrong rank moves it as far as it likes."""
+    del faulty
+    return [rows.mean(0) for rows in parts]
+
+
+def median(parts: Sequence[Tensor], faulty: int) -> list[Tensor]:
+    """Return each number's median, between the middle two of an even count.
+
+    Yin et al. 2018 (arXiv 1803.01498). Holds while fewer than half of the ranks are wrong.
+    """
+    del faulty
+    return [_middle(rows, (len(rows) - 1) // 2) for rows in parts]
+
+
+def trimmed_mean(parts: Sequence[Tensor], faulty: int) -> list[Tensor]:
+    """Return each number's mean without the `faulty` lowest and highest (Yin et al. 2018)."""
+    return [_middle(rows, faulty) for rows in parts]
+
+
+def krum(parts: Sequence[Tensor], faulty: int) -> list[Tensor]:
+    """Return the gradient of the rank whose nearest others are nearest.
+
+    Blanchard et al. 2017 (arXiv 1703.02757): the sum of squared distances to the W - faulty - 2
+    nearest ranks. Proven for W > 2 * faulty + 2; W = faulty + 3 is the least that means anything.
+    """
+    world = len(parts[0])
+    square = torch.stack([_distances(rows) for rows in parts]).sum(0)
+    square = square.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    square.fill_diagonal_(torch.inf)  # not near itself
+    nearest = square.sort(dim=1).values[:, : world - faulty - 2]
+    best = nearest.sum(1).argmin()
+    return [rows[best] for rows in parts]
+
+
+def _middle(rows: Tensor, cut: int) -> Tensor:
+    """Return the mean (N,) without the `cut` lowest and highest; what is no number is highest."""
+    ordered = rows.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).sort(dim=0).values
+    return ordered[cut : len(rows) - cut].mean(0)
+
+
+def _distances(rows: Tensor) -> Tensor:
+    """Return squared distances (W, W); by differences, as products would cancel."""
+    return torch.stack([(rows - row).square().sum(1) for row in rows])
+
+
+AGGREGATES: dict[str, Rule] = {
+    "mean": mean,
+    "median": median,
+    "trimmed_mean": trimmed_mean,
+    "krum": krum,
+}
+
+
+def least_ranks(name: str, faulty: int) -> int:
+    """Return how many ranks a rule needs, `faulty` of them wrong."""
+    return {"mean": 1, "median": 2 * faulty + 1, "trimmed_mean": 2 * faulty + 1}.get(
+        name, faulty + 3
+    )
+
+
+@dataclass(slots=True)
+class Robust:
+    """Gathers all gradients on every rank, each divided by its rank's own counts, and judges.
+
+    Not by the whole batch's: a wrong rank could lie about its counts as well.
+    """
+
+    wire: Wire
+    name: str  # of the rule
+    faulty: int
+    half: torch.dtype | None = None  # what travels, if not the gradients' own format
+    units: Units = "own"
+    memories: Mapping[str, Memory] = field(default_factory=dict)
+    _gathered: list[tuple[Bucket, Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        least, world = least_ranks(self.name, self.faulty), self.wire.place.world
+        if world < least:
+            raise ConfigError(
+                f"strategy.aggregate: {self.name} with {world} processes, {self.faulty} of them "
+                f"wrong; it needs {least}, see strategy.faulty"
+            )
+
+    def reduce(self, bucket: Bucket) -> Future[Tensor]:
+        """Gather; the rule may need all buckets, so the gradients stay for now."""
+        sent = bucket.buffer if self.half is None else bucket.buffer.to(self.half)
+        self._gathered.append((bucket, self.wire.gather(sent).to(bucket.buffer.dtype)))
+        return done(bucket.buffer)
+
+    def finish(self) -> None:
+        """Replace every gradient by what the rule makes of all ranks'."""
+        gathered, self._gathered = self._gathered, []
+        parts = AGGREGATES[self.name]([rows for _, rows in gathered], self.faulty)
+        for (bucket, _), values in zip(gathered, parts, strict=True):
+            start = 0
+            for parameter in bucket.parameters:
+                # The bucket holds it as it lies in memory.
+                whole = values.as_strided(parameter.size(), parameter.stride(), start)
+                if parameter.grad is not None:
+                    parameter.grad.copy_(whole)
+                start += parameter.numel()
