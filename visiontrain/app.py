@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from visiontrain import __version__
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Progress, VisionModel
+from visiontrain.core.memory import peak_rss_mb
 from visiontrain.core.types import Batch, ClassRows, Outcome, Place
 from visiontrain.data.config import sides
 from visiontrain.data.dataset import EvalSet, TrainSet
@@ -33,13 +33,13 @@ from visiontrain.engine.learner import Learner, start_average
 from visiontrain.engine.optim import Schedule, build_optimizer, kind_of, peak
 from visiontrain.engine.saving import Saver
 from visiontrain.engine.trainer import FitSettings, Parts, StepSource, Trainer
-from visiontrain.engine.weights import Weights, WeightsMeta, load_weights, start_from
+from visiontrain.engine.weights import Weights, WeightsMeta, digest, load_weights, start_from
 from visiontrain.loggers.console import Silent
 from visiontrain.loggers.registry import build_loggers, build_progress
 from visiontrain.metrics.registry import EVALUATORS
 from visiontrain.models.registry import build_model, check_input, pretrained, public
 from visiontrain.prepare import (
-    config_text,
+    config_sha256,
     folder_of,
     write_config,
 )
@@ -48,7 +48,6 @@ from visiontrain.report.results import (
     TRAIN_BATCHES,
     Scored,
     draw,
-    peak_rss_mb,
     score_lines,
     write_results,
 )
@@ -150,6 +149,11 @@ def build_fresh(run: Run, names: Sequence[str], progress: Progress | None) -> Vi
     return model
 
 
+def initial_sha256(run: Run) -> str:
+    """Return the `digest` of what a training begins with, before any mode places it."""
+    return digest(build_fresh(run, open_dataset(run.data).names, Silent()).state_dict())
+
+
 def starting_weights(run: Run) -> Weights | None:
     """Return the whole detector that a run starts from: a file, a run or public weights."""
     if run.weights is not None:
@@ -225,7 +229,7 @@ def build_saver(run: Run, spec: DataSpec, learner: Learner, images: int) -> Save
         names=list(spec.names),
         imgsz=run.imgsz,
         task_config=run.task.model_dump(),
-        config_sha256=hashlib.sha256(config_text(run).encode()).hexdigest(),
+        config_sha256=config_sha256(run),
         version=__version__,
     )
     fixed = {
@@ -306,7 +310,8 @@ def finish(
     if not strategy.place.is_main:
         return {}
     world = strategy.place.world
-    scored = Scored(run, folder_of(run), table, outcome, world, float(peaks.max()))
+    peak, config = float(peaks.max()), config_sha256(run)
+    scored = Scored(run, folder_of(run), table, outcome, world, peak, config)
     write_results(scored, __version__)
     for line in score_lines(scored):
         progress.message(line)

@@ -14,6 +14,7 @@ VERBS = {
     "predict": "draw boxes on pictures, folders and videos",
     "check": "read a data set and list everything that is wrong with it",
     "parity": "measure whether a training mode equals one device on your configuration",
+    "compare": "train in several modes from the same weights and see what each gives and costs",
 }
 NOT_EXACT, USAGE_ERROR, DATA_ERROR = 1, 2, 3
 ON_TOP = {"train", "parity"}  # what is typed lies on an older run or the data set's advice
@@ -116,6 +117,19 @@ def _parity(words: Sequence[str]) -> int:
     return 0 if report.verdict == "exact" else NOT_EXACT
 
 
+def _compare(words: Sequence[str]) -> int:
+    from visiontrain.compare_config import USES, CompareConfig  # noqa: PLC0415
+    from visiontrain.core.config import load  # noqa: PLC0415
+    from visiontrain.core.shipped import shipped  # noqa: PLC0415
+
+    config = load(CompareConfig, words, shipped("cfg"), USES, _below_comparison)
+    from visiontrain.comparison import compare  # noqa: PLC0415
+
+    comparison = compare(config, print)
+    print(comparison)
+    return comparison.exit_code
+
+
 def _reasons(reasons: Sequence[str]) -> str:
     return f" ({'; '.join(reasons)})" if reasons else ""
 
@@ -134,10 +148,17 @@ def _below(tree: dict[str, Any]) -> Mapping[str, Any]:
     return below(tree)
 
 
+def _below_comparison(tree: dict[str, Any]) -> Mapping[str, Any]:
+    from visiontrain.comparison import below  # noqa: PLC0415
+
+    return below(tree)
+
+
 RUN: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "val": _val,
     "predict": _predict,
     "check": _check,
     "parity": _parity,
+    "compare": _compare,
 }

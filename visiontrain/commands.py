@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 from visiontrain.core.config import build as build_config
 from visiontrain.core.config import merge
@@ -70,8 +71,16 @@ def _entry(name: str) -> launch.Entry:
     return getattr(importlib.import_module(WORKER), name)
 
 
-def parity(run: Run) -> Report:
+def parity(
+    run: Run, steps: int = 20, precisions: Sequence[str] = (), controls: Path | None = None
+) -> Report:
     """Measure whether `run.strategy` trains as one device does.
+
+    Args:
+        run: the config; its folder is not touched.
+        steps: optimizer steps to compare.
+        precisions: as for `Parity`.
+        controls: as for `Parity`.
 
     Raises:
         VisiontrainError: with one line for the user.
@@ -83,4 +92,12 @@ def parity(run: Run) -> Report:
     check_values(whole)
     settle(whole.strategy, whole.device)
     whole = with_batch(whole)
-    return Parity(whole.model_dump(mode="json"), whole.strategy, _entry("traced")).measure()
+    comparison = Parity(
+        whole.model_dump(mode="json"),
+        whole.strategy,
+        _entry("traced"),
+        steps=steps,
+        precisions=precisions,
+        controls=controls,
+    )
+    return comparison.measure()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,22 +44,31 @@ def prepare(run: Run) -> Run:
     Raises:
         VisiontrainError: when the folder or the data cannot be used.
     """
-    given = run.model_dump(exclude_unset=True)
-    base = below(given)
-    if run.resume and run.batch < 0 < base.get("batch", 0):
-        given["batch"] = base["batch"]  # chosen once
-    # A file that a validation left may name another split; training scores this one.
-    run = with_batch(_settle(merge(Run, base, given) | {"split": "val"}))
+    run = settled(run)
     if run.resume:
         folder = reopen(run.out)
         if folder.config.is_file():
-            check_fixed(build(Run, base), run)
+            check_fixed(build(Run, read_config(folder)), run)
             return _placed(run, folder)  # `fit` writes config.yaml once it goes on
     else:
         folder = claim(run.out, Path(run.project) / run.task.kind, run.name, resumable=True)
     run = _placed(run, folder)
     write_config(run)
     return run
+
+
+def settled(run: Run) -> Run:
+    """Return the whole config of a training; nothing is written.
+
+    Raises:
+        VisiontrainError: when it cannot run here, or its folder or data cannot be used.
+    """
+    given = run.model_dump(exclude_unset=True)
+    base = below(given)
+    if run.resume and run.batch < 0 < base.get("batch", 0):
+        given["batch"] = base["batch"]  # chosen once
+    # A file that a validation left may name another split; training scores this one.
+    return with_batch(_settle(merge(Run, base, given) | {"split": "val"}))
 
 
 def below(given: Mapping[str, Any]) -> Tree:
@@ -209,6 +219,11 @@ def config_text(run: Run) -> str:
     tree = run.model_dump(mode="json") | {"out": None, "resume": False}
     head = f"# visiontrain {__version__}: `visiontrain train` this file to repeat the run\n"
     return head + dump_yaml(tree)
+
+
+def config_sha256(run: Run) -> str:
+    """Return the sha256 of the config.yaml that a settled run leaves."""
+    return hashlib.sha256(config_text(run).encode()).hexdigest()
 
 
 def folder_of(run: Run) -> RunFolder:

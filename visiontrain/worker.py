@@ -9,7 +9,7 @@ import torch
 
 from visiontrain import app
 from visiontrain.core.errors import OutOfMemoryError, StorageError
-from visiontrain.core.memory import kept_memory
+from visiontrain.core.memory import forget_peak, kept_memory
 from visiontrain.core.types import Place
 from visiontrain.engine.durable import FULL, full_disk
 from visiontrain.engine.parity import trace
@@ -26,6 +26,7 @@ def main(run_json: str, place: Place) -> int:
         VisiontrainError: with one line for the user.
         KeyboardInterrupt: at a second Ctrl-C: at once, without saving.
     """
+    forget_peak()
     run = Run.model_validate_json(run_json)
     with explained(run, _less_memory(run)), kept_memory():
         return app.fit(run, place)
@@ -37,6 +38,7 @@ def validate(run_json: str, place: Place) -> int:
     Raises:
         VisiontrainError: with one line for the user.
     """
+    forget_peak()
     run = Run.model_validate_json(run_json)
     with explained(run, f"set batch={max(1, run.batch // 2)}, or a smaller imgsz"), kept_memory():
         return app.score(run, place)

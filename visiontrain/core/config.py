@@ -68,9 +68,8 @@ def load(
     words = list(_joined(arguments))
     files = [word for word in words if "=" not in word]
     layers = [(_shown(file, presets), read_preset(root, file, presets)) for file in files]
-    pairs = (word.partition("=") for word in words if "=" in word)
-    typed = ((key.strip(), _scalar(root, key.strip(), text.strip())) for key, _, text in pairs)
-    return _checked(root, [*layers, ("", _tree(root, typed, uses))], below)
+    typed = read_words(root, [word for word in words if "=" in word], uses)
+    return _checked(root, [*layers, ("", typed)], below)
 
 
 def from_keys(
@@ -266,6 +265,23 @@ def _joined(arguments: Sequence[str]) -> Iterator[str]:
                 raise ConfigError(f"{word}: no value; write {word[2:]}=VALUE")
             word = f"{word}={words.pop(0)}"
         yield word.removeprefix("--")
+
+
+def read_words(
+    root: type[Section], words: Iterable[str], uses: Collection[str] | None = None
+) -> Tree:
+    """Read words `key=value`, unchecked but for the keys.
+
+    Args:
+        root: the config's class.
+        words: dotted keys or aliases, and the text of their values.
+        uses: as for `load`.
+
+    Raises:
+        ConfigError: of a key that is not known, or not used, or a value that is not YAML.
+    """
+    pairs = ((key.strip(), text.strip()) for key, _, text in (w.partition("=") for w in words))
+    return _tree(root, ((key, _scalar(root, key, text)) for key, text in pairs), uses)
 
 
 def _scalar(root: type[Section], key: str, text: str) -> Any:

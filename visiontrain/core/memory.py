@@ -1,11 +1,16 @@
-"""Keeping freed memory for the next step, which asks for the same again."""
+"""Memory of this process: kept for the next step, which asks for the same again; measured."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+import resource
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
 
 # glibc's malloc.h: which parameter, and its value while a run goes on, then the default.
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
@@ -33,3 +38,23 @@ def kept_memory() -> Iterator[None]:
         for parameter, value in USUAL.items():
             libc.mallopt(parameter, value)
         libc.malloc_trim(0)
+
+
+def forget_peak() -> None:
+    """Let `peak_rss_mb` begin anew, where the system can: what ran here before is not counted."""
+    with suppress(OSError):
+        CLEAR.write_text("5")  # proc(5): resets the peak alone
+
+
+def peak_rss_mb() -> float:
+    """Return the most memory this process held at once, in MB, since `forget_peak` if it could.
+
+    Not getrusage's figure on Linux: there a process begins with the peak of the one that
+    started it.
+    """
+    with suppress(OSError):
+        found = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+        if found:
+            return int(found[0].split()[1]) / 2**10
+    units = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units

@@ -27,6 +27,7 @@ class Journal:
     lr: float = 0.0  # of the last step
     seconds: float = 0.0  # of the sessions before this one
     train_seconds: float = 0.0  # without evaluating and saving
+    initial_sha256: str = ""  # of the weights the run began with
 
     def judge(self, score: float, epoch: int) -> bool:
         """Note a score; tell whether it is the best so far. nan, of no boxes, is the worst."""
@@ -45,7 +46,7 @@ class Journal:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take what `state` returned."""
-        for name in self.__slots__:
+        for name in state.keys() & set(self.__slots__):  # older runs have no initial_sha256
             setattr(self, name, state[name])
         self.skipped = set(state["skipped"])
 

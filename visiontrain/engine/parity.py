@@ -133,6 +133,8 @@ class Parity:
         entry: an importable function that calls `trace` with its own `build`.
         steps: optimizer steps to compare.
         seeds: how many permuted controls to make, at least and at most.
+        precisions: what to train in, where not in fp64 and as configured.
+        controls: a folder that keeps what one device did, for other modes of the same run.
     """
 
     run: Mapping[str, Any]
@@ -140,9 +142,11 @@ class Parity:
     entry: launch.Entry
     steps: int = 20
     seeds: tuple[int, int] = (5, 20)
+    precisions: Sequence[str] = ()
+    controls: Path | None = None
 
     def measure(self) -> Report:
-        """Train with the mode and with one device, in fp64 and as configured.
+        """Train with the mode and with one device, in each precision.
 
         Raises:
             ConfigError: the config asks for one device, or for more steps than it has.
@@ -153,18 +157,28 @@ class Parity:
                 "strategy: single; parity compares another mode with it, take strategy=ddp"
             )
         own = resolve(self.run["precision"], launch.devices(self.run["device"])[0])
-        checks = self._checks("fp64")
-        if own != "fp64":
-            checks += self._checks(own)
+        precisions = self.precisions or dict.fromkeys(("fp64", own))
+        checks = [check for precision in precisions for check in self._checks(precision)]
         return judge(self.run, self.mode.kind, self.steps, checks)
 
     def _checks(self, precision: str) -> list[Check]:
-        control = self._train(Single(), {"precision": precision})
+        control = self._control(precision)
         gaps = compare(control, self._train(self.mode, {"precision": precision})).as_dict()
         allowed: dict[str, float] = dict(ALLOWED[precision])
         if precision != "fp64":
             allowed["weights"] = 2 * self._rounding(control, precision, gaps["weights"] / 2)
         return [Check(precision, name, gaps[name], allowed.get(name)) for name in MEANING]
+
+    def _control(self, precision: str) -> Trace:
+        """Train with one device, or take what it did for another mode."""
+        kept = self.controls and self.controls / precision
+        if kept and kept.is_dir():
+            return Trace.load(kept)
+        control = self._train(Single(), {"precision": precision})
+        if kept:
+            kept.mkdir(parents=True)
+            control.save(kept)
+        return control
 
     def _rounding(self, control: Trace, precision: str, wanted: float) -> float:
         """Return how far order and cuts alone move the weights on one device: the most of all.

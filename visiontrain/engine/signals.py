@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -58,3 +60,32 @@ class Signals:
 def unsaved(received: int) -> int:
     """Return the exit code of a run that got signal `received` and could not save."""
     return 128 + received
+
+
+@contextmanager
+def overheard() -> Iterator[Callable[[], int]]:
+    """Yield what returns the exit code of the first signal since then, whoever took it; else 0.
+
+    A run, and the launch of its processes, handle signals themselves. One that comes in a run's
+    last seconds lets it end as complete; what is more than one run has to know of it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    reader, writer = os.pipe()
+    for end in (reader, writer):
+        os.set_blocking(end, False)
+    received: list[int] = []
+
+    def code() -> int:
+        with suppress(BlockingIOError):
+            received.extend(n for n in os.read(reader, 4096) if n in EXIT_CODES)
+        return EXIT_CODES[signal.Signals(received[0])] if received else 0
+
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield code
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)

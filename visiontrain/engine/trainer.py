@@ -25,7 +25,7 @@ from visiontrain.engine.learner import Learner
 from visiontrain.engine.saving import Saver
 from visiontrain.engine.signals import Signals, unsaved
 from visiontrain.engine.step import train_step
-from visiontrain.engine.weights import load_weights
+from visiontrain.engine.weights import digest, load_weights
 
 MAX_STREAK = 10  # non-finite steps in a row before the run is rolled back
 MAX_ROLL_BACKS = 3
@@ -317,6 +317,7 @@ class Trainer:
             "train_images_per_s": self.learner.samples / seconds if seconds else 0.0,
             "skipped_steps": len(journal.skipped),
             "bytes_sent": self.strategy.bytes_sent,
+            "initial_sha256": journal.initial_sha256,
         }
 
     def _again(self) -> str:
@@ -353,7 +354,9 @@ class Trainer:
             does = "complete, only its results are written again" if over else "going on"
             self.parts.progress.message(f"{does}, from {found.path}")
         else:
-            self._save(self.learner.collect())
+            whole = self.learner.collect()
+            self.journal.initial_sha256 = digest(whole["model"])
+            self._save(whole)
         self.parts.begin()
         self._began = time.monotonic()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,20 @@ class Weights:
 
     meta: WeightsMeta
     tensors: StateDict  # on the CPU
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of named tensors, the same in every mode and precision that holds them.
+
+    Floats count as fp32, in which models are made: fp64 holds the same values.
+    """
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        value = tensor.detach().cpu()
+        value = (value.float() if value.is_floating_point() else value).contiguous()
+        found.update(f"{name} {list(value.shape)} {value.dtype}\n".encode())
+        found.update(value.numpy().tobytes())
+    return found.hexdigest()
 
 
 def save_weights(path: Path, meta: WeightsMeta, tensors: StateDict) -> None:

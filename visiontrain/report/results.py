@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import platform
-import resource
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,12 +45,7 @@ class Scored:
     outcome: Outcome
     processes: int
     peak_rss_mb: float  # the largest process's
-
-
-def peak_rss_mb() -> float:
-    """Return the most memory this process ever held, in MB."""
-    units = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
+    config_sha256: str  # of its config.yaml
 
 
 def write_results(scored: Scored, version: str) -> None:
@@ -78,8 +71,10 @@ def summary(scored: Scored, version: str) -> dict[str, Any]:
         **scored.outcome.metrics,
         "strategy": run.strategy.kind,
         "processes": scored.processes,
+        "threads": torch.get_num_threads(),
         "peak_rss_mb": round(scored.peak_rss_mb, 1),
         "seed": run.seed,
+        "config_sha256": scored.config_sha256,
         "versions": {
             "visiontrain": version,
             "torch": torch.__version__,

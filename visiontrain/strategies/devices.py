@@ -34,9 +34,13 @@ def devices(text: str) -> list[torch.device]:
 
 def threads(config: Group) -> int:
     """Return how many CPU threads one process gets."""
+    return config.threads or max(1, cores() // config.processes)
+
+
+def cores() -> int:
+    """Return how many CPU cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return config.threads or max(1, cores // config.processes)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def settle(config: StrategyConfig, device: str) -> StrategyConfig:
