@@ -15,10 +15,21 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from visiontrain.cli import VERBS
+from visiontrain.compare_config import OWN as COMPARED
+from visiontrain.compare_config import USES as COMPARE_USES
+from visiontrain.compare_config import CompareConfig
 from visiontrain.core.keys import ALIASES, MAIN_FIELD
 from visiontrain.core.section import Section, all_keys, annotation_of, kind_of, sections
 from visiontrain.predict_config import PredictConfig
 from visiontrain.recipe import USES, Run
+
+
+def meanings(kinds: Collection[type[Section]]) -> str:
+    """Say in a line per kind what it is."""
+    return "\n".join(
+        f"{kind_of(k)}: {(k.__doc__ or '').splitlines()[0].rstrip('.')}" for k in kinds
+    )
+
 
 TOP = Path(__file__).resolve().parent.parent
 PAGES = TOP / "visiontrain" / "help"
@@ -28,7 +39,9 @@ ROOTS: dict[str, type[Section]] = {
     "predict": PredictConfig,
     "check": Run,
     "parity": Run,
+    "compare": CompareConfig,
 }
+TYPED = USES | {"compare": COMPARE_USES}  # what each verb may be told
 EXAMPLES = {
     "train": (
         "visiontrain train",
@@ -42,6 +55,11 @@ EXAMPLES = {
     "parity": (
         "visiontrain parity data=tiny epochs=5 strategy=ddp model.norm=group imgsz=64 batch=4",
     ),
+    "compare": (
+        "visiontrain compare data=digits strategies=single,ddp,fsdp,pipeline epochs=3",
+        "visiontrain compare data=my/data.yaml strategies=single,ddp:processes=2,ddp:processes=4",
+        "visiontrain compare out=runs/detect/compare resume=true",
+    ),
 }
 OWN = {  # rows that mean something else to a verb
     "val": {
@@ -51,10 +69,25 @@ OWN = {  # rows that mean something else to a verb
         "name": ("name", "text", "val", "name of the run folder, numbered when taken"),
         "data.source": ("data.source", "text", "as trained", "data set, as for train"),
         "split": ("split", "train|val|test", "val", "which split to score"),
-    }
+    },
+    "compare": {
+        "strategies": (
+            "strategies",
+            "MODE[:KEY=VALUE+KEY=VALUE],...",
+            "required",
+            "modes to train in, each with keys of its own; in YAML also {kind: MODE, KEY: VALUE}\n"
+            + meanings(sections(annotation_of(Run, "strategy"))),
+        ),
+        "batch": ("batch", "integer", "16", "images per optimizer step, over all processes"),
+        "out": ("out", "text", "project/task/name", "folder of all runs, each in one of its own"),
+        "resume": ("resume", "true|false", "false", "go on with the comparison in `out`"),
+    },
 }
 NOTES = {
-    "parity": "Compares 20 optimizer steps; ends with 0 when the mode is exact, with 1 otherwise."
+    "parity": "Compares 20 optimizer steps; ends with 0 when the mode is exact, with 1 otherwise.",
+    "compare": "Trains in one mode after another from the same weights with the same samples;\n"
+    "strategy.KEY=VALUE holds for every mode that has the key. Leaves a run folder per mode,\n"
+    "compare.json, compare.csv and compare.md. Ends with 1 when a mode failed.",
 }
 
 
@@ -92,10 +125,7 @@ def rows(
             kinds_of = "|".join(str(kind_of(k)) for k in kinds)
             default = getattr(default_of(root, key), "kind", kind_of(kinds[0]))
             kind = kinds_of if len(kinds) > 1 else type_name(field.annotation)
-            meaning = field.description or "\n".join(
-                f"{kind_of(k)}: {(k.__doc__ or '').splitlines()[0].rstrip('.')}" for k in kinds
-            )
-            found.append((key, kind, str(default), meaning))
+            found.append((key, kind, str(default), field.description or meanings(kinds)))
             continue
         found.append((key, type_name(field.annotation), text_of(field.default), field.description))
     return found
@@ -128,22 +158,23 @@ def page(verb: str) -> str:
     lines += [f"  {example}" for example in EXAMPLES[verb]]
     lines += ["", NOTES[verb]] if verb in NOTES else []
     lines += ["", "Keys (key=value or --key value), type, default:"]
-    uses, section = USES.get(verb), ""
-    for row in sorted(rows(ROOTS[verb], uses), key=place):
+    uses, section = TYPED.get(verb), ""
+    first = COMPARED if verb == "compare" else ()
+    for row in sorted(rows(ROOTS[verb], uses), key=lambda row: (row[0] not in first, place(row))):
         key, kind, default, meaning = OWN.get(verb, {}).get(row[0], row)
         if "." in main_name(key) and section != key.partition(".")[0]:
             section = key.partition(".")[0]
             lines.append("")
         lines.append(f"  {main_name(key):24} {kind} [{default}]")
         lines += [f"  {'':24} {line}" for line in meaning.splitlines()]
-    if ROOTS[verb] is Run:
+    if issubclass(ROOTS[verb], Run):
         lines += ["", "Short names:"]
         lines += [
             f"  {alias:24} {main_name(key)}"
             for alias, (key, _) in ALIASES.items()
             if used(key, uses)
         ]
-    if verb in ("train", "parity"):
+    if verb in ("train", "parity", "compare"):
         lines += ["", "Presets are YAML files of the same keys: visiontrain train detect/bccd"]
         lines += [f"  {name}" for name in presets()]
     return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visiontrain.api import TrainedRun, load, predict, train, val
+    from visiontrain.api import TrainedRun, compare, load, predict, train, val
     from visiontrain.core.errors import (
         CheckpointError,
         ConfigError,
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from visiontrain.core.types import Detections
     from visiontrain.engine.detector import Detector
     from visiontrain.prediction import Predicted
+    from visiontrain.report.compare import Comparison
 
 __version__ = "0.1.0"
 
 # Where each name lives. Importing the package imports none of them: torch takes seconds.
 _HOMES = {
     "CheckpointError": "core.errors",
+    "Comparison": "report.compare",
     "ConfigError": "core.errors",
     "DataError": "core.errors",
     "Detections": "core.types",
@@ -37,6 +39,7 @@ _HOMES = {
     "StorageError": "core.errors",
     "TrainedRun": "api",
     "VisiontrainError": "core.errors",
+    "compare": "api",
     "load": "api",
     "predict": "api",
     "train": "api",
@@ -45,6 +48,7 @@ _HOMES = {
 
 __all__ = [
     "CheckpointError",
+    "Comparison",
     "ConfigError",
     "DataError",
     "Detections",
@@ -57,6 +61,7 @@ __all__ = [
     "TrainedRun",
     "VisiontrainError",
     "__version__",
+    "compare",
     "load",
     "predict",
     "train",

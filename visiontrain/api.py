@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
-from visiontrain import commands, prediction
+from visiontrain import commands, comparison, prediction
+from visiontrain.compare_config import USES as COMPARE_USES
+from visiontrain.compare_config import CompareConfig
 from visiontrain.core.config import Below, from_keys, read_preset
 from visiontrain.core.shipped import shipped
 from visiontrain.engine.detector import Detector
@@ -18,6 +20,7 @@ from visiontrain.predict_config import DetectorConfig, PredictConfig
 from visiontrain.prediction import Predicted
 from visiontrain.prepare import below, folder_of
 from visiontrain.recipe import USES, Run
+from visiontrain.report.compare import Comparison
 
 Keys = Mapping[str, Any]  # the keys of a section
 _log = logging.getLogger(__name__).info
@@ -89,6 +92,14 @@ class TrainKeys(TypedDict, total=False):
     copy_paste: float
 
 
+class CompareKeys(TrainKeys, total=False):
+    """The keys of `compare`: those of `train`, and which modes to train in."""
+
+    strategies: Sequence[str | Keys]
+    check: bool
+    check_steps: int
+
+
 class LoadKeys(TypedDict, total=False):
     """The keys of `load`: what counts as a detection, and where to compute."""
 
@@ -153,6 +164,25 @@ def val(preset: str | Path | None = None, /, **keys: Unpack[TrainKeys]) -> Train
     run, exit_code = commands.validate(_run("val", preset, keys))
     weights = Path(run.weights or "")
     return _result(run, RunFolder(weights).best if weights.is_dir() else weights, exit_code)
+
+
+def compare(preset: str | Path | None = None, /, **keys: Unpack[CompareKeys]) -> Comparison:
+    """Train in each of `strategies`, from the same weights and with the same samples.
+
+    Args:
+        preset: as for `train`, or the compare.yaml of another comparison.
+        keys: as for `train`. `strategies` lists modes, such as `["single", "ddp"]`; one with keys
+            of its own is a mapping or text: `{"kind": "ddp", "processes": 4}`, `"ddp:threads=1"`.
+
+    Returns:
+        A row per mode, also for one that failed; as text, the table.
+
+    Raises:
+        VisiontrainError: before anything starts, with one line, when a run cannot be as asked.
+    """
+    base = None if preset is None else read_preset(CompareConfig, str(preset), shipped("cfg"))
+    config = from_keys(CompareConfig, keys, base, COMPARE_USES, comparison.below)
+    return comparison.compare(config, _log)
 
 
 def predict(**keys: Unpack[PredictKeys]) -> Predicted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def _compare(words: Sequence[str]) -> int:
     config = load(CompareConfig, words, shipped("cfg"), USES, _below_comparison)
     from visiontrain.comparison import compare  # noqa: PLC0415
 
-    comparison = compare(config, print)
+    comparison = compare(config, partial(print, flush=True))  # runs print from other processes
     print(comparison)
     return comparison.exit_code
 

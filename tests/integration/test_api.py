@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import visiontrain
-from visiontrain.api import LoadKeys, PredictKeys, TrainKeys
+from visiontrain.api import CompareKeys, LoadKeys, PredictKeys, TrainKeys
+from visiontrain.compare_config import CompareConfig
 from visiontrain.core.keys import ALIASES
 from visiontrain.predict_config import DetectorConfig, PredictConfig
 from visiontrain.recipe import Run
@@ -25,6 +26,8 @@ print(run.exit_code, run.metrics["strategy"], run.metrics["processes"], run.weig
 
 def test_typed_keys_are_those_of_the_config():
     assert TrainKeys.__annotations__.keys() == Run.model_fields.keys() | ALIASES.keys()
+    compared = CompareConfig.model_fields.keys() | ALIASES.keys()
+    assert CompareKeys.__annotations__.keys() == compared
     assert PredictKeys.__annotations__.keys() == PredictConfig.model_fields.keys()
     assert LoadKeys.__annotations__.keys() == DetectorConfig.model_fields.keys() - {"weights"}
 

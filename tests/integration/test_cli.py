@@ -98,7 +98,11 @@ def test_the_module_is_the_program():
     ("words", "code", "line"),
     [
         (["trian"], 2, "trian: no such verb; did you mean train?"),
-        (["export"], 2, "export: no such verb; take one of train, val, predict, check, parity"),
+        (
+            ["export"],
+            2,
+            "export: no such verb; take one of train, val, predict, check, parity, compare",
+        ),
         (["train", "epochs=0"], 2, "epochs: 0; "),
         (["train", "split=test"], 2, "split: 'test'; it would change nothing here"),
         (["check", "batch=4"], 2, "batch: 4; it would change nothing here"),

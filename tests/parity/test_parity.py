@@ -1,6 +1,7 @@
 """DESIGN 3a: every mode is one device's training, and the check notices when it is not."""
 
 import functools
+import json
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.core.types import Place
 from visiontrain.engine.parity import ALLOWED, Check, Job, Parity, judge
 from visiontrain.engine.trace import Trace, compare
+from visiontrain.strategies import launch
 from visiontrain.strategies.config import DDP
 
 MODES = ("ddp", "fsdp", "pipeline")
@@ -138,6 +140,25 @@ def test_parity_measures_started_processes():
     report = Parity(run, DDP(threads=1), cases.entry, steps=2, seeds=(1, 1)).measure()
     assert (report.verdict, report.reasons) == ("exact", ())
     assert {check.precision for check in report.checks} == {"fp64", "fp32"}
+
+
+def test_modes_of_one_run_share_what_one_device_did(tmp_path, monkeypatch):
+    started = []
+
+    def here(mode, device, entry, text):
+        job = json.loads(text)
+        started.append((mode.kind, job["run"]["precision"]))
+        job["run"]["strategy"] = {"kind": "single"}
+        return entry(json.dumps(job), Place(cases.CPU))
+
+    monkeypatch.setattr(launch, "run", here)
+    run = {"device": "cpu", "precision": "fp32", "accumulate": 1, "model": {"norm": "group"}}
+    run |= {"optim": {"kind": "adamw", "clip": 8.0}}
+    many = {"steps": 2, "precisions": ("fp64",), "controls": tmp_path}
+    reports = [Parity(run, DDP(), cases.entry, **many).measure() for _ in range(2)]
+    assert [report.verdict for report in reports] == ["exact"] * 2
+    assert started == [("single", "fp64"), ("ddp", "fp64"), ("ddp", "fp64")]
+    assert {check.precision for report in reports for check in report.checks} == {"fp64"}
 
 
 def test_too_short_a_run_is_refused():

@@ -1,4 +1,4 @@
-"""Freed memory is kept while a run goes on, and given back after it."""
+"""Freed memory is kept while a run goes on and given back after it; peaks are measured."""
 
 import platform
 import resource
@@ -40,3 +40,26 @@ def test_freed_memory_is_kept_and_given_back():
     block = 2**26 // resource.getpagesize()
     assert kept < usual / 10
     assert inside - outside > 0.9 * block
+
+
+PEAK = """
+import subprocess, sys
+from visiontrain.core.memory import forget_peak, peak_rss_mb
+child = "from visiontrain.core.memory import peak_rss_mb; print(peak_rss_mb())"
+before = peak_rss_mb()
+block = bytearray(b"x") * 2**28
+others = subprocess.run([sys.executable, "-c", child], capture_output=True, check=True).stdout
+del block
+most = peak_rss_mb()
+forget_peak()
+print(before, most, peak_rss_mb(), float(others))
+"""
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="asks /proc")
+def test_a_peak_is_of_one_process_since_it_was_forgotten():
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, check=True)
+    before, most, after, others = map(float, done.stdout.split())
+    assert 250 < most - before < 300
+    assert abs(after - before) < 20
+    assert others < before + 20

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from visiontrain.engine.signals import Signals, unsaved
+from visiontrain.engine.signals import Signals, overheard, unsaved
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,14 @@ def test_another_thread_installs_nothing():
     thread.start()
     thread.join()
     assert inside == [(0, before)]
+
+
+def test_a_signal_that_another_took_is_overheard():
+    with overheard() as code:
+        assert code() == 0
+        with Signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert (code(), code()) == (75, 75)
+    with overheard() as code:
+        assert code() == 0
+    assert signal.set_wakeup_fd(-1) == -1

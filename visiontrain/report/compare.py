@@ -17,7 +17,13 @@ from visiontrain.engine.durable import replace_file, storing, to_json
 SCORES = {"detect": {"map": "mAP", "map50": "mAP50"}}  # of metrics.json by task; the main one first
 WIDTH = 120  # characters of a line on the terminal
 SHORTEST = 16  # characters of a name that one line of the table has room for
+LOOSE: Any = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
 NOT_MEASURED = "not measured"
+LEGEND = (
+    "W x T: processes and CPU threads of each; MB/step, MB sent: what the main process sent to "
+    "others; MB peak: memory of the largest process; speed-up: in images/s of training; eff.: that "
+    "per process"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,8 @@ class Comparison:
     exit_code: int  # 0 complete; 1 a row failed; 75 or 130 stopped by a signal
 
     def __str__(self) -> str:
-        return "\n".join([*self._table(), "", *self._notes()])
+        table = [*self._table(), ""] if self.rows else []
+        return "\n".join([*table, *self._notes()])
 
     def as_json(self) -> dict[str, Any]:
         """Return what compare.json holds."""
@@ -131,7 +138,8 @@ class Comparison:
         Raises:
             StorageError: when they cannot be written.
         """
-        texts = {"csv": self._csv(), "md": "\n".join([*self._markdown(), "", *self._notes(), ""])}
+        notes = ["", "```", *self._notes(), "```", ""]
+        texts = {"csv": self._csv(), "md": "\n".join([*self._markdown(), *notes])}
         files = {name: text.encode() for name, text in texts.items()}
         for name, data in ({"json": to_json(self.as_json())} | files).items():
             path = self.folder / f"compare.{name}"
@@ -203,24 +211,16 @@ class Comparison:
         if len(counts) > 1:
             notes.append(f"not all saw as many samples: {', '.join(map(str, sorted(counts)))}")
         machine = ", ".join(f"{key} {value}" for key, value in self.machine.items())
-        notes.append(
-            "W x T: processes and CPU threads of each; MB/step, MB sent: what the main process "
-            "sent to others; MB peak: memory of the largest process; speed-up: in images/s of "
-            "training; eff.: that per process"
-        )
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        notes.append(f"initial weights of all: sha256 {self.initial_sha256}")
-        notes.append(f"{machine}; {versions}")
-        notes.append(f"results: {self.folder}")
+        notes += [*([LEGEND] if self.rows else []), f"{machine}; {versions}"]
+        lines = [line for note in notes for line in textwrap.wrap(note, WIDTH, **LOOSE)]
+        lines.append(f"initial weights of all: sha256 {self.initial_sha256}")
+        lines.append(f"results: {self.folder}")
         if len(self.rows) < self.planned:
-            notes.append(
-                f"stopped after {len(self.rows)} of {self.planned}; go on with: "
-                f"visiontrain compare out={shlex.quote(str(self.folder))} resume=true"
-            )
-        return [line for note in notes for line in textwrap.wrap(note, WIDTH, **LOOSE)]
-
-
-LOOSE: Any = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+            folder = shlex.quote(str(self.folder))
+            lines.append(f"stopped after {len(self.rows)} of {self.planned}; go on with:")
+            lines.append(f"visiontrain compare out={folder} resume=true")  # whole, to be copied
+        return lines
 
 
 def _notes_of(row: Row) -> list[str]:
