@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,7 +21,7 @@ from visiontrain.core.errors import CheckpointError, ConfigError, VisiontrainErr
 from visiontrain.core.yaml_loader import dump_yaml, load_yaml
 from visiontrain.engine.durable import replace_file, storing, to_json
 from visiontrain.engine.run_folder import RunFolder, claim
-from visiontrain.engine.signals import Signals, overheard
+from visiontrain.engine.signals import Halt, halting
 from visiontrain.prepare import below as below_a_run
 from visiontrain.prepare import config_sha256, settled
 from visiontrain.recipe import Run
@@ -36,6 +36,7 @@ PRECISION = "fp64"  # in which rounding cannot hide behind chaos
 
 Tree = dict[str, Any]
 Say = Callable[[str], None]  # shows one line to a person
+T = TypeVar("T")
 _log = logging.getLogger(__name__).error
 
 
@@ -60,7 +61,7 @@ def compare(config: CompareConfig, say: Say) -> Comparison:
     say(f"initial weights of all: sha256 {start}; results go to {folder.path}")
     with (
         folder.held(),
-        overheard() as stopped,
+        halting() as stopped,
         tempfile.TemporaryDirectory(prefix="visiontrain-") as controls,
     ):
         _write_asked(folder, asked)
@@ -150,7 +151,7 @@ class Series:
         folder: of the comparison.
         start: sha256 of the weights that every run has to begin with.
         controls: a folder for what one device does when exactness is measured.
-        stopped: returns the exit code of a signal that came, or 0.
+        stopped: returns the exit code of a signal that others took, or 0.
         say: shows one line to a person.
     """
 
@@ -164,18 +165,15 @@ class Series:
     def run(self, planned: Sequence[tuple[Mode, Run]]) -> Comparison:
         """Train and measure what is not done yet; write the table after each."""
         rows: list[Row] = []
-        code = 0
-        for number, (mode, run) in enumerate(planned, 1):
-            self.say(f"{number} of {len(planned)}: {mode.name}")
-            row = Row(mode.name, run.strategy.model_dump(mode="json"))
-            done = self._trained(mode, row)
-            done = done if isinstance(done, int) else self._checked(mode, done)
-            if isinstance(done, int):
-                code = done
-                break
-            rows.append(done)
-            code = FAILED if any(row.error for row in rows) else 0
-            self._result(rows, planned, code).write()
+        try:
+            for number, (mode, run) in enumerate(planned, 1):
+                self.say(f"{number} of {len(planned)}: {mode.name}")
+                row = Row(mode.name, run.strategy.model_dump(mode="json"))
+                rows.append(self._checked(mode, self._trained(mode, row)))
+                code = FAILED if any(row.error for row in rows) else 0
+                self._result(rows, planned, code).write()
+        except Halt as halt:
+            return self._result(rows, planned, halt.exit_code)
         return self._result(rows, planned, code)
 
     def _result(
@@ -200,18 +198,29 @@ class Series:
             exit_code=code,
         )
 
-    def _trained(self, mode: Mode, row: Row) -> Row | int:
-        """Fill a row from its run; return the exit code instead when a signal stopped that."""
+    def _trained(self, mode: Mode, row: Row) -> Row:
+        """Fill a row from its run."""
+        found = self._attempt(mode.name, lambda: self._measured(mode, row, self._train(mode)))
+        return replace(row, error=found) if isinstance(found, str) else found
+
+    def _attempt(self, what: str, action: Callable[[], T]) -> T | str:
+        """Return what `action` does, or its error: a mode that is broken costs its row alone.
+
+        Raises:
+            Halt: when a signal came meanwhile, for which the action may have failed.
+        """
         try:
-            code = self._train(mode) or self.stopped()
-            return code or self._measured(mode, row)
+            done: T | str = action()
         except VisiontrainError as error:
-            found = str(error)
-        except Exception as error:  # noqa: BLE001 - a broken mode costs its row, not the others
-            _log("%s failed", mode.name, exc_info=True)
-            found = f"{type(error).__name__}: {error}"
-        self.say(f"{mode.name} failed: {found}")
-        return self.stopped() or replace(row, error=found)
+            done = str(error)
+        except Exception as error:  # noqa: BLE001
+            _log("%s failed", what, exc_info=True)
+            done = f"{type(error).__name__}: {error}"
+        if self.stopped():
+            raise Halt(self.stopped())
+        if isinstance(done, str):
+            self.say(f"{what} failed: {done}")
+        return done
 
     def _train(self, mode: Mode) -> int:
         """Train what is not trained yet; return the exit code."""
@@ -223,7 +232,10 @@ class Series:
             return 0
         return commands.train(run)[1]
 
-    def _measured(self, mode: Mode, row: Row) -> Row:
+    def _measured(self, mode: Mode, row: Row, code: int) -> Row:
+        """Fill a row from a run that ended with exit code `code`."""
+        if code:
+            raise Halt(self.stopped() or code)
         metrics = _read(self._folder_of(mode).metrics)
         began = metrics["initial_sha256"]
         if began != self.start:
@@ -238,37 +250,37 @@ class Series:
 
     # -- how exact ------------------------------------------------------------------
 
-    def _checked(self, mode: Mode, row: Row) -> Row | int:
-        """Add how exact the mode is; return an exit code as `_trained` does."""
+    def _checked(self, mode: Mode, row: Row) -> Row:
+        """Add how exact the mode is."""
         if row.error:
             return row
         if isinstance(mode.strategy, Single):
             return replace(row, exactness="control")
         if not self.config.check:
             return row
+        what = f"measuring how exact {mode.name} is"
+        found = self._attempt(what, lambda: self._exactness(mode, row.config_sha256))
+        if isinstance(found, str):
+            return replace(row, reasons=found.splitlines()[:1])
+        reasons, steps = found["reasons"], found["steps"]
+        return replace(row, exactness=found["verdict"], reasons=reasons, check_steps=steps)
+
+    def _exactness(self, mode: Mode, config: str | None) -> Tree:
+        """Measure one mode against one device, or take what its parity.json says."""
         path = self._folder_of(mode).path / PARITY
-        of: Tree = {"config_sha256": row.config_sha256, "steps": self.config.check_steps}
+        of: Tree = {"config_sha256": config, "steps": self.config.check_steps}
         found = _read(path) if path.is_file() else {}
         if not of.items() <= found.items():
-            try:
-                found = of | self._parity(mode)
-            except VisiontrainError as error:
-                return self.stopped() or replace(row, reasons=str(error).splitlines()[:1])
+            found = of | self._parity(mode)
             with storing(path):
                 replace_file(path, to_json(found))
-        return self.stopped() or replace(
-            row,
-            exactness=found["verdict"],
-            reasons=found["reasons"],
-            check_steps=found["steps"],
-        )
+        return found
 
     def _parity(self, mode: Mode) -> Tree:
-        """Measure one mode against one device; what lies in parity.json."""
+        """Measure one mode against one device."""
         self.say(f"how exact {mode.name} is, over {self.config.check_steps} steps in {PRECISION}")
         run = run_of(self.config, mode, None)
-        with Signals():  # which `stopped` overhears
-            report = commands.parity(run, self.config.check_steps, (PRECISION,), self.controls)
+        report = commands.parity(run, self.config.check_steps, (PRECISION,), self.controls)
         checks = [asdict(check) for check in report.checks]
         return {"verdict": report.verdict, "reasons": list(report.reasons), "checks": checks}
 

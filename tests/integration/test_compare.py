@@ -18,6 +18,7 @@ from visiontrain.core.errors import ConfigError, RankError
 from visiontrain.core.shipped import shipped
 from visiontrain.core.types import Place
 from visiontrain.engine.parity import Report
+from visiontrain.engine.signals import Signals
 from visiontrain.engine.weights import digest
 from visiontrain.report import compare as table
 from visiontrain.tasks.detect import DetectTask
@@ -174,19 +175,27 @@ def test_a_stopped_comparison_goes_on_inside_its_run(tmp_path, monkeypatch):
     assert digests(tmp_path / "cut" / "single") == digests(tmp_path / "whole" / "single")
 
 
-@pytest.mark.parametrize("where", ["results", "check"])
-def test_a_signal_that_a_run_or_a_check_swallows_still_stops(tmp_path, monkeypatch, where):
+@pytest.mark.parametrize("where", ["before", "results", "check"])
+def test_a_signal_stops_also_where_no_run_can(tmp_path, monkeypatch, where):
     without(monkeypatch, "ddp", fails)
-    if where == "results":  # too late for the run to stop: it is complete
+    if where == "before":
+        kill_in(monkeypatch, commands, "prepare", 1)
+        found = compare(tmp_path, "single", "ddp")
+    elif where == "results":  # the run took it, too late to stop: it is complete
         kill_in(monkeypatch, app, "score_lines", 1)
-        found = compare(tmp_path, "single", "ddp", check=False)
-    else:  # whose processes the launch ends, which is no reason to go on
+        found = compare(tmp_path, "single", "ddp")
+    else:  # the launch took it and ended its processes, which is no result
         without(monkeypatch, "fsdp", lambda: (None, 0))
-        monkeypatch.setattr(comparison.Series, "_measured", lambda self, mode, row: row)
-        monkeypatch.setattr(commands, "parity", lambda *_: broken())
-        kill_in(monkeypatch, commands, "parity", 1)
+        monkeypatch.setattr(comparison.Series, "_measured", lambda self, mode, row, code: row)
+        monkeypatch.setattr(commands, "parity", interrupted)
         found = compare(tmp_path, "fsdp", "ddp")
     assert (found.exit_code, found.rows) == (75, [])
+
+
+def interrupted(*_):
+    with Signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+    return broken()
 
 
 # -- what is asked for ------------------------------------------------------------------

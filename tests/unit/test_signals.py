@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from visiontrain.engine.signals import Signals, overheard, unsaved
+from visiontrain.engine.signals import Halt, Signals, halting, unsaved
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,17 @@ def test_another_thread_installs_nothing():
     assert inside == [(0, before)]
 
 
-def test_a_signal_that_another_took_is_overheard():
-    with overheard() as code:
-        assert code() == 0
+def test_more_than_one_run_ends_at_once_and_hears_of_what_a_run_took():
+    before = signal.getsignal(signal.SIGTERM)
+    with halting() as heard:
+        assert heard() == 0
         with Signals():
             os.kill(os.getpid(), signal.SIGTERM)
-        assert (code(), code()) == (75, 75)
-    with overheard() as code:
-        assert code() == 0
+        assert (heard(), heard()) == (75, 75)
+        with pytest.raises(Halt) as halt:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert halt.value.exit_code == 130
+    with halting() as heard:
+        assert heard() == 0
+    assert signal.getsignal(signal.SIGTERM) == before
     assert signal.set_wakeup_fd(-1) == -1

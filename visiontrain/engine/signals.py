@@ -62,30 +62,44 @@ def unsaved(received: int) -> int:
     return 128 + received
 
 
+class Halt(KeyboardInterrupt):
+    """A signal that came where nothing had to be saved first."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code
+
+
 @contextmanager
-def overheard() -> Iterator[Callable[[], int]]:
-    """Yield what returns the exit code of the first signal since then, whoever took it; else 0.
+def halting() -> Iterator[Callable[[], int]]:
+    """Let SIGTERM, SIGINT and SIGUSR1 raise `Halt`; yield what tells of those that others took.
 
     A run, and the launch of its processes, handle signals themselves. One that comes in a run's
-    last seconds lets it end as complete; what is more than one run has to know of it.
+    last seconds lets it end as complete, and what is more than one run has to know of it: the
+    exit code of the first is returned, 0 without one. Another thread than the main one hears none.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
-    reader, writer = os.pipe()
-    for end in (reader, writer):
-        os.set_blocking(end, False)
-    received: list[int] = []
+    with ExitStack() as undo:
+        for number in EXIT_CODES:
+            undo.callback(signal.signal, number, signal.signal(number, _halt))
+        reader, writer = os.pipe()
+        for end in (reader, writer):
+            os.set_blocking(end, False)
+            undo.callback(os.close, end)
+        # Python writes every signal it handles there, whose ever the handler is.
+        undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writer, warn_on_full_buffer=False))
+        received: list[int] = []
 
-    def code() -> int:
-        with suppress(BlockingIOError):
-            received.extend(n for n in os.read(reader, 4096) if n in EXIT_CODES)
-        return EXIT_CODES[signal.Signals(received[0])] if received else 0
+        def heard() -> int:
+            with suppress(BlockingIOError):
+                received.extend(n for n in os.read(reader, 4096) if n in EXIT_CODES)
+            return EXIT_CODES[signal.Signals(received[0])] if received else 0
 
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    try:
-        yield code
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(reader)
-        os.close(writer)
+        yield heard
+
+
+def _halt(number: int, frame: FrameType | None) -> None:
+    del frame
+    raise Halt(EXIT_CODES[signal.Signals(number)])
