@@ -57,7 +57,7 @@ EXAMPLES = {
     ),
     "compare": (
         "visiontrain compare data=digits strategies=single,ddp,fsdp,pipeline epochs=3",
-        "visiontrain compare data=my/data.yaml strategies=single,ddp:processes=2,ddp:processes=4",
+        "visiontrain compare data=my/data.yaml strategies=single,ddp,ddp:sync_every=8+outer=diloco",
         "visiontrain compare out=runs/detect/compare resume=true",
     ),
 }

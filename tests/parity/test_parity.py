@@ -147,7 +147,7 @@ def test_modes_of_one_run_share_what_one_device_did(tmp_path, monkeypatch):
 
     def here(mode, device, entry, text):
         job = json.loads(text)
-        started.append((mode.kind, job["run"]["precision"]))
+        started.append((mode.kind, getattr(mode, "compress_after", None)))
         job["run"]["strategy"] = {"kind": "single"}
         return entry(json.dumps(job), Place(cases.CPU))
 
@@ -157,7 +157,9 @@ def test_modes_of_one_run_share_what_one_device_did(tmp_path, monkeypatch):
     many = {"steps": 2, "precisions": ("fp64",), "controls": tmp_path}
     reports = [Parity(run, DDP(), cases.entry, **many).measure() for _ in range(2)]
     assert [report.verdict for report in reports] == ["exact"] * 2
-    assert started == [("single", "fp64"), ("ddp", "fp64"), ("ddp", "fp64")]
+    Parity(run, DDP(compress="topk"), cases.entry, **many).measure()
+    # Whose first steps would be exact: what is compared is what follows.
+    assert started == [("single", None), ("ddp", 0.05), ("ddp", 0.05), ("ddp", 0.0)]
     assert {check.precision for report in reports for check in report.checks} == {"fp64"}
 
 

@@ -20,9 +20,8 @@ SHORTEST = 16  # characters of a name that one line of the table has room for
 LOOSE: Any = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
 NOT_MEASURED = "not measured"
 LEGEND = (
-    "W x T: processes and CPU threads of each; MB/step, MB sent: what the main process sent to "
-    "others; MB peak: memory of the largest process; speed-up: in images/s of training; eff.: that "
-    "per process"
+    "WxT: processes and CPU threads of each; MB/step, MB sent: what the main process sent to "
+    "others; RAM MB: the most that a process held; speedup: in images/s of training; eff.: that per process"
 )
 
 
@@ -151,15 +150,15 @@ class Comparison:
     def _cells(self) -> list[list[str]]:
         """Return the head, then a line per row: name first, class last."""
         titles = SCORES[self.task]
-        head = ["mode", "W x T", *titles.values(), "diff", "seconds", "img/s", "speed-up", "eff."]
-        head += ["MB/step", "MB sent", "MB peak", "class"]
+        head = ["mode", "WxT", *titles.values(), "diff", "time s", "img/s", "speedup", "eff."]
+        head += ["MB/step", "MB sent", "RAM MB", "class"]
         return [head, *(self._line(row, titles) for row in self.rows)]
 
     def _line(self, row: Row, titles: Iterable[str]) -> list[str]:
         share = row.efficiency
         return [
             row.name,
-            f"{row.processes} x {row.threads}" if row.processes else "-",
+            f"{row.processes}x{row.threads}" if row.processes else "-",
             *(_number(row.scores.get(name), ".3f") for name in titles),
             _number(row.difference, "+.3f"),
             _number(row.seconds, ".1f"),
