@@ -213,7 +213,7 @@ class Series:
             done: T | str = action()
         except VisiontrainError as error:
             done = str(error)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - said with its traceback
             _log("%s failed", what, exc_info=True)
             done = f"{type(error).__name__}: {error}"
         if self.stopped():

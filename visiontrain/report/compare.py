@@ -21,7 +21,8 @@ LOOSE: Any = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hy
 NOT_MEASURED = "not measured"
 LEGEND = (
     "WxT: processes and CPU threads of each; MB/step, MB sent: what the main process sent to "
-    "others; RAM MB: the most that a process held; speedup: in images/s of training; eff.: that per process"
+    "others; RAM MB: the most that a process held; speedup: in images/s of training; eff.: that "
+    "per process"
 )
 
 
