@@ -31,8 +31,9 @@ from visiontrain.engine.detector import filled
 from visiontrain.engine.evaluate import Evaluation, Scorable, Trained, evaluate
 from visiontrain.engine.learner import Learner, start_average
 from visiontrain.engine.optim import Schedule, build_optimizer, kind_of, peak
+from visiontrain.engine.parts import FitSettings, Parts, StepSource
 from visiontrain.engine.saving import Saver
-from visiontrain.engine.trainer import FitSettings, Parts, StepSource, Trainer
+from visiontrain.engine.trainer import Trainer
 from visiontrain.engine.weights import Weights, WeightsMeta, digest, load_weights, start_from
 from visiontrain.loggers.console import Silent
 from visiontrain.loggers.registry import build_loggers, build_progress

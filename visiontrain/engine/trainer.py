@@ -5,24 +5,20 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from visiontrain.core.errors import DivergedError, StorageError
-from visiontrain.core.interfaces import Logger, Progress, StateDict
+from visiontrain.core.interfaces import StateDict
 from visiontrain.core.types import Outcome
 from visiontrain.data.loader import Step
 from visiontrain.engine.checkpoint import Found
-from visiontrain.engine.config import SaveConfig
 from visiontrain.engine.evaluate import Evaluation, Stopped
 from visiontrain.engine.journal import Journal, Meter, Pace
-from visiontrain.engine.learner import Learner
-from visiontrain.engine.saving import Saver
+from visiontrain.engine.parts import FitSettings, Parts
 from visiontrain.engine.signals import Signals, unsaved
 from visiontrain.engine.step import train_step
 from visiontrain.engine.weights import digest, load_weights
@@ -30,7 +26,6 @@ from visiontrain.engine.weights import digest, load_weights
 MAX_STREAK = 10  # non-finite steps in a row before the run is rolled back
 MAX_ROLL_BACKS = 3
 
-StepSource = Callable[[int, frozenset[int]], Iterator[Step]]  # (first step, skipped steps)
 _error = logging.getLogger(__name__).error
 
 
@@ -40,34 +35,6 @@ class Ending(Enum):
     COMPLETE = "complete"
     STOPPED = "stopped"  # by a signal
     UNSTABLE = "unstable"  # too many non-finite steps in a row
-
-
-@dataclass(frozen=True, slots=True)
-class FitSettings:
-    """How long to train, and when to look, score and save."""
-
-    epochs: int
-    steps_per_epoch: int
-    save: SaveConfig
-    log_every: int = 10  # steps
-    evaluate: bool = True  # after every epoch; else after the last only
-    patience: int = 0  # epochs without a better score; 0 never stops
-    hours: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a trainer works with."""
-
-    learner: Learner
-    steps: StepSource
-    evaluate: Callable[[Callable[[], bool]], Evaluation]  # takes what tells whether to stop
-    finish: Callable[[Outcome], Mapping[str, Path]]  # writes results; pictures by name
-    saver: Saver
-    loggers: Sequence[Logger]  # none but on the main process
-    progress: Progress
-    begin: Callable[[], None]  # called when the run has begun, or goes on
-    config: Mapping[str, Any]  # the whole config, for the loggers
 
 
 class Trainer:
