@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
+from torch import nn
+from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
 from visiontrain.core.types import Loss, Place
@@ -23,7 +25,7 @@ from visiontrain.engine.optim import Schedule, build_optimizer
 from visiontrain.engine.parity import trace
 from visiontrain.models.config import ModelConfig
 from visiontrain.models.registry import build_model
-from visiontrain.strategies import ddp
+from visiontrain.strategies import comm, ddp
 from visiontrain.strategies.config import DDP, FSDP, Pipeline, Single
 from visiontrain.strategies.registry import build_strategy
 from visiontrain.tasks.config import DetectConfig
@@ -51,6 +53,8 @@ def make_learner(place, run):
     mode = MODES[run["strategy"]["kind"]](**run["strategy"])
     strategy = build_strategy(mode, place, run["precision"])
     strategy.setup(model)
+    if run.get("synced"):
+        synchronise(model)
     optim = OptimConfig(**run["optim"])
     return Learner(
         strategy=strategy,
@@ -72,6 +76,50 @@ def stir(model):
                 shift.normal_(std=0.1)
             for scale in (module.weight, module.running_var):
                 scale.uniform_(0.5, 1.5)
+
+
+class SumOverRanks(torch.autograd.Function):
+    """A sum that every rank gets: each answers for the gradients of all."""
+
+    @staticmethod
+    def forward(context, value):
+        return comm.all_sum(value)
+
+    @staticmethod
+    def backward(context, gradient):
+        return comm.all_sum(gradient)
+
+
+class SyncNorm(nn.SyncBatchNorm):
+    """What torch's layer computes on GPUs: statistics of all ranks' pixels, however many each has.
+
+    Ranks that have none take part, as torch's do.
+    """
+
+    def forward(self, x):
+        if not self.training:
+            return functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        pixels = x.transpose(0, 1).flatten(1)  # (C, pixels of this rank)
+        count = x.new_full((1,), pixels.shape[1])
+        mine = torch.cat([pixels.sum(1), pixels.square().sum(1), count])
+        *both, count = SumOverRanks.apply(mine).split([len(pixels), len(pixels), 1])
+        mean, square = (total / count for total in both)
+        variance = square - mean.square()
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+
+
+def synchronise(model):
+    """Turn BatchNorm into what stands in for SyncBatchNorm, which torch has for GPUs only."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncNorm
 
 
 def make_steps(strategy, *, data=DATA, seed=0, accumulate=ACCUMULATE, **augment):

@@ -135,6 +135,16 @@ def kept(kind):
     return train("single", "sgd", "fp64", **{"steps": 2, **KINDS[kind]})
 
 
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_synchronised_norms_are_one_devices_norms(mode, ranks):
+    """Though shares differ, and the last step's one image leaves a rank without any."""
+    keys = KINDS["a last batch of one"] | {"norm": "batch", "accumulate": 1}
+    want, wanted = train("single", "sgd", "fp64", **keys)
+    got, assigned = train(mode, "sgd", "fp64", pool=ranks(2), synced=True, **keys)
+    assert assigned == wanted
+    assert not too_far(compare(want, got).as_dict(), "fp64")
+
+
 def test_the_data_are_what_their_names_say():
     def counts(kind):
         return [sum(step.values()) for step in kept(kind)[0].counts]
@@ -165,7 +175,7 @@ def test_a_mistake_is_noticed(mode, world, mutant, ranks):
 
 def test_the_control_moves_and_clips_some_steps():
     for optim, clip in CLIP.items():
-        norms = control(optim, "fp64")[0].norms
+        norms = control(optim, "fp64", steps=cases.STEPS)[0].norms
         assert min(norms) < clip < max(norms)
 
 
