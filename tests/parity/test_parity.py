@@ -2,6 +2,7 @@
 
 import functools
 import tempfile
+from itertools import chain
 from pathlib import Path
 
 import cases
@@ -102,7 +103,7 @@ KINDS = {
     "frozen": {"norm": "frozen", "freeze": 3},
     "no box at all": {"data": {"bare": list(range(cases.IMAGES))}},
     "a batch without a box": {"data": {"bare": read_by(0, 1)[0]}, "steps": 3} | SINGLE,
-    "a rank without a box": {"data": {"bare": sum(read_by(3, 4), [])}, "steps": 4} | SINGLE,
+    "a rank without a box": {"data": {"bare": [*chain(*read_by(3, 4))]}, "steps": 4} | SINGLE,
     "a rank without data": {"data": {"batch": 3}, "steps": 3},
     "a last batch of one": {"data": {"images": 7, "batch": 3}, "steps": 4},
     "more ranks than images": {"data": {"images": 3, "batch": 8}},
