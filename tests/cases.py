@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import zlib
+from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
+from torch import nn
+from torch.nn import functional
+from torchvision.ops import FrozenBatchNorm2d
 
 from visiontrain.core.types import Loss, Place
 from visiontrain.data.config import AugmentConfig
@@ -20,7 +25,7 @@ from visiontrain.engine.optim import Schedule, build_optimizer
 from visiontrain.engine.parity import trace
 from visiontrain.models.config import ModelConfig
 from visiontrain.models.registry import build_model
-from visiontrain.strategies import ddp
+from visiontrain.strategies import comm, ddp
 from visiontrain.strategies.config import DDP, FSDP, Pipeline, Single
 from visiontrain.strategies.registry import build_strategy
 from visiontrain.tasks.config import DetectConfig
@@ -33,37 +38,108 @@ SIDE = 64
 # The last batch of an epoch has 3 images, so that a rank gets none of its second micro-batch.
 IMAGES, BATCH, ACCUMULATE, EPOCHS = 24, 7, 2, 2
 STEPS = 8
+DATA = {"images": IMAGES, "batch": BATCH, "bare": []}  # bare: rows whose boxes are taken away
 
 
 def make_learner(place, run):
     """Make a learner of yolo_n from a run's few settings that differ between tests."""
+    data = DATA | run.get("data", {})
     torch.manual_seed(run.get("seed", 0))
     keys = {"kind": "yolo_n", "norm": run.get("norm", "group"), **run.get("model", {})}
     config = TypeAdapter(ModelConfig).validate_python(keys)
     model = build_model(config, 10)
+    stir(model)
     model.freeze(run.get("freeze", 0))
     mode = MODES[run["strategy"]["kind"]](**run["strategy"])
     strategy = build_strategy(mode, place, run["precision"])
     strategy.setup(model)
+    if run.get("synced"):
+        synchronise(model)
     optim = OptimConfig(**run["optim"])
     return Learner(
         strategy=strategy,
         task=build_task(DetectConfig(), 10, config),
         model=model,
         optimizer=build_optimizer(optim, model),
-        schedule=Schedule(optim, EPOCHS, IMAGES, BATCH),
+        schedule=Schedule(optim, EPOCHS, data["images"], data["batch"]),
         clip=optim.clip,
         seed=0,
         ema=start_average(model, strategy.precision.weights),
     )
 
 
-def make_steps(strategy, *, seed=0, accumulate=ACCUMULATE, **augment):
+def stir(model):
+    """Give frozen norms statistics as training leaves them: fresh ones change nothing."""
+    for module in model.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            for shift in (module.bias, module.running_mean):
+                shift.normal_(std=0.1)
+            for scale in (module.weight, module.running_var):
+                scale.uniform_(0.5, 1.5)
+
+
+class SumOverRanks(torch.autograd.Function):
+    """A sum that every rank gets: each answers for the gradients of all."""
+
+    @staticmethod
+    def forward(context, value):
+        return comm.all_sum(value)
+
+    @staticmethod
+    def backward(context, gradient):
+        return comm.all_sum(gradient)
+
+
+class SyncNorm(nn.SyncBatchNorm):
+    """What torch's layer computes on GPUs: statistics of all ranks' pixels, however many each has.
+
+    Ranks that have none take part, as torch's do.
+    """
+
+    def forward(self, x):
+        if not self.training:
+            return functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        pixels = x.transpose(0, 1).flatten(1)  # (C, pixels of this rank)
+        count = x.new_full((1,), pixels.shape[1])
+        mine = torch.cat([pixels.sum(1), pixels.square().sum(1), count])
+        *both, count = SumOverRanks.apply(mine).split([len(pixels), len(pixels), 1])
+        mean, square = (total / count for total in both)
+        variance = square - mean.square()
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+
+
+def synchronise(model):
+    """Turn BatchNorm into what stands in for SyncBatchNorm, which torch has for GPUs only."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncNorm
+
+
+def make_steps(strategy, *, data=DATA, seed=0, accumulate=ACCUMULATE, **augment):
     """Yield augmented steps of digits; `seed` changes augmentation, not the order."""
-    table = compose(Recipe(canvas=SIDE, digits=(1, 4), heights=(14, 30)), "train", IMAGES)
-    data = TrainSet(table, SIDE, AugmentConfig(**augment), seed=seed, epochs=EPOCHS)
-    plan = Plan(BATCH, EPOCHS, 0, strategy.micro_batches(accumulate), strategy.place.shard)
-    return train_steps(data, plan, 0)
+    table = compose(Recipe(canvas=SIDE, digits=(1, 4), heights=(14, 30)), "train", data["images"])
+    table = without_boxes(table, data["bare"])
+    samples = TrainSet(table, SIDE, AugmentConfig(**augment), seed=seed, epochs=EPOCHS)
+    micro_batches = strategy.micro_batches(accumulate)
+    plan = Plan(data["batch"], EPOCHS, 0, micro_batches, strategy.place.shard)
+    return train_steps(samples, plan, 0)
+
+
+def without_boxes(table, bare):
+    """Return the table with the boxes of the rows `bare` taken away."""
+    counts = np.diff(table.offsets)
+    keep = ~np.isin(np.repeat(np.arange(len(counts)), counts), bare)
+    counts[bare] = 0
+    columns = ("boxes", "classes", "crowd", "difficult", "area")
+    kept = {name: getattr(table, name)[keep] for name in columns}
+    return replace(table, offsets=np.cumsum([0, *counts]), **kept)
 
 
 def build(run_json, place):
@@ -74,8 +150,9 @@ def build(run_json, place):
     if mutant:
         MUTANTS[mutant](learner)
     seed = 1 if mutant == "other augmentation" and last else 0
+    data = DATA | run.get("data", {})
     changes = {"accumulate": run["accumulate"], **run.get("augment", {})}
-    return learner, make_steps(learner.strategy, seed=seed, **changes)
+    return learner, make_steps(learner.strategy, data=data, seed=seed, **changes)
 
 
 def here(kind):

@@ -116,6 +116,7 @@ class PredictKeys(LoadKeys, total=False):
 
     weights: str | Path
     source: str | Path
+    strategy: str | Keys
     batch: int
     vid_stride: int
     save: bool
@@ -191,9 +192,10 @@ def predict(**keys: Unpack[PredictKeys]) -> Predicted:
     To get detections of pictures in memory, see `load`.
 
     Raises:
+        KeyboardInterrupt: at Ctrl-C, when what was found before is written.
         VisiontrainError: with one line that says where, what it got, and what would do.
     """
-    return prediction.predict(from_keys(PredictConfig, keys), _log)
+    return commands.predict(from_keys(PredictConfig, keys), _log)
 
 
 def load(weights: str | Path, **keys: Unpack[LoadKeys]) -> Detector:

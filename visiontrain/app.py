@@ -75,6 +75,7 @@ def build(run: Run, place: Place) -> Trainer:
     progress = build_progress(run.log) if place.is_main else Silent()
     for line in spec.remarks({"train": training, "val": validation.table}):
         progress.message(line)
+    check_statistics(run, len(training), strategy)
     schedule = Schedule(run.optim, run.epochs, len(training), run.batch)
     goes_on = bool(CheckpointStore(folder_of(run).checkpoints, 1))
     model = build_fresh(run, spec.names, None if goes_on else progress)
@@ -93,6 +94,22 @@ def build(run: Run, place: Place) -> Trainer:
         config=run.model_dump(mode="json"),
     )
     return Trainer(parts, fit_settings(run, len(training)))
+
+
+def check_statistics(run: Run, images: int, strategy: Strategy) -> None:
+    """Refuse BatchNorm over a single number, which torch would do in the midst of a run.
+
+    Raises:
+        ConfigError: a map of one place meets a share of one image, or of none.
+    """
+    last = images % run.batch or min(images, run.batch)
+    share = last // (strategy.micro_batches(run.accumulate) * strategy.place.shard[1])
+    if run.model.norm == "batch" and share < 2 and min(sides(run.imgsz, run.augment)) == 32:
+        key = "imgsz" if run.imgsz == 32 else "augment.multi_scale"
+        raise ConfigError(
+            f"{key}: a side of 32 pixels, where BatchNorm needs two images, but shares of an "
+            f"epoch's last batch have {share}; take larger sides, another batch or model.norm=group"
+        )
 
 
 def heading(

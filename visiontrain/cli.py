@@ -85,10 +85,9 @@ def _predict(words: Sequence[str]) -> int:
     from visiontrain.predict_config import PredictConfig  # noqa: PLC0415
 
     config = load(PredictConfig, words, shipped("cfg"))
-    from visiontrain.prediction import predict  # noqa: PLC0415
+    from visiontrain.commands import predict  # noqa: PLC0415
 
-    predict(config, print)
-    return 0
+    return predict(config, print).exit_code
 
 
 def _check(words: Sequence[str]) -> int:

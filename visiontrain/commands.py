@@ -9,9 +9,22 @@ from pathlib import Path
 
 from visiontrain.core.config import build as build_config
 from visiontrain.core.config import merge
-from visiontrain.core.errors import ConfigError
+from visiontrain.core.errors import ConfigError, DataError
+from visiontrain.data.defects import printable
 from visiontrain.data.open import open_dataset
 from visiontrain.engine.parity import Parity, Report
+from visiontrain.engine.signals import INTERRUPTED
+from visiontrain.predict_config import PredictConfig
+from visiontrain.prediction import (
+    Predicted,
+    Say,
+    from_text,
+    mode_of,
+    prepare_prediction,
+    read_result,
+    to_text,
+)
+from visiontrain.prediction import folder_of as folder_of_prediction
 from visiontrain.prepare import below, folder_of, prepare, prepare_validation, with_batch
 from visiontrain.recipe import Run, check_values
 from visiontrain.strategies import launch
@@ -38,6 +51,33 @@ def validate(run: Run) -> tuple[Run, int]:
         VisiontrainError: with one line for the user.
     """
     return _start(lambda: prepare_validation(run), "validate")
+
+
+def predict(config: PredictConfig, say: Say) -> Predicted:
+    """Predict on `config.source`; `say` is told of files that can't be read, and the end.
+
+    Raises:
+        VisiontrainError: with one line for the user.
+        KeyboardInterrupt: at Ctrl-C, when what was found before is written.
+    """
+    text = once(lambda: to_text(prepare_prediction(config)))
+    config = from_text(text)
+    try:
+        code = launch.run(mode_of(config), config.device, _entry("predict"), text)
+    except Exception:
+        folder_of_prediction(config).discard_unused()
+        raise
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    result = read_result(config, code)
+    if is_first():
+        for reason in result.unreadable:
+            say(printable(f"left out: {reason}"))
+    if not result.rows and not code:
+        raise DataError(f"source: nothing in {config.source!r} could be read; see the lines above")
+    if is_first():
+        say(printable(result.summary()))
+    return result
 
 
 def _start(make: Callable[[], Run], entry: str) -> tuple[Run, int]:

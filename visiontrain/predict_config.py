@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from visiontrain.core.config import Section
+from visiontrain.strategies.config import Group, Single
 
 
 class DetectorConfig(Section):
@@ -29,9 +32,17 @@ class DetectorConfig(Section):
         return value
 
 
+class Spread(Group):
+    """Data parallel: every process takes whole batches of pictures, and videos one by one."""
+
+    kind: Literal["ddp"] = "ddp"
+
+
 class PredictConfig(DetectorConfig):
     """A detector, on what to use it, and what to write."""
 
+    strategy: Annotated[Single | Spread, Field(discriminator="kind")] = Single()
+    device: str = Field("auto", description="auto, cpu, cuda, or GPU numbers such as 0,1")
     source: str = Field(
         description="picture, video, folder or glob; digits or tiny: 8 of its test scenes"
     )

@@ -2,50 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
-from visiontrain.core.errors import DataError
-from visiontrain.core.types import Detections
-from visiontrain.data.defects import counted, printable
-from visiontrain.data.inputs import Input, find_inputs, frame_rate, read_frames
-from visiontrain.engine.detector import Detector, load_detector, read_pixels
-from visiontrain.engine.durable import storing
-from visiontrain.engine.run_folder import claim
-from visiontrain.predict_config import DetectorConfig, PredictConfig
-from visiontrain.report.detections import (
-    Film,
-    coco_rows,
-    image_row,
-    write_json,
-    write_picture,
-    yolo_lines,
-)
+from visiontrain.core.types import Detections, Place
+from visiontrain.data.defects import counted
+from visiontrain.data.inputs import Input, find_inputs
+from visiontrain.data.shots import Shot, ShotReader, portions
+from visiontrain.engine.detector import Detector, load_detector
+from visiontrain.engine.run_folder import RunFolder, claim
+from visiontrain.engine.signals import Signals, unsaved
+from visiontrain.engine.weights import load_weights
+from visiontrain.predict_config import DetectorConfig, PredictConfig, Spread
+from visiontrain.report.predictions import PREDICTIONS, ShotWriter, write_predictions
+from visiontrain.strategies.base import Strategy
+from visiontrain.strategies.config import DDP, Single, StrategyConfig
+from visiontrain.strategies.devices import settle
+from visiontrain.strategies.registry import build_strategy
 
 Say = Callable[[str], None]  # shows one line to a person
 FAINT = 0.001  # a score that nobody misses; suppressing all below takes seconds an image
-
-
-@dataclass(frozen=True, slots=True)
-class Shot:
-    """One picture, or one frame of a video."""
-
-    input: Input
-    frame: int | None  # number in the video, from 0
-    pixels: NDArray[np.uint8]  # (H, W, 3) RGB
-
-    @property
-    def name(self) -> str:
-        """Name it in the results: `cats/a.jpg`, or `tour.mp4#000012`."""
-        return self.input.name if self.frame is None else f"{self.input.name}#{self.frame:06d}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +41,7 @@ class Predicted:
     seconds: float  # reading, forward passes and writing; not loading the weights
     conf: float = 0.0  # least score of what counts as found
     best: float = 0.0  # highest score of all, found or not
+    exit_code: int = 0  # 0 complete; 128 + signal when one ended it, and `rows` are those before
 
     @property
     def objects(self) -> int:
@@ -87,40 +71,120 @@ def load(config: DetectorConfig) -> Detector:
     return load_detector(config.weights, decoding, imgsz=config.imgsz, device=config.device)
 
 
-def predict(config: PredictConfig, say: Say) -> Predicted:
-    """Predict on `config.source`; `say` is told of files that can't be read, and the end.
+# -- before any process starts ----------------------------------------------------------
+
+
+def prepare_prediction(config: PredictConfig) -> PredictConfig:
+    """Check what can be checked at once, claim the folder: `out` of the result.
 
     Raises:
-        DataError: when the source is missing or nothing in it can be read.
-        CheckpointError: when the weights can't be used.
-        StorageError: when the results can't be written.
+        VisiontrainError: the source, the weights, the mode or the folder cannot be used.
     """
-    inputs = find_inputs(config.source)
+    mode = settle(mode_of(config), config.device)
+    find_inputs(config.source)
+    task = load_weights(config.weights).meta.task
+    folder = claim(config.out, Path(config.project) / task, config.name)
+    changes: dict[str, Any] = {"out": str(folder.path)}
+    if isinstance(mode, DDP):
+        changes["strategy"] = Spread(**mode.model_dump(include=set(Spread.model_fields)))
+    return config.model_copy(update=changes)
+
+
+def mode_of(config: PredictConfig) -> StrategyConfig:
+    """Return the training mode whose processes predict."""
+    mode = config.strategy
+    return mode if isinstance(mode, Single) else DDP(**mode.model_dump(exclude_unset=True))
+
+
+def folder_of(config: PredictConfig) -> RunFolder:
+    """Return the folder of a prepared prediction."""
+    return RunFolder(Path(config.out or "."))
+
+
+def to_text(config: PredictConfig) -> str:
+    """Write a config as JSON in ASCII: names of files need not be UTF-8, which pydantic's is."""
+    return json.dumps(config.model_dump())
+
+
+def from_text(text: str) -> PredictConfig:
+    """Read what `to_text` wrote."""
+    return PredictConfig.model_validate(json.loads(text))
+
+
+# -- in every process ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one process found, beside the files it wrote."""
+
+    rows: Sequence[tuple[int, dict[str, Any]]]  # place of the input, what was found
+    unreadable: Sequence[tuple[int, str]]  # place of the input, reason
+    best: float
+    seconds: float
+    signal: int  # that ended it; 0 for none
+
+
+def predict_share(config: PredictConfig, place: Place) -> int:
+    """Predict in one process of a prepared prediction; return the exit code.
+
+    Raises:
+        VisiontrainError: the weights can't be used, or the results not written.
+    """
+    strategy = build_strategy(mode_of(config), place, "fp32")
     # Fainter ones are asked for too, to tell how near the rest came.
-    detector = load(config.model_copy(update={"conf": min(config.conf, FAINT)}))
-    parent = Path(config.project) / detector.kind
-    folder = claim(config.out, parent, config.name).path
-    began = time.perf_counter()
-    unreadable: list[str] = []
-    best = 0.0
-    writer = Writer(config, folder, detector.names)
-    shots = chain.from_iterable(_shots(item, config, unreadable) for item in inputs)
-    try:
-        for part in _ahead(_parts(shots, config.batch)):
-            found = detector.detect([shot.pixels for shot in part])
-            for shot, objects in zip(part, found, strict=True):
+    asked = {"conf": min(config.conf, FAINT), "device": str(place.device)}
+    detector = load(config.model_copy(update=asked))
+    inputs = agreed(find_inputs(config.source), strategy)
+    reader = ShotReader(inputs, config.batch, config.vid_stride, config.max_pixels)
+    writer = ShotWriter(config, folder_of(config).path, detector.names, inputs)
+    index, total = place.shard
+    shots = reader.batches(portions(inputs, config.batch)[index::total])
+    began, best = time.perf_counter(), 0.0
+    with Signals() as signals, closing(writer):
+        for batch in in_step(shots, strategy, signals):
+            found = detector.detect([shot.pixels for shot in batch]) if batch else []
+            for shot, objects in zip(batch, found, strict=True):
                 best = max([best, *objects.scores[:1].tolist()])
                 writer.add(shot, above(objects, config.conf))
-    finally:
-        writer.close()
-    for reason in unreadable:
-        say(printable(f"left out: {reason}"))
-    if not writer.rows:
-        raise DataError(f"source: nothing in {config.source!r} could be read; see the lines above")
-    seconds = time.perf_counter() - began
-    result = Predicted(folder, writer.rows, unreadable, seconds, config.conf, best)
-    say(printable(result.summary()))
-    return result
+        seconds = time.perf_counter() - began
+        share = Share(writer.rows, reader.unreadable, best, seconds, signals.received)
+        shares = gathered(share, strategy)
+        if place.is_main:
+            write_shares(config, detector, shares)
+    received = max(share.signal for share in shares)
+    return unsaved(received) if received else 0
+
+
+def agreed(inputs: Sequence[Input], strategy: Strategy) -> list[Input]:
+    """Return the main process's list: a folder may change while the others look."""
+    own = {item.name: item for item in inputs}
+    listed = strategy.broadcast([(str(item.path), item.name) for item in inputs])
+    return [own.get(name) or Input(Path(path), name) for path, name in listed]
+
+
+def in_step(
+    batches: Iterator[list[Shot]], strategy: Strategy, signals: Signals
+) -> Iterator[list[Shot]]:
+    """Yield this process's batches, none when it has no more, until all are done or one stops.
+
+    So no process waits at the end for longer than a batch takes, which may be hours of film.
+    """
+    while True:
+        batch = next(batches, None)
+        votes = torch.tensor([batch is not None, signals.received > 0], dtype=torch.float64)
+        busy, stopped = strategy.sum(votes).tolist()
+        if stopped or not busy:
+            return
+        yield batch or []
+
+
+def gathered(share: Share, strategy: Strategy) -> list[Share]:
+    """Return the shares of all processes, which travel as JSON. Collective."""
+    line = json.dumps(asdict(share)).encode() + b"\n"
+    rows = torch.frombuffer(bytearray(line), dtype=torch.uint8)[:, None]
+    lines = strategy.gather(rows).numpy().tobytes().splitlines()
+    return [Share(**json.loads(text)) for text in lines]
 
 
 def above(found: Detections, conf: float) -> Detections:
@@ -131,103 +195,43 @@ def above(found: Detections, conf: float) -> Detections:
     )
 
 
-@dataclass(slots=True)
-class Writer:
-    """Writes each shot's pictures and labels at once, the JSON files at the end."""
+# -- the result -----------------------------------------------------------------------------
 
-    config: PredictConfig
-    folder: Path
-    names: Sequence[str]
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    _film: Film | None = None
-    _filmed: Path | None = None  # the video of `_film`
-    _labels: set[Path] = field(default_factory=set)
-    _videos: dict[str, Path] = field(default_factory=dict)  # what it is called here -> the video
 
-    def add(self, shot: Shot, found: Detections) -> None:
-        """Take what was found in `shot`; the frames of a video come in order."""
-        height, width = shot.pixels.shape[:2]
-        self.rows.append(image_row(shot.name, (width, height), found, self.names))
-        with storing(self.folder):
-            if self.config.save:
-                self._draw(shot, found)
-            if self.config.save_txt:
-                path = self._label_path(shot)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                lines = yolo_lines((width, height), found)
-                path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-    def close(self) -> None:
-        """Write what was found so far, also after an interruption."""
-        if self._film is not None:
-            self._film.close()
-        content = {
-            "weights": self.config.weights,
-            "source": self.config.source,
-            "names": list(self.names),
-            "conf": self.config.conf,
-            "images": self.rows,
+def write_shares(config: PredictConfig, detector: Detector, shares: Sequence[Share]) -> None:
+    """Write what all processes found, in the order of the inputs, and metrics.json about it."""
+    folder = folder_of(config)
+    rows = in_order([share.rows for share in shares])
+    write_predictions(config, folder.path, detector.names, rows)
+    seconds = max(share.seconds for share in shares)
+    folder.write_metrics(
+        {
+            "task": detector.kind,
+            "images": len(rows),
+            "objects": sum(len(row["boxes"]) for row in rows),
+            "unreadable": in_order([share.unreadable for share in shares]),
+            "conf": config.conf,
+            "best": max(share.best for share in shares),
+            "seconds": seconds,
+            "images_per_s": len(rows) / max(seconds, 1e-9),
+            "strategy": config.strategy.kind,
+            "processes": len(shares),
         }
-        write_json(self.folder / "predictions.json", content)
-        if self.config.save_json:
-            write_json(self.folder / "detections.json", coco_rows(self.rows))
-
-    def _draw(self, shot: Shot, found: Detections) -> None:
-        if shot.frame is None:
-            path = self.folder / "images" / shot.input.name
-            write_picture(path, shot.pixels, found, self.names)
-            return
-        if self._filmed != shot.input.path:
-            if self._film is not None:
-                self._film.close()
-            rate = frame_rate(shot.input.path) / self.config.vid_stride
-            path = self.folder / "images" / f"{self._stem(shot.input)}.mp4"
-            self._film, self._filmed = Film(path, rate), shot.input.path
-        if self._film is not None:
-            self._film.add(shot.pixels, found, self.names)
-
-    def _label_path(self, shot: Shot) -> Path:
-        """Return `a.txt` for a.jpg; `a.png.txt` for an a.png beside it; each only once."""
-        if shot.frame is not None:
-            return self.folder / "labels" / self._stem(shot.input) / f"{shot.frame:06d}.txt"
-        path = self.folder / "labels" / shot.input.name
-        label = path.with_suffix(".txt")
-        label = path.with_name(path.name + ".txt") if label in self._labels else label
-        self._labels.add(label)
-        return label
-
-    def _stem(self, video: Input) -> str:
-        """Return `tour` for tour.avi; `tour.mp4` for a tour.mp4 beside it."""
-        plain = video.name.removesuffix(video.path.suffix)
-        name = plain if self._videos.setdefault(plain, video.path) == video.path else video.name
-        self._videos.setdefault(name, video.path)
-        return name
+    )
 
 
-def _shots(item: Input, config: PredictConfig, unreadable: list[str]) -> Iterator[Shot]:
-    """Yield the picture, or the video's frames; what can't be read is noted and left out."""
-    try:
-        if item.scene is not None:
-            images, row = item.scene
-            yield Shot(item, None, images.read(row))
-        elif item.is_video:
-            for number, pixels in read_frames(item.path, config.vid_stride):
-                yield Shot(item, number, pixels)
-        else:
-            yield Shot(item, None, read_pixels(item.path, config.max_pixels))
-    except DataError as error:
-        unreadable.append(str(error))
+def in_order(parts: Sequence[Sequence[tuple[int, Any]]]) -> list[Any]:
+    """Put (place, value) pairs of all processes in the order of their places."""
+    pairs = sorted((pair for part in parts for pair in part), key=lambda pair: pair[0])
+    return [value for _, value in pairs]
 
 
-def _parts(shots: Iterator[Shot], size: int) -> Iterator[list[Shot]]:
-    while part := list(islice(shots, size)):
-        yield part
-
-
-def _ahead(parts: Iterator[list[Shot]]) -> Iterator[list[Shot]]:
-    """Yield the same, reading the next part in a thread while this one is worked on."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, parts, None)
-        while (part := coming.result()) is not None:
-            coming = pool.submit(next, parts, None)
-            yield part
+def read_result(config: PredictConfig, exit_code: int) -> Predicted:
+    """Read what a prediction left; nothing where a signal ended it before it began."""
+    folder = folder_of(config)
+    if not folder.metrics.is_file():
+        return Predicted(folder.path, [], [], 0.0, config.conf, exit_code=exit_code)
+    told = json.loads(folder.metrics.read_text(encoding="utf-8"))
+    rows = json.loads((folder.path / PREDICTIONS).read_text(encoding="utf-8"))["images"]
+    numbers = told["seconds"], config.conf, told["best"]
+    return Predicted(folder.path, rows, told["unreadable"], *numbers, exit_code)

@@ -13,6 +13,7 @@ from visiontrain.core.memory import forget_peak, kept_memory
 from visiontrain.core.types import Place
 from visiontrain.engine.durable import FULL, full_disk
 from visiontrain.engine.parity import trace
+from visiontrain.prediction import from_text, predict_share
 from visiontrain.prepare import folder_of
 from visiontrain.recipe import Run
 
@@ -44,6 +45,17 @@ def validate(run_json: str, place: Place) -> int:
         return app.score(run, place)
 
 
+def predict(config_json: str, place: Place) -> int:
+    """Find objects in this process's share of the pictures; return the exit code.
+
+    Raises:
+        VisiontrainError: with one line for the user.
+    """
+    config = from_text(config_json)
+    with fitting(f"{config.batch} images", f"set batch={max(1, config.batch // 2)}"):
+        return predict_share(config, place)
+
+
 def traced(job_json: str, place: Place) -> int:
     """Be one process of a training that `visiontrain parity` traces; return the exit code."""
     return trace(job_json, place, app.build_traced)
@@ -53,18 +65,24 @@ def traced(job_json: str, place: Place) -> int:
 def explained(run: Run, less: str) -> Iterator[None]:
     """Turn memory and disk running out into errors; `less` says what needs less memory."""
     try:
-        yield
+        with fitting(f"{run.batch} images of {run.imgsz} pixels", less):
+            yield
     except OSError as error:
         if error.errno not in FULL:
             raise
         raise StorageError(full_disk(folder_of(run).path, str(error))) from error
+
+
+@contextmanager
+def fitting(what: str, less: str) -> Iterator[None]:
+    """Turn memory running out over `what` into an error; `less` says what needs less."""
+    try:
+        yield
     except (MemoryError, RuntimeError) as error:
         sure = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not sure and not any(text in str(error).lower() for text in CPU_MEMORY):
             raise
-        raise OutOfMemoryError(
-            f"batch: {run.batch} images of {run.imgsz} pixels do not fit in memory; {less}"
-        ) from error
+        raise OutOfMemoryError(f"batch: {what} do not fit in memory; {less}") from error
 
 
 def _less_memory(run: Run) -> str:

@@ -15,7 +15,7 @@ from visiontrain.data.loader import collate
 from visiontrain.engine.step import train_step
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.pipeline import Pipeline, fill
-from visiontrain.strategies.precision import Precision
+from visiontrain.strategies.precision import START, Precision
 from visiontrain.strategies.registry import STRATEGIES
 
 MODES = sorted(STRATEGIES)
@@ -127,9 +127,10 @@ def poison(batch):
     )
 
 
-def fail(kind, optim):
+def fail(kind, optim, precision):
     """Fail the second of three steps in the last process; say what it changed."""
-    learner = learner_of(settings(kind, norm="batch", optim={"kind": optim}))
+    learner = learner_of(settings(kind, precision, norm="batch", optim={"kind": optim}))
+    scales = [learner.strategy.precision.scale.item()]
     place = learner.strategy.place
     steps = list(islice(cases.make_steps(learner.strategy), 3))
     train_step(learner, steps[0].micro_batches, steps[0].images)
@@ -138,23 +139,29 @@ def fail(kind, optim):
         bad = [*bad[:-1], poison(bad[-1])]
     train_step(learner, bad, steps[1].images)
     after, failed = learner.collect(), learner.nonfinite.item()
+    scales.append(learner.strategy.precision.scale.item())
     train_step(learner, steps[2].micro_batches, steps[2].images)
+    scales.append(learner.strategy.precision.scale.item())
     changed = [
         name
         for part in before
         for name, tensor in before[part].items()
         if tensor.is_floating_point() and not torch.equal(tensor, after[part][name])
     ]
-    return changed, failed, learner.nonfinite.item(), gap(after, learner.collect())
+    return changed, failed, learner.nonfinite.item(), gap(after, learner.collect()), scales
 
 
-@pytest.mark.parametrize("optim", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("optim", "precision"), [("adamw", "fp32"), ("sgd", "fp32"), ("adamw", "fp16")]
+)
 @pytest.mark.parametrize("kind", MODES)
-def test_a_failed_step_changes_no_bit_anywhere(kind, optim, ranks):
-    for changed, failed, healed, moved in on_ranks(ranks, kind, fail, optim):
+def test_a_failed_step_changes_no_bit_anywhere(kind, optim, precision, ranks):
+    """But fp16's loss scale, which all processes halve though the gradient of one failed."""
+    for changed, failed, healed, moved, scales in on_ranks(ranks, kind, fail, optim, precision):
         assert changed == []
         assert (failed, healed) == (1.0, 0.0)
         assert 0 < moved < torch.inf
+        assert scales == ([START, START / 2, START / 2] if precision == "fp16" else [1.0] * 3)
 
 
 # -- evaluation -----------------------------------------------------------------------

@@ -50,6 +50,26 @@ def test_what_would_change_nothing_is_refused(tmp_path, keys, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("keys", "where"),
+    [
+        ({"imgsz": 32, "batch": 11}, "imgsz: a side of 32 pixels, .* last batch have 1; "),
+        ({"imgsz": 32, "batch": 7, "accumulate": 3}, "imgsz: .* have 1; "),
+        ({"batch": 1, "augment": {"multi_scale": 0.5}}, r"augment\.multi_scale: .* have 1; "),
+        ({"imgsz": 32, "batch": 7, "accumulate": 2}, None),
+        ({"imgsz": 32, "batch": 11, "model": {"norm": "group"}}, None),
+        ({"imgsz": 64, "batch": 11}, None),
+    ],
+)
+def test_no_statistics_of_a_single_number_are_asked_for(tmp_path, keys, where):
+    """torch would refuse in the last step of an epoch of 12 images."""
+    if where:
+        with pytest.raises(ConfigError, match=f"^{where}"):
+            prepared(tmp_path / "run", **keys)
+    else:
+        prepared(tmp_path / "run", **keys)[1].fit()
+
+
 def test_a_batch_that_fits_is_chosen_once_and_recorded(tmp_path, monkeypatch):
     keys = {"data": {"source": "tiny", "train_images": 60, "val_images": 2}, "batch": -1}
     run = prepare(config(tmp_path / "run", **keys))

@@ -3,6 +3,7 @@
 import functools
 import json
 import tempfile
+from itertools import chain
 from pathlib import Path
 
 import cases
@@ -11,6 +12,7 @@ import torch
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.types import Place
+from visiontrain.data.sampler import Plan, step_keys
 from visiontrain.engine.parity import ALLOWED, Check, Job, Parity, judge
 from visiontrain.engine.trace import Trace, compare
 from visiontrain.strategies import launch
@@ -61,17 +63,20 @@ def one_thread():
 
 
 @pytest.mark.parametrize(
-    ("mode", "optim"),
+    ("mode", "optim", "world"),
     [
-        *((mode, optim) for mode in MODES for optim in ("adamw", "sgd")),
-        *((mode, "muon") for mode in ("ddp", "pipeline")),  # fsdp cuts matrices: refused
+        *((mode, optim, world) for mode in MODES for optim in ("adamw", "sgd") for world in (2, 4)),
+        *((mode, "muon", 2) for mode in ("ddp", "pipeline")),  # fsdp cuts matrices: refused
+        ("fsdp", "adamw", 3),  # which divides no dimension of the model
     ],
 )
-def test_fp64_is_one_device(mode, optim, ranks):
-    want, wanted = control(optim, "fp64")
-    got, assigned = train(mode, optim, "fp64", pool=ranks(2))
+def test_fp64_is_one_device(mode, optim, world, ranks):
+    epochs = cases.EPOCHS if world == 2 else 1  # two cores are slow at being four
+    steps = epochs * cases.STEPS // cases.EPOCHS
+    want, wanted = control(optim, "fp64", steps=steps)
+    got, assigned = train(mode, optim, "fp64", steps=steps, pool=ranks(world))
     gaps = compare(want, got).as_dict()
-    assert len(want.samples) == cases.EPOCHS * cases.IMAGES
+    assert len(want.samples) == epochs * cases.IMAGES
     assert assigned == wanted
     assert len(assigned) == 2 * len(want.samples)
     assert not too_far(gaps, "fp64")
@@ -79,6 +84,16 @@ def test_fp64_is_one_device(mode, optim, ranks):
     assert gaps["optimizer"] < 1e-9
 
 
+def read_by(rank, world, **data):
+    """List the rows that a rank reads in each step of the first epoch."""
+    data = cases.DATA | data
+    plan = Plan(data["batch"], 1, 0, cases.ACCUMULATE, (rank, world))
+    steps = step_keys(data["images"], plan, 0)
+    return [[row for cell in step.cells for _, row in cell] for step in steps]
+
+
+# Without mosaics, which would bring boxes of other images along.
+SINGLE = {"augment": {"mosaic": 0.0}}
 KINDS = {
     "nms": {"model": {"head": "nms", "finest": 4}},
     "sides": {"augment": {"multi_scale": 0.5}, "steps": 4},
@@ -87,22 +102,62 @@ KINDS = {
         "model": {"backbone": "convnext_atto"},
         "rates": {"body_lr": 0.5, "layer_decay": 0.9},
     },
+    "frozen": {"norm": "frozen", "freeze": 3},
+    "no box at all": {"data": {"bare": list(range(cases.IMAGES))}},
+    "a batch without a box": {"data": {"bare": read_by(0, 1)[0]}, "steps": 3} | SINGLE,
+    "a rank without a box": {"data": {"bare": [*chain(*read_by(3, 4))]}, "steps": 4} | SINGLE,
+    "a rank without data": {"data": {"batch": 3}, "steps": 3},
+    "a last batch of one": {"data": {"images": 7, "batch": 3}, "steps": 4},
+    "more ranks than images": {"data": {"images": 3, "batch": 8}},
 }
+SWITCHES = list(KINDS)[list(KINDS).index("frozen") :]
 
 
 @pytest.mark.parametrize(
-    ("mode", "kind"),
+    ("mode", "kind", "world"),
     [
-        *((mode, "sides") for mode in MODES),
-        *(("pipeline", "nms"), ("fsdp", "resnet"), ("pipeline", "convnext"), ("fsdp", "convnext")),
+        *((mode, "sides", 2) for mode in MODES),
+        *(("pipeline", "nms", 2), ("fsdp", "resnet", 2)),
+        *(("pipeline", "convnext", 2), ("fsdp", "convnext", 2)),
+        *(("ddp", kind, 4) for kind in SWITCHES),
+        *((mode, kind, 4) for mode in MODES[1:] for kind in ("frozen", "more ranks than images")),
+        *(("fsdp", "a rank without a box", 4), ("pipeline", "no box at all", 4)),
     ],
 )
-def test_every_kind_of_detector_is_one_device(mode, kind, ranks):
+def test_every_kind_of_detector_and_data_is_one_device(mode, kind, world, ranks):
     keys = {"steps": 2, **KINDS[kind]}
-    want, wanted = train("single", "sgd", "fp64", **keys)
-    got, assigned = train(mode, "sgd", "fp64", pool=ranks(2), **keys)
+    want, wanted = kept(kind)
+    got, assigned = train(mode, "sgd", "fp64", pool=ranks(world), **keys)
     assert assigned == wanted
     assert not too_far(compare(want, got).as_dict(), "fp64")
+
+
+@functools.cache
+def kept(kind):
+    """Return what one device does under `kind`."""
+    return train("single", "sgd", "fp64", **{"steps": 2, **KINDS[kind]})
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_synchronised_norms_are_one_devices_norms(mode, ranks):
+    """Though shares differ, and the last step's one image leaves a rank without any."""
+    keys = KINDS["a last batch of one"] | {"norm": "batch", "accumulate": 1}
+    want, wanted = train("single", "sgd", "fp64", **keys)
+    got, assigned = train(mode, "sgd", "fp64", pool=ranks(2), synced=True, **keys)
+    assert assigned == wanted
+    assert not too_far(compare(want, got).as_dict(), "fp64")
+
+
+def test_the_data_are_what_their_names_say():
+    def counts(kind):
+        return [sum(step.values()) for step in kept(kind)[0].counts]
+
+    assert counts("no box at all") == [0, 0]
+    assert [count > 0 for count in counts("a batch without a box")] == [False, True, True]
+    assert read_by(3, 4, batch=3) == [[]] * 8
+    assert len(read_by(0, 1, images=7, batch=3)[-1]) == 1
+    assert [read_by(rank, 4, images=3, batch=8) for rank in (2, 3)] == [[[]], [[]]]
+    assert sum(map(len, read_by(3, 4))) == 3
 
 
 @pytest.mark.parametrize("optim", ["adamw", "sgd"])
@@ -114,16 +169,16 @@ def test_fp32_differs_by_rounding(mode, optim, ranks):
 
 
 @pytest.mark.parametrize("mutant", sorted(cases.MUTANTS))
-@pytest.mark.parametrize("mode", MODES)
-def test_a_mistake_is_noticed(mode, mutant, ranks):
-    got, _ = train(mode, "sgd", "fp64", steps=3, pool=ranks(2), mutant=mutant)
+@pytest.mark.parametrize(("mode", "world"), [*((mode, 2) for mode in MODES), ("ddp", 4)])
+def test_a_mistake_is_noticed(mode, world, mutant, ranks):
+    got, _ = train(mode, "sgd", "fp64", steps=3, pool=ranks(world), mutant=mutant)
     gaps = compare(control("sgd", "fp64", steps=3)[0], got).as_dict()
     assert {"weights", "ema"} <= too_far(gaps, "fp64").keys()
 
 
 def test_the_control_moves_and_clips_some_steps():
     for optim, clip in CLIP.items():
-        norms = control(optim, "fp64")[0].norms
+        norms = control(optim, "fp64", steps=cases.STEPS)[0].norms
         assert min(norms) < clip < max(norms)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from visiontrain.commands import predict
 from visiontrain.core.errors import CheckpointError, ConfigError, DataError
 from visiontrain.core.types import Detections
 from visiontrain.data.dataset import EvalSet
@@ -21,7 +22,7 @@ from visiontrain.engine.weights import WeightsMeta, load_weights, save_weights
 from visiontrain.models.config import YoloN
 from visiontrain.models.registry import build_model
 from visiontrain.predict_config import DetectorConfig, PredictConfig
-from visiontrain.prediction import load, predict
+from visiontrain.prediction import load
 from visiontrain.report.detections import Film, image_row
 from visiontrain.tasks.config import DetectConfig
 
@@ -164,7 +165,7 @@ def test_one_run_leaves_everything_and_names_what_it_left_out(weights, pictures,
     assert len(json.loads((result.folder / "detections.json").read_text())) == 15
     written = {p.relative_to(result.folder).as_posix() for p in result.folder.rglob("*.*")}
     assert written == {
-        *("predictions.json", "detections.json", "images/tour.mp4"),
+        *("predictions.json", "detections.json", "metrics.json", "images/tour.mp4"),
         *(f"images/{i}.png" for i in range(3)),
         *(f"labels/{i}.txt" for i in range(3)),
         *("labels/tour/000000.txt", "labels/tour/000002.txt"),

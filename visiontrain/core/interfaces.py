@@ -117,7 +117,10 @@ class Evaluator(Protocol):
         ...
 
     def rows(self) -> Tensor:
-        """Return all that was taken as one float64 tensor (K, columns), to be gathered."""
+        """Return all that was taken as one float64 tensor (K, columns), to be gathered.
+
+        The first column is the image's id.
+        """
         ...
 
     def compute(self, rows: Tensor) -> Metrics:

@@ -20,7 +20,7 @@ class Evaluation:
     """Scores of one split, and the predictions they were computed from."""
 
     metrics: Metrics  # the same on every rank, to the last bit
-    rows: Tensor  # (K, columns) float64, all ranks': what the evaluator gathered
+    rows: Tensor  # (K, columns) float64 by image, all ranks': what the evaluator gathered
 
 
 class Stopped(Exception):  # noqa: N818 - no error
@@ -83,5 +83,6 @@ def evaluate(
             if asked is not None and asked():
                 raise Stopped
     rows = strategy.gather(evaluator.rows())
+    rows = rows[rows[:, 0].argsort(stable=True)]  # files are written in this order
     metrics = evaluator.compute(rows) if strategy.place.is_main else {}
     return Evaluation(strategy.broadcast(metrics), rows)

@@ -41,8 +41,7 @@ class Strategy:
         Raises:
             ConfigError: the model cannot train in this mode or on this device.
         """
-        synced = any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
-        if synced and self.place.device.type == "cpu":
+        if is_synced(model) and self.place.device.type == "cpu":
             raise ConfigError("model.norm: sync on the CPU; torch has it for GPUs, take group")
         model.to(self.place.device, self.precision.weights)
 
@@ -104,6 +103,7 @@ class Strategy:
             seed_model(learner.seed, learner.step, self.cell(i))
             real = bool(micro_batch.valid.any())  # on the CPU: nothing waits for a GPU
             still = nullcontext() if real else unmoved(learner.model)
+            batch = batch if real else filler(batch, learner.model)
             last = i == len(micro_batches) - 1
             with self.grad_sync(enabled=last), still:
                 with self.precision.autocast(self.place.device):
@@ -209,6 +209,21 @@ def add_up(parts: Sequence[Loss], over_ranks: Callable[[Tensor], Tensor]) -> Los
     values = dict(zip(names, over_ranks(torch.stack(rows).sum(0)).unbind(), strict=True))
     terms = {name: values[name] for name in parts[0].terms}
     return Loss(terms, {name: values[name] for name in parts[0].counts})
+
+
+def is_synced(model: nn.Module) -> bool:
+    """Tell whether layers normalise over the images of all ranks."""
+    return any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+
+
+def filler(batch: Batch, model: VisionModel) -> Batch:
+    """Return what a rank without data runs on: no image, where it would be in all statistics.
+
+    torchvision's networks, which read targets, cannot do without one.
+    """
+    if not is_synced(model) or model.reads:
+        return batch
+    return Batch(*(getattr(batch, name)[:0] for name in Batch.__slots__))
 
 
 @contextmanager

@@ -173,21 +173,29 @@ class Pipeline(Processes):
         """Pass the batch from stage to stage; only the last returns outputs."""
         del model  # the stage holds this rank's part of it
         rank, last = self.place.rank, self.place.world - 1
-        pixels = batch.images.contiguous()
-        images = torch.empty_like(pixels, device="meta")
-        values: tuple[Tensor, ...] = (pixels,)
+        values: tuple[Tensor, ...] = (batch.images,)
         if rank > 0:
+            images = torch.empty_like(batch.images, device="meta")
             shapes = live_values(self._meta, images, self._bounds[0])
             device = self.place.device
             values = tuple(torch.empty(s.shape, dtype=s.dtype, device=device) for s in shapes)
             for value in values:
                 dist.recv(value, rank - 1)
-        outputs = self._stage(*values)
+        outputs = self._stage(*map(as_images, values))
         if rank == last:
             return outputs
         for value in outputs if isinstance(outputs, tuple) else (outputs,):
             dist.send(value.contiguous(), rank + 1)
         return None
+
+
+def as_images(value: Tensor) -> Tensor:
+    """Put maps' channels last in memory, as `Batch.to` puts those of images.
+
+    Convolutions round otherwise where they come first, and scores would not be one device's.
+    """
+    maps = value.ndim == 4
+    return value.contiguous(memory_format=torch.channels_last) if maps else value
 
 
 def fill(batch: Batch, size: int, image: Tensor) -> Batch:

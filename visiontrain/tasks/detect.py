@@ -124,7 +124,7 @@ class DetectTask:
         """Assign under each head, as many images at a time as fit into `COMPARED`."""
         count = max(1, COMPARED // (targets.shape[1] * len(points)))
         parts: list[list[Assignment]] = []
-        for start in range(0, len(boxes), count):
+        for start in range(0, max(1, len(boxes)), count):  # also where a rank has no image
             part = slice(start, start + count)
             candidates = Candidates.of(boxes[part], points, targets[part])
             heads = zip(self.heads, logits, strict=True)

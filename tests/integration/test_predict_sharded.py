@@ -1,0 +1,202 @@
+"""predict on several processes leaves what one leaves, to the byte."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+
+from visiontrain import worker
+from visiontrain.commands import predict
+from visiontrain.core.types import Detections, Place
+from visiontrain.data.inputs import find_inputs
+from visiontrain.data.shots import portions
+from visiontrain.engine.detector import Detector
+from visiontrain.engine.weights import WeightsMeta, save_weights
+from visiontrain.models.config import YoloN
+from visiontrain.models.registry import build_model
+from visiontrain.predict_config import PredictConfig
+from visiontrain.prediction import prepare_prediction, to_text
+from visiontrain.report.detections import Film
+
+NAMES = ["cell", "platelet"]
+SIZES = ((90, 50), (64, 64), (40, 120), (200, 30), (33, 77))  # width, height
+TIMES = {"seconds", "images_per_s", "strategy", "processes"}  # in metrics.json
+PROGRAM = """
+import sys
+import visiontrain as vt
+result = vt.predict(weights=sys.argv[1], source=sys.argv[2], conf=0.0, max_det=3, batch=2,
+                    save_txt=True, save_json=True, device="cpu", out="many",
+                    strategy={"kind": "ddp", "threads": 1})
+print(len(result.rows), result.objects, len(result.unreadable), result.exit_code)
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As each of the ranks has: sums are rounded otherwise on more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    model = build_model(YoloN(), len(NAMES))
+    path = tmp_path_factory.mktemp("weights") / "some.safetensors"
+    save_weights(
+        path, WeightsMeta("detect", YoloN().model_dump(), NAMES, 64), dict(model.state_dict())
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pictures of many sizes, two of one stem, one that is broken, two videos, one of them long."""
+    folder = tmp_path_factory.mktemp("files")
+    random = np.random.default_rng(0)
+
+    def picture(name, width, height):
+        pixels = random.integers(0, 255, (height, width, 3), np.uint8)
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / name)
+
+    for name in ("a.jpg", "c/a.png", "c/b.bmp", "z.jpg", "a.png"):
+        picture(name, *SIZES[len(name) % 5])
+    for k, (width, height) in enumerate(SIZES):
+        picture(f"{k}.jpg", width, height)
+    (folder / "2.jpg").write_bytes(b"\xff\xd8 no picture")
+    (folder / "y.png").write_bytes(b"")
+    nothing = Detections(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
+    for name, frames in (("b.mp4", 5), ("c/b.mp4", 1)):
+        film = Film(folder / name, 5.0)
+        for _ in range(frames):
+            film.add(random.integers(0, 255, (48, 64, 3), np.uint8), nothing, NAMES)
+        film.close()
+    return folder
+
+
+def config(weights, folder, out, **keys):
+    return PredictConfig(
+        **{"weights": str(weights), "source": str(folder), "out": str(out), "device": "cpu"},
+        **{"conf": 0.0, "max_det": 3, "batch": 2, "save_txt": True, "save_json": True} | keys,
+    )
+
+
+def share(text, signalled=0):
+    """Be one process of a prediction; the last rank gets a signal during its first batch."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    if signalled and rank == world - 1:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Detector, "detect", signalling(signalled))
+            return share(text)
+    place = Place(torch.device("cpu"), rank, world, (rank, world), is_main=rank == 0)
+    return worker.predict(text, place)
+
+
+def signalling(number, detect=Detector.detect):
+    """Return a `detect` during which the process gets the signal `number`."""
+
+    def interrupted(self, images):
+        os.kill(os.getpid(), number)
+        return detect(self, images)
+
+    return interrupted
+
+
+def left(folder):
+    """Return all files of a run's folder, and what is the same in metrics.json for any mode."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "metrics.json"
+    }
+    return files, {key: value for key, value in metrics.items() if key not in TIMES}
+
+
+def test_any_number_of_processes_leaves_the_same_bytes(weights, folder, tmp_path, ranks):
+    said = []
+    one = predict(config(weights, folder, tmp_path / "one"), said.append)
+    files, metrics = left(one.folder)
+    assert len(one.rows) == 9 + 6
+    assert [reason.rsplit("/", 1)[1].split(":")[0] for reason in one.unreadable] == [
+        "2.jpg",
+        "y.png",
+    ]
+    assert len(said) == 3
+    assert {len(row["boxes"]) for row in one.rows} == {3}
+    assert len(files) == 2 + 2 * 9 + 2 + 6  # JSON, pictures and their labels, films, of frames
+    assert len(portions(find_inputs(str(folder)), 2)) == 6 + 2
+    for world in (2, 3):
+        mode = {"kind": "ddp", "processes": world}
+        many = prepare_prediction(config(weights, folder, tmp_path / str(world), strategy=mode))
+        assert ranks(world).run(share, to_text(many)) == [0] * world
+        assert left(tmp_path / str(world)) == (files, metrics)
+
+
+def test_more_processes_than_pictures(weights, folder, tmp_path, ranks):
+    one = predict(config(weights, folder / "a.png", tmp_path / "one"), lambda _: None)
+    mode = {"kind": "ddp", "processes": 3}
+    many = prepare_prediction(config(weights, folder / "a.png", tmp_path / "3", strategy=mode))
+    assert ranks(3).run(share, to_text(many)) == [0] * 3
+    assert left(tmp_path / "3") == left(one.folder)
+
+
+def test_a_signal_to_one_process_stops_all_and_leaves_what_was_found(
+    weights, folder, tmp_path, ranks
+):
+    mode = {"kind": "ddp", "processes": 2}
+    many = prepare_prediction(config(weights, folder, tmp_path / "out", strategy=mode))
+    code = 128 + signal.SIGTERM
+    assert ranks(2).run(share, to_text(many), signal.SIGTERM) == [code, code]
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
+    assert [row["file_name"] for row in rows] == ["0.jpg", "1.jpg", "3.jpg"]  # 2 is broken
+
+
+def test_one_process_stops_after_a_batch(weights, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Detector, "detect", signalling(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        predict(config(weights, folder, tmp_path / "out"), lambda _: None)
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
+    assert [row["file_name"] for row in rows] == ["0.jpg", "1.jpg"]
+
+
+def started(*words, **options):
+    """Run a Python program in a process of its own; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, *words],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_program_without_a_main_guard_and_torchrun(weights, folder, tmp_path):
+    one = predict(config(weights, folder, tmp_path / "one"), lambda _: None)
+    said = started("-", str(weights), str(folder), input=PROGRAM, cwd=tmp_path)
+    assert said.split() == ["15", str(15 * 3), "2", "0"]
+    assert left(tmp_path / "many") == left(one.folder)
+    keys = ["conf=0", "max_det=3", "batch=2", "save_txt=true", "save_json=true", "out=joined"]
+    said = started(
+        *("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"),
+        *("-m", "visiontrain", "predict", f"weights={weights}", f"source={folder}", *keys),
+        *("device=cpu", "strategy=ddp"),
+        cwd=tmp_path,
+    )
+    assert left(tmp_path / "joined") == left(one.folder)
+    assert [line.split(":")[0] for line in said.splitlines()[:2]] == ["left out", "left out"]
+    assert said.splitlines()[2].startswith("15 images, 2 unreadable left out, 45 objects, ")
+    assert len(said.splitlines()) == 3

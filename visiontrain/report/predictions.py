@@ -1,0 +1,109 @@
+"""What a prediction leaves: pictures, films and labels at once, JSON files at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from visiontrain.core.types import Detections
+from visiontrain.data.inputs import Input, frame_rate
+from visiontrain.data.shots import Shot
+from visiontrain.engine.durable import storing
+from visiontrain.predict_config import PredictConfig
+from visiontrain.report.detections import (
+    Film,
+    coco_rows,
+    image_row,
+    write_json,
+    write_picture,
+    yolo_lines,
+)
+
+PREDICTIONS = "predictions.json"
+
+
+class ShotWriter:
+    """Writes what was found in the shots of one process, which come in order."""
+
+    def __init__(
+        self, config: PredictConfig, folder: Path, names: Sequence[str], inputs: Sequence[Input]
+    ) -> None:
+        self.config, self.folder, self.names = config, folder, names
+        self.rows: list[tuple[int, dict[str, Any]]] = []  # place of the input, what was found
+        self._stems = stems(inputs)
+        self._film: Film | None = None
+        self._filmed = -1  # place of the video of `_film`
+
+    def add(self, shot: Shot, found: Detections) -> None:
+        """Take what was found in `shot`; the frames of a video come in order."""
+        height, width = shot.pixels.shape[:2]
+        row = image_row(shot.name, (width, height), found, self.names)
+        self.rows.append((shot.place, row))
+        with storing(self.folder):
+            if self.config.save:
+                self._draw(shot, found)
+            if self.config.save_txt:
+                path = self._label_path(shot)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lines = yolo_lines((width, height), found)
+                path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    def close(self) -> None:
+        """Finish the last film: without this it can't be played."""
+        if self._film is not None:
+            self._film.close()
+
+    def _draw(self, shot: Shot, found: Detections) -> None:
+        if shot.frame is None:
+            path = self.folder / "images" / shot.input.name
+            write_picture(path, shot.pixels, found, self.names)
+            return
+        if self._filmed != shot.place:
+            self.close()
+            rate = frame_rate(shot.input.path) / self.config.vid_stride
+            path = self.folder / "images" / f"{self._stems[shot.place]}.mp4"
+            self._film, self._filmed = Film(path, rate), shot.place
+        if self._film is not None:
+            self._film.add(shot.pixels, found, self.names)
+
+    def _label_path(self, shot: Shot) -> Path:
+        stem = self.folder / "labels" / self._stems[shot.place]
+        if shot.frame is not None:
+            return stem / f"{shot.frame:06d}.txt"
+        return stem.with_name(f"{stem.name}.txt")
+
+
+def stems(inputs: Sequence[Input]) -> list[str]:
+    """Name what is written beside the pictures: `a` for a.jpg, `a.png` for an a.png after it.
+
+    Whether a.jpg can be read makes no difference: the process that has a.png does not know.
+    """
+    taken: set[tuple[bool, str]] = set()
+    names = []
+    for item in inputs:
+        plain = item.name.removesuffix(PurePosixPath(item.name).suffix)
+        name = item.name if (item.is_video, plain) in taken else plain
+        taken.add((item.is_video, name))
+        names.append(name)
+    return names
+
+
+def write_predictions(
+    config: PredictConfig, folder: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write predictions.json and, where it is asked for, COCO results.
+
+    Raises:
+        StorageError: when they can't be written.
+    """
+    content = {
+        "weights": config.weights,
+        "source": config.source,
+        "names": list(names),
+        "conf": config.conf,
+        "images": rows,
+    }
+    write_json(folder / PREDICTIONS, content)
+    if config.save_json:
+        write_json(folder / "detections.json", coco_rows(rows))
