@@ -16,7 +16,8 @@ from visiontrain.prepare import below, folder_of, prepare, prepare_validation, w
 from visiontrain.recipe import Run, check_values
 from visiontrain.strategies import launch
 from visiontrain.strategies.config import Single
-from visiontrain.strategies.devices import is_first, settle, under_torchrun
+from visiontrain.strategies.devices import settle
+from visiontrain.strategies.environment import is_first, launched
 from visiontrain.strategies.member import once
 
 WORKER = "visiontrain.worker"  # sits above this module and is only named here
@@ -85,7 +86,7 @@ def parity(
     Raises:
         VisiontrainError: with one line for the user.
     """
-    if under_torchrun():
+    if launched() is not None:
         raise ConfigError("parity: under torchrun; start it without, it starts its own processes")
     given = run.model_dump(exclude_unset=True)
     whole = build_config(Run, merge(Run, below(given), given))

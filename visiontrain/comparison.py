@@ -27,7 +27,8 @@ from visiontrain.prepare import config_sha256, settled
 from visiontrain.recipe import Run
 from visiontrain.report.compare import Comparison, Row, measured, related
 from visiontrain.strategies.config import Single
-from visiontrain.strategies.devices import cores, devices, under_torchrun
+from visiontrain.strategies.devices import devices
+from visiontrain.strategies.environment import cores, launched
 
 ASKED = "compare.yaml"  # in the folder: what was asked for
 PARITY = "parity.json"  # in a run's folder: how exact its mode is
@@ -49,7 +50,7 @@ def compare(config: CompareConfig, say: Say) -> Comparison:
     Raises:
         VisiontrainError: before anything starts, when one of the runs cannot be what was asked.
     """
-    if under_torchrun():
+    if launched() is not None:
         raise ConfigError(
             "compare: under torchrun; start it without, its runs start their own processes"
         )

@@ -22,7 +22,8 @@ from visiontrain.engine.run_folder import RunFolder, claim, reopen
 from visiontrain.engine.weights import load_weights
 from visiontrain.models.config import TorchvisionConfig
 from visiontrain.recipe import Run, check_fixed, check_values
-from visiontrain.strategies.devices import devices, settle, under_torchrun, world
+from visiontrain.strategies.devices import devices, settle, world
+from visiontrain.strategies.environment import launched
 from visiontrain.strategies.precision import LOWER, resolve
 
 SCORED_AS_TRAINED = {"data", "imgsz", "batch", "task", "project"}  # unless val is told otherwise
@@ -83,7 +84,7 @@ def below(given: Mapping[str, Any]) -> Tree:
         folder = reopen(given.get("out"))
         if folder.config.is_file():
             base = read_config(folder)
-            if under_torchrun():  # which tells anew how many processes there are
+            if launched() is not None:  # which tells anew how many processes there are
                 base.get("strategy", {}).pop("processes", None)
             return base
     data = build(Run, {"data": given.get("data", {})}).data
