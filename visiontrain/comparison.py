@@ -23,7 +23,7 @@ from visiontrain.engine.durable import replace_file, storing, to_json
 from visiontrain.engine.run_folder import RunFolder, claim
 from visiontrain.engine.signals import Halt, halting
 from visiontrain.prepare import below as below_a_run
-from visiontrain.prepare import config_sha256, settled
+from visiontrain.prepare import config_sha256, goes_on, settled
 from visiontrain.recipe import Run
 from visiontrain.report.compare import Comparison, Row, measured, related
 from visiontrain.strategies.config import Single
@@ -78,7 +78,7 @@ def below(given: Tree) -> Mapping[str, Any]:
     Raises:
         VisiontrainError: when the folder or the data cannot be used.
     """
-    base = _read_asked(given.get("out")) if given.get("resume") is True else {}
+    base = _read_asked(given.get("out")) if goes_on(given, ASKED) else {}
     whole = merge(CompareConfig, base, given) | {"resume": False}
     return merge(CompareConfig, below_a_run(whole), base)
 
@@ -89,7 +89,8 @@ def below(given: Tree) -> Mapping[str, Any]:
 def _asked_for(config: CompareConfig) -> tuple[Tree, CompareConfig]:
     """Put what is asked now on the comparison that goes on; return it as given, and checked."""
     given = config.model_dump(mode="json", exclude_unset=True) | {"strategy": shared_keys(config)}
-    if config.resume:
+    given["resume"] = goes_on(given, ASKED)
+    if given["resume"]:
         given = merge(CompareConfig, _read_asked(config.out), given)
     config = build(CompareConfig, given)
     if config.batch < 0:

@@ -27,6 +27,7 @@ from visiontrain.core.types import Place
 from visiontrain.strategies.config import DDP, FSDP, Group, Pipeline, Single, StrategyConfig
 from visiontrain.strategies.devices import devices, threads
 from visiontrain.strategies.environment import LOOPBACK, cpu_threads, launched
+from visiontrain.strategies.meeting import located
 from visiontrain.strategies.member import Entry, describe, error_again, join
 from visiontrain.strategies.rendezvous import LOOPBACK_ONLY, register
 
@@ -58,8 +59,9 @@ def run(config: StrategyConfig, device: str, entry: Entry, run_json: str) -> int
     """
     if isinstance(config, Single):
         return entry(run_json, Place(devices(device)[0]))
-    if launched() is not None:
-        count = config.threads or cpu_threads(config.processes)
+    told = located()
+    if told is not None:
+        count = config.threads or cpu_threads(told.local_world or told.world)
         if count:
             torch.set_num_threads(count)
         return join(config, device, entry, run_json)
