@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import yaml
+
 import visiontrain as vt
 
 
@@ -27,7 +29,8 @@ def main(words: list[str]) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    keys = dict(word.split("=", 1) for word in words[1:])
+    pairs = (word.split("=", 1) for word in words[1:])
+    keys = {key: yaml.safe_load(value) for key, value in pairs}
     is_cuda = torch.cuda.is_available()
     TorchTrainer(
         train_worker,
