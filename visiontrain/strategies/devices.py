@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from socket import gethostname
 from typing import TypeVar
 
 import torch
@@ -73,9 +74,19 @@ def settle(config: StrategyConfig, device: str) -> StrategyConfig:
 
 
 def own_device(device: str, told: Launched) -> torch.device:
-    """Return this process's device among those of its machine."""
+    """Return this process's device among those of its machine.
+
+    Raises:
+        ConfigError: this machine has fewer GPUs than processes, which rank 0 cannot know.
+    """
     found = devices(device)
-    return found[told.local_rank or 0] if len(found) > 1 else found[0]
+    rank = told.local_rank or 0
+    if 1 < len(found) <= rank:
+        raise ConfigError(
+            f"device: {device} is {len(found)} GPUs on {gethostname()} for {told.local_world} "
+            "processes; start as many on every machine as it has GPUs"
+        )
+    return found[rank] if len(found) > 1 else found[0]
 
 
 def world(config: StrategyConfig) -> int:
