@@ -109,8 +109,8 @@ def read_tables(
         return spec, [spec.table(split) for split in splits]
 
     def compare() -> None:
-        for split, table, (size, digest) in zip(splits, tables, first, strict=True):
-            if table.digest() != digest:
+        for split, table, (size, theirs) in zip(splits, tables, first, strict=True):
+            if table.digest() != theirs:
                 raise DataError(
                     f"data: {len(table)} images in {split}, rank 0 has {size}, or other labels; "
                     "put the same files on every machine"
