@@ -20,6 +20,7 @@ from visiontrain.compare_config import USES as COMPARE_USES
 from visiontrain.compare_config import CompareConfig
 from visiontrain.core.keys import ALIASES, MAIN_FIELD
 from visiontrain.core.section import Section, all_keys, annotation_of, kind_of, sections
+from visiontrain.core.shipped import presets
 from visiontrain.predict_config import PredictConfig
 from visiontrain.recipe import USES, Run
 
@@ -176,7 +177,7 @@ def page(verb: str) -> str:
         ]
     if verb in ("train", "parity", "compare"):
         lines += ["", "Presets are YAML files of the same keys: visiontrain train detect/bccd"]
-        lines += [f"  {name}" for name in presets()]
+        lines += [f"  {name}" for name in presets(TOP / "cfg")]
     return "\n".join(lines) + "\n"
 
 
@@ -192,12 +193,6 @@ def place(row: tuple[str, str, str, str]) -> tuple[int, str]:
     if "." not in key:
         return 1, ""
     return (0, "") if main_name(key) != key else (2, key.partition(".")[0])
-
-
-def presets() -> list[str]:
-    """Name the presets that ship."""
-    folder = TOP / "cfg"
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.glob("*/*.yaml"))
 
 
 def overview() -> str:

@@ -21,6 +21,7 @@ from visiontrain.prediction import Predicted
 from visiontrain.prepare import below, folder_of
 from visiontrain.recipe import USES, Run
 from visiontrain.report.compare import Comparison
+from visiontrain.strategies.environment import is_first
 
 Keys = Mapping[str, Any]  # the keys of a section
 _log = logging.getLogger(__name__).info
@@ -52,7 +53,7 @@ class TrainKeys(TypedDict, total=False):
     weights: str | Path | None
     split: Literal["train", "val", "test"]
     save_json: bool
-    resume: bool
+    resume: bool | Literal["auto"]
     out: str | Path | None
     project: str | Path
     name: str
@@ -133,7 +134,7 @@ class TrainedRun:
     """A run that is over, or was stopped by a signal and can go on with `resume=True`."""
 
     folder: Path
-    metrics: Mapping[str, Any]  # as in metrics.json; empty when the run was stopped
+    metrics: Mapping[str, Any]  # as in metrics.json; empty when the run was stopped, or not here
     weights: Path  # the best; the last where none was scored
     config: Run  # whole, with everything that was chosen
     exit_code: int  # 0 complete; 75 or 130 saved after a signal
@@ -151,7 +152,7 @@ def train(preset: str | Path | None = None, /, **keys: Unpack[TrainKeys]) -> Tra
     Raises:
         VisiontrainError: with one line that says where, what it got, and what would do.
     """
-    run, exit_code = commands.train(_run("train", preset, keys, below))
+    run, exit_code = commands.train(lambda: _run("train", preset, keys, below))
     folder = folder_of(run)
     return _result(run, folder.best if folder.best.is_file() else folder.last, exit_code)
 
@@ -162,7 +163,7 @@ def val(preset: str | Path | None = None, /, **keys: Unpack[TrainKeys]) -> Train
     Raises:
         VisiontrainError: with one line that says where, what it got, and what would do.
     """
-    run, exit_code = commands.validate(_run("val", preset, keys))
+    run, exit_code = commands.validate(lambda: _run("val", preset, keys))
     weights = Path(run.weights or "")
     return _result(run, RunFolder(weights).best if weights.is_dir() else weights, exit_code)
 
@@ -215,6 +216,6 @@ def _run(verb: str, preset: str | Path | None, keys: TrainKeys, below: Below | N
 def _result(run: Run, weights: Path, exit_code: int) -> TrainedRun:
     folder = folder_of(run)
     metrics: dict[str, Any] = {}
-    if not exit_code:
+    if not exit_code and (is_first() or folder.metrics.is_file()):
         metrics = json.loads(folder.metrics.read_text(encoding="utf-8"))
     return TrainedRun(folder.path, metrics, weights, run, exit_code)

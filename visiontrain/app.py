@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from visiontrain import __version__
-from visiontrain.core.errors import ConfigError
+from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.core.interfaces import Progress, VisionModel
 from visiontrain.core.memory import peak_rss_mb
 from visiontrain.core.types import Batch, ClassRows, Outcome, Place
@@ -69,16 +69,16 @@ def build(run: Run, place: Place) -> Trainer:
     Raises:
         VisiontrainError: when the data, the model or the mode cannot be used.
     """
-    spec = open_dataset(run.data)
-    training, validation = spec.table("train"), EvalSet(spec.table("val"), run.imgsz)
     strategy = build_strategy(run.strategy, place, run.precision)
+    spec, (training, scored) = read_tables(run, ("train", "val"), strategy)
+    validation = EvalSet(scored, run.imgsz)
     progress = build_progress(run.log) if place.is_main else Silent()
     for line in spec.remarks({"train": training, "val": validation.table}):
         progress.message(line)
     check_statistics(run, len(training), strategy)
     schedule = Schedule(run.optim, run.epochs, len(training), run.batch)
-    goes_on = bool(CheckpointStore(folder_of(run).checkpoints, 1))
-    model = build_fresh(run, spec.names, None if goes_on else progress)
+    goes_on = strategy.broadcast(bool(CheckpointStore(folder_of(run).checkpoints, 1)))
+    model = strategy.together(lambda: build_fresh(run, spec.names, None if goes_on else progress))
     for line in heading(run, training, validation.table, model, place):
         progress.message(line)
     learner = build_learner(run, model, spec.names, schedule, strategy)
@@ -110,6 +110,33 @@ def check_statistics(run: Run, images: int, strategy: Strategy) -> None:
             f"{key}: a side of 32 pixels, where BatchNorm needs two images, but shares of an "
             f"epoch's last batch have {share}; take larger sides, another batch or model.norm=group"
         )
+
+
+def read_tables(
+    run: Run, splits: Sequence[str], strategy: Strategy
+) -> tuple[DataSpec, Sequence[Table]]:
+    """Read splits of the data on every rank, which have to see the same. Collective.
+
+    Raises:
+        DataError: on every rank, with the host that lacks the data or has other images.
+    """
+
+    def read() -> tuple[DataSpec, Sequence[Table]]:
+        spec = open_dataset(run.data)
+        return spec, [spec.table(split) for split in splits]
+
+    def compare() -> None:
+        for split, table, (size, theirs) in zip(splits, tables, first, strict=True):
+            if table.digest() != theirs:
+                raise DataError(
+                    f"data: {len(table)} images in {split}, rank 0 has {size}, or other labels; "
+                    "put the same files on every machine"
+                )
+
+    spec, tables = strategy.together(read)
+    first = strategy.broadcast([(len(table), table.digest()) for table in tables])
+    strategy.together(compare)
+    return spec, tables
 
 
 def heading(
@@ -221,7 +248,7 @@ def step_source(run: Run, table: Table, strategy: Strategy) -> StepSource:
             shard=strategy.place.shard,
             epochs=run.epochs,
             seed=run.seed,
-            workers=resolve_workers(run.data.workers, strategy.place.world),
+            workers=loaders(run, strategy.place),
             skipped=skipped,
         )
         return train_steps(data, plan, first)
@@ -229,13 +256,17 @@ def step_source(run: Run, table: Table, strategy: Strategy) -> StepSource:
     return steps
 
 
+def loaders(run: Run, place: Place) -> int:
+    """Return how many processes load for this one: those of its machine share the cores."""
+    return resolve_workers(run.data.workers, place.local_world or place.world)
+
+
 def score_set(
     run: Run, learner: Scorable, data: EvalSet, asked: Callable[[], bool] | None = None
 ) -> Evaluation:
     """Score the learner on a data set, unless `asked` says to stop. Collective."""
     place = learner.strategy.place
-    workers = resolve_workers(run.data.workers, place.world)
-    batches = eval_batches(data, run.batch, place.shard, workers)
+    batches = eval_batches(data, run.batch, place.shard, loaders(run, place))
     return evaluate(learner, batches, EVALUATORS[run.task.kind](data.table), asked)
 
 
@@ -278,11 +309,10 @@ def fit_settings(run: Run, images: int) -> FitSettings:
 
 def score(run: Run, place: Place) -> int:
     """Score `run.weights` in one process of a validation; return the exit code."""
-    weights = load_weights(str(run.weights))
-    spec = open_dataset(run.data)
-    table = spec.table(run.split)
-    check_names(weights, table)
     strategy = build_strategy(run.strategy, place, run.precision)
+    weights = strategy.together(lambda: load_weights(str(run.weights)))
+    spec, (table,) = read_tables(run, (run.split,), strategy)
+    check_names(weights, table)
     progress = build_progress(run.log) if place.is_main else Silent()
     for line in spec.remarks({run.split: table}):
         progress.message(line)

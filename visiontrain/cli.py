@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -66,17 +67,27 @@ def _run(verb: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
 
 
 def _train(words: Sequence[str]) -> int:
-    run = _load_run("train", words)
-    from visiontrain.commands import train  # noqa: PLC0415
-
-    return train(run)[1]
+    return _start("train", words)
 
 
 def _val(words: Sequence[str]) -> int:
-    run = _load_run("val", words)
-    from visiontrain.commands import validate  # noqa: PLC0415
+    return _start("val", words)
 
-    return validate(run)[1]
+
+def _start(verb: str, words: Sequence[str]) -> int:
+    """Train or score, in as many processes as asked for, or as one of those that were started."""
+    from visiontrain.strategies.environment import launched, wants_torchrun  # noqa: PLC0415
+
+    if wants_torchrun():
+        _load_run(verb, words)  # a typo is told here, not by each process
+        again = ["-m", "torch.distributed.run", "-m", "visiontrain", verb, *words]
+        os.execv(sys.executable, [sys.executable, *again])  # noqa: S606
+    # Under a launcher only rank 0 reads the config: others may not see the folder it goes on in.
+    told = launched()
+    run = _load_run(verb, words) if told is None else lambda: _load_run(verb, words)
+    from visiontrain import commands  # noqa: PLC0415
+
+    return (commands.train if verb == "train" else commands.validate)(run)[1]
 
 
 def _predict(words: Sequence[str]) -> int:

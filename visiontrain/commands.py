@@ -29,28 +29,33 @@ from visiontrain.prepare import below, folder_of, prepare, prepare_validation, w
 from visiontrain.recipe import Run, check_values
 from visiontrain.strategies import launch
 from visiontrain.strategies.config import Single
-from visiontrain.strategies.devices import is_first, settle, under_torchrun
+from visiontrain.strategies.devices import settle
+from visiontrain.strategies.environment import is_first, launched, wants_torchrun
 from visiontrain.strategies.member import once
 
 WORKER = "visiontrain.worker"  # sits above this module and is only named here
 
 
-def train(run: Run) -> tuple[Run, int]:
+def train(run: Run | Callable[[], Run]) -> tuple[Run, int]:
     """Train as `run` says; return the run as it was settled, and the exit code.
 
-    Raises:
-        VisiontrainError: with one line for the user.
-    """
-    return _start(lambda: prepare(run), "main")
-
-
-def validate(run: Run) -> tuple[Run, int]:
-    """Score `run.weights` on `run.split`; return as `train`.
+    Args:
+        run: the config, or what reads it. Under a launcher only rank 0 calls that: others may
+            not see the folder of a run that goes on.
 
     Raises:
         VisiontrainError: with one line for the user.
     """
-    return _start(lambda: prepare_validation(run), "validate")
+    return _start(lambda: prepare(run() if callable(run) else run), "main")
+
+
+def validate(run: Run | Callable[[], Run]) -> tuple[Run, int]:
+    """Score `run.weights` on `run.split`; take and return as `train`.
+
+    Raises:
+        VisiontrainError: with one line for the user.
+    """
+    return _start(lambda: prepare_validation(run() if callable(run) else run), "validate")
 
 
 def predict(config: PredictConfig, say: Say) -> Predicted:
@@ -82,14 +87,19 @@ def predict(config: PredictConfig, say: Say) -> Predicted:
 
 def _start(make: Callable[[], Run], entry: str) -> tuple[Run, int]:
     """Prepare a run once, then call `worker.entry` in every process that its mode needs."""
+    if wants_torchrun():
+        raise ConfigError(
+            "strategy: PET_NNODES or PET_NPROC_PER_NODE asks for torchrun; start this with it, as "
+            "python -m torch.distributed.run FILE"
+        )
     text = once(lambda: _filled(make(), entry).model_dump_json())
     run = Run.model_validate_json(text)
     try:
-        # Under torchrun every process comes here.
+        # Under a launcher every process comes here.
         with folder_of(run).held() if is_first() else nullcontext():
             return run, launch.run(run.strategy, run.device, _entry(entry), text)
     except Exception:
-        if not run.resume:
+        if is_first() and not run.resume:
             folder_of(run).discard_unused()
         raise
 
@@ -125,8 +135,8 @@ def parity(
     Raises:
         VisiontrainError: with one line for the user.
     """
-    if under_torchrun():
-        raise ConfigError("parity: under torchrun; start it without, it starts its own processes")
+    if launched() is not None:
+        raise ConfigError("parity: under a launcher; start it without, it starts its own processes")
     given = run.model_dump(exclude_unset=True)
     whole = build_config(Run, merge(Run, below(given), given))
     check_values(whole)

@@ -23,11 +23,12 @@ from visiontrain.engine.durable import replace_file, storing, to_json
 from visiontrain.engine.run_folder import RunFolder, claim
 from visiontrain.engine.signals import Halt, halting
 from visiontrain.prepare import below as below_a_run
-from visiontrain.prepare import config_sha256, settled
+from visiontrain.prepare import config_sha256, goes_on, settled
 from visiontrain.recipe import Run
 from visiontrain.report.compare import Comparison, Row, measured, related
 from visiontrain.strategies.config import Single
-from visiontrain.strategies.devices import cores, devices, under_torchrun
+from visiontrain.strategies.devices import devices
+from visiontrain.strategies.environment import cores, launched
 
 ASKED = "compare.yaml"  # in the folder: what was asked for
 PARITY = "parity.json"  # in a run's folder: how exact its mode is
@@ -49,7 +50,7 @@ def compare(config: CompareConfig, say: Say) -> Comparison:
     Raises:
         VisiontrainError: before anything starts, when one of the runs cannot be what was asked.
     """
-    if under_torchrun():
+    if launched() is not None:
         raise ConfigError(
             "compare: under torchrun; start it without, its runs start their own processes"
         )
@@ -77,7 +78,7 @@ def below(given: Tree) -> Mapping[str, Any]:
     Raises:
         VisiontrainError: when the folder or the data cannot be used.
     """
-    base = _read_asked(given.get("out")) if given.get("resume") is True else {}
+    base = _read_asked(given.get("out")) if goes_on(given, ASKED) else {}
     whole = merge(CompareConfig, base, given) | {"resume": False}
     return merge(CompareConfig, below_a_run(whole), base)
 
@@ -88,7 +89,8 @@ def below(given: Tree) -> Mapping[str, Any]:
 def _asked_for(config: CompareConfig) -> tuple[Tree, CompareConfig]:
     """Put what is asked now on the comparison that goes on; return it as given, and checked."""
     given = config.model_dump(mode="json", exclude_unset=True) | {"strategy": shared_keys(config)}
-    if config.resume:
+    given["resume"] = goes_on(given, ASKED)
+    if given["resume"]:
         given = merge(CompareConfig, _read_asked(config.out), given)
     config = build(CompareConfig, given)
     if config.batch < 0:

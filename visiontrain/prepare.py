@@ -22,7 +22,8 @@ from visiontrain.engine.run_folder import RunFolder, claim, reopen
 from visiontrain.engine.weights import load_weights
 from visiontrain.models.config import TorchvisionConfig
 from visiontrain.recipe import Run, check_fixed, check_values
-from visiontrain.strategies.devices import devices, settle, under_torchrun, world
+from visiontrain.strategies.devices import devices, settle, world
+from visiontrain.strategies.environment import launched
 from visiontrain.strategies.precision import LOWER, resolve
 
 SCORED_AS_TRAINED = {"data", "imgsz", "batch", "task", "project"}  # unless val is told otherwise
@@ -64,11 +65,30 @@ def settled(run: Run) -> Run:
         VisiontrainError: when it cannot run here, or its folder or data cannot be used.
     """
     given = run.model_dump(exclude_unset=True)
+    given["resume"] = goes_on(given)
     base = below(given)
-    if run.resume and run.batch < 0 < base.get("batch", 0):
+    if given["resume"] and run.batch < 0 < base.get("batch", 0):
         given["batch"] = base["batch"]  # chosen once
     # A file that a validation left may name another split; training scores this one.
     return with_batch(_settle(merge(Run, base, given) | {"split": "val"}))
+
+
+def goes_on(given: Mapping[str, Any], file: str = "config.yaml") -> bool:
+    """Tell whether what is in `out` goes on; with `resume=auto` it does if there is something.
+
+    Args:
+        given: the keys that were given.
+        file: what tells that there is something.
+
+    Raises:
+        ConfigError: no folder was given for `resume=auto`.
+    """
+    resume, out = given.get("resume"), given.get("out")
+    if resume != "auto":
+        return resume is True
+    if out is None:
+        raise ConfigError("resume: auto without a folder; add out=DIR, where the run is to lie")
+    return (Path(out) / file).is_file()
 
 
 def below(given: Mapping[str, Any]) -> Tree:
@@ -79,11 +99,11 @@ def below(given: Mapping[str, Any]) -> Tree:
     Raises:
         VisiontrainError: when the folder or the data cannot be used.
     """
-    if given.get("resume") is True:
+    if goes_on(given):
         folder = reopen(given.get("out"))
         if folder.config.is_file():
             base = read_config(folder)
-            if under_torchrun():  # which tells anew how many processes there are
+            if launched() is not None:  # which tells anew how many processes there are
                 base.get("strategy", {}).pop("processes", None)
             return base
     data = build(Run, {"data": given.get("data", {})}).data

@@ -66,7 +66,9 @@ class Run(Section):
         "val", description="split that the verb val scores"
     )
     save_json: bool = Field(False, description="also write detections as COCO results JSON")
-    resume: bool = Field(False, description="go on with the run in `out`")
+    resume: bool | Literal["auto"] = Field(
+        False, description="go on with the run in `out`; auto: or start it there"
+    )
     out: str | None = Field(None, description="run folder; default: project/task/name")
     project: str = Field("runs", description="folder of run folders")
     name: str = Field("train", description="name of the run folder, numbered when taken")

@@ -15,11 +15,11 @@ import visiontrain
 from visiontrain import cli, commands
 from visiontrain.cli import VERBS, main
 from visiontrain.core import errors
-from visiontrain.core.shipped import shipped
+from visiontrain.core.shipped import presets, shipped
 from visiontrain.engine.parity import Check, Report
 
 TOP = Path(__file__).parents[2]
-PRESETS = sorted(path.relative_to(shipped("cfg")) for path in shipped("cfg").glob("*/*.yaml"))
+PRESETS = [path.relative_to(shipped("cfg")) for path in presets(shipped("cfg")).values()]
 SMALL = [
     *("data=tiny", "data.train_images=8", "data.val_images=2", "workers=0", "imgsz=64"),
     *("batch=4", "epochs=1", "device=cpu", "log.plots=false"),

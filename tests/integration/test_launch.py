@@ -255,6 +255,7 @@ def test_a_mode_is_checked_against_the_machine(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "node1")
     assert settle(DDP(threads=1), "0,1").processes == 2
     assert settle(DDP(processes=2), "0,1").processes == 2
     with pytest.raises(ConfigError, match=r"^strategy: single under torchrun; "):

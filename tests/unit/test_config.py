@@ -10,7 +10,7 @@ from visiontrain.core.config import build, from_keys, load, merge
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.keys import ALIASES
 from visiontrain.core.section import all_keys, annotation_of
-from visiontrain.core.shipped import shipped
+from visiontrain.core.shipped import presets, shipped
 from visiontrain.core.yaml_loader import dump_yaml, load_yaml
 from visiontrain.predict_config import PredictConfig
 from visiontrain.recipe import USES, Run
@@ -112,7 +112,7 @@ def test_later_words_win_over_presets_and_presets_may_extend(tmp_path):
     assert got == {"epochs": 9, "batch": 5, "optim": {"lr": 0.001, "momentum": 0.5}}
 
 
-@pytest.mark.parametrize("path", sorted(PRESETS.glob("*/*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", presets(PRESETS).values(), ids=lambda p: p.stem)
 def test_every_preset_loads(path):
     assert typed(str(path))
 

@@ -24,6 +24,7 @@ from visiontrain.core.section import (
     options,
     sections,
 )
+from visiontrain.core.shipped import presets as presets_in
 from visiontrain.core.yaml_loader import load_yaml
 
 Tree = dict[str, Any]
@@ -199,14 +200,9 @@ def read_tree(
 def _find_preset(name: str, presets: Path) -> Path | None:
     if _is_file(Path(name)):
         return Path(name)
-    known = _known(presets)
+    known = presets_in(presets)
     stems = {path.stem: path for path in known.values()}
     return known.get(name.removesuffix(".yaml")) or stems.get(name.removesuffix(".yaml"))
-
-
-def _known(presets: Path) -> dict[str, Path]:
-    paths = sorted(presets.glob("*/*.yaml"))
-    return {path.relative_to(presets).with_suffix("").as_posix(): path for path in paths}
 
 
 def _is_file(path: Path) -> bool:
@@ -235,8 +231,9 @@ def _no_preset(root: type[Section], name: str, presets: Path) -> str:
         return f"{name}: no value; write {name}=VALUE"
     if _is_folder(Path(name)):
         return f"{name}: a folder, and no key=value; for a data set write data={name}"
-    meant = closest(name, [*_known(presets), *all_keys(root)])
-    advice = f"did you mean {meant}?" if meant else f"presets: {', '.join(_known(presets))}"
+    known = presets_in(presets)
+    meant = closest(name, [*known, *all_keys(root)])
+    advice = f"did you mean {meant}?" if meant else f"presets: {', '.join(known)}"
     return f"{short(name)}: no such file or preset, and no key=value; {advice}"
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from visiontrain.core.errors import CheckpointError, StorageError
 from visiontrain.core.interfaces import StateDict
-from visiontrain.engine.checkpoint import CheckpointStore, Found, Snapshot, read
+from visiontrain.engine.checkpoint import PARTS, CheckpointStore, Found, Snapshot
 from visiontrain.engine.learner import Learner
 from visiontrain.engine.run_folder import RunFolder
-from visiontrain.engine.weights import WeightsMeta, floats_of, save_weights
+from visiontrain.engine.weights import WeightsMeta, floats_of, load_weights, save_weights
+
+T = TypeVar("T")
 
 
 class Saver:
@@ -48,7 +51,7 @@ class Saver:
         extra = self.strategy.collect_own(self.learner.tensors())
         meta = {**self.fixed, "version": self.meta.version}
         snapshot = Snapshot(self.learner.step, meta, {**whole, "strategy": extra}, progress)
-        self._write(lambda: self.store.save(snapshot))
+        self._on_main(lambda: self.store.save(snapshot))
 
     def weights(
         self,
@@ -66,32 +69,39 @@ class Saver:
         tensors = floats_of({**whole["model"], **whole["ema"]})
         meta = replace(self.meta, metrics=metrics, epoch=epoch, step=self.learner.step)
         paths = [self.folder.last, *([self.folder.best] if improved else [])]
-        self._write(lambda: [save_weights(path, meta, tensors) for path in paths])
+        self._on_main(lambda: [save_weights(path, meta, tensors) for path in paths])
 
     def exists(self) -> bool:
         """Tell whether there is a checkpoint. Collective."""
         return self.strategy.broadcast(bool(self.store))
 
     def newest(self) -> Found | None:
-        """Let the main process choose a checkpoint, so that all load the same one. Collective.
+        """Let the main process read a checkpoint: others may not see the folder. Collective.
 
         Raises:
-            CheckpointError: when none is intact, or it belongs to another run.
+            CheckpointError: on every rank, when none is intact, or it belongs to another run.
         """
-        found = self.store.newest() if self.strategy.place.is_main else None
-        name = self.strategy.broadcast(found.path.name if found else None)
-        if name is None:
+        found = self._sent(self._on_main(self.store.newest))
+        if found is None:
             return None
-        path = self.store.folder / name
-        found = found or Found(read(path), path, ())
         for key, mine in self.fixed.items():
             theirs = found.snapshot.meta.get(key)
             if theirs != mine:
                 raise CheckpointError(
-                    f"{path}: its {key} is {theirs}, this run's is {mine}; give what the run "
+                    f"{found.path}: its {key} is {theirs}, this run's is {mine}; give what the run "
                     "was started with, or a new folder"
                 )
         return found
+
+    def best(self) -> StateDict:
+        """Return the weights with the best score, which the main process reads. Collective.
+
+        Raises:
+            CheckpointError: on every rank, when they cannot be read.
+        """
+        return self.strategy.share(
+            self._on_main(lambda: load_weights(self.folder.best).tensors) or {}
+        )
 
     def restore(self, found: Found) -> str | None:
         """Load the tensors of a checkpoint; say what of them could not be used. Collective.
@@ -106,14 +116,37 @@ class Saver:
             self.store.prune(found.snapshot.step)
         return dropped
 
-    def _write(self, write: Callable[[], object]) -> None:
-        """Write on the main process; every rank learns whether it worked."""
-        failure = None
+    def _sent(self, found: Found | None) -> Found | None:
+        """Send what the main process found to all."""
+        known = None
+        if found:
+            snapshot = found.snapshot
+            known = {
+                "path": str(found.path),
+                "rejected": found.rejected,
+                "step": snapshot.step,
+                "meta": snapshot.meta,
+                "progress": snapshot.progress,
+            }
+        known = self.strategy.broadcast(known)
+        if known is None:
+            return None
+        tensors = {
+            p: self.strategy.share(found.snapshot.tensors[p] if found else {}) for p in PARTS
+        }
+        snapshot = Snapshot(known["step"], known["meta"], tensors, known["progress"])
+        return Found(snapshot, Path(known["path"]), tuple(known["rejected"]))
+
+    def _on_main(self, work: Callable[[], T]) -> T | None:
+        """Work on the main process; every rank learns whether it worked."""
+        done, failure = None, None
         if self.strategy.place.is_main:
             try:
-                write()
-            except StorageError as error:
-                failure = str(error)
+                done = work()
+            except (StorageError, CheckpointError) as error:
+                failure = [isinstance(error, StorageError), str(error)]
         failure = self.strategy.broadcast(failure)
         if failure is not None:
-            raise StorageError(failure)
+            is_storage, message = failure
+            raise (StorageError if is_storage else CheckpointError)(message)
+        return done

@@ -21,7 +21,7 @@ from visiontrain.engine.journal import Journal, Meter, Pace
 from visiontrain.engine.parts import FitSettings, Parts
 from visiontrain.engine.signals import Signals, unsaved
 from visiontrain.engine.step import train_step
-from visiontrain.engine.weights import digest, load_weights
+from visiontrain.engine.weights import digest
 
 MAX_STREAK = 10  # non-finite steps in a row before the run is rolled back
 MAX_ROLL_BACKS = 3
@@ -267,9 +267,8 @@ class Trainer:
 
     def _score_best(self) -> Evaluation:
         """Score the weights in best.safetensors: what metrics.json reports."""
-        best = load_weights(self.parts.saver.folder.best).tensors
         named = self.learner.tensors()
-        self.strategy.scatter(best, named["ema"] or named["model"])
+        self.strategy.scatter(self.parts.saver.best(), named["ema"] or named["model"])
         return self.parts.evaluate(self._asked_to_stop)
 
     def _summary(self, final: Evaluation) -> dict[str, Any]:

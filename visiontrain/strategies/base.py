@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from visiontrain.strategies.precision import Precision
 
 NamedParts = Mapping[str, Mapping[str, Tensor]]  # model, ema and optimizer: tensors by name
 DROPPED = "what belonged to each process is dropped: there are others now, or in another mode"
+T = TypeVar("T")
 
 
 class Strategy:
@@ -194,6 +195,18 @@ class Strategy:
     def gather(self, rows: Tensor) -> Tensor:
         """Return every rank's rows (K, columns), stacked, on every rank. Collective."""
         return rows
+
+    def share(self, tensors: StateDict) -> StateDict:
+        """Return the main rank's tensors on every rank, on the CPU. Collective."""
+        return tensors
+
+    def together(self, make: Callable[[], T]) -> T:
+        """Return what `make` returns here; where it fails on one rank, fail on all. Collective.
+
+        Raises:
+            VisiontrainError: what `make` raised; with its host, where other ranks did not fail.
+        """
+        return make()
 
     # -- the run ------------------------------------------------------------------
 

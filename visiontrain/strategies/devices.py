@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+from socket import gethostname
 from typing import TypeVar
 
 import torch
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.strategies.config import Group, Single, StrategyConfig
+from visiontrain.strategies.environment import Launched, cores, launched
+from visiontrain.strategies.meeting import located
 
 G = TypeVar("G", bound=Group)
 
@@ -37,29 +39,24 @@ def threads(config: Group) -> int:
     return config.threads or max(1, cores() // config.processes)
 
 
-def cores() -> int:
-    """Return how many CPU cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def settle(config: StrategyConfig, device: str) -> StrategyConfig:
-    """Return the mode as it will run here: under torchrun, that says how many processes.
+    """Return the mode as it will run here: a launcher says how many processes there are.
 
     Raises:
-        ConfigError: when it cannot run on these devices, or not under torchrun.
+        ConfigError: when it cannot run on these devices, or not under that launcher.
     """
     found = devices(device)
+    told = launched()
     if isinstance(config, Single):
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        if told is not None and told.world != 1:
             raise ConfigError(
-                "strategy: single under torchrun; start it without, or take strategy=ddp"
+                f"strategy: single under {told.by}; start one process, or take strategy=ddp"
             )
         if "," in device:
             raise ConfigError(f"device: {device!r}; strategy=single takes one, or add strategy=ddp")
         return config
-    if under_torchrun():
-        config = _told_by_torchrun(config)
+    if told is not None:
+        config = _as_told(config, located() or told)
     elif "processes" not in config.model_fields_set and found[0].type == "cuda":
         config = config.model_copy(update={"processes": len(found)})
     elif "," in device and config.processes < len(found):
@@ -67,35 +64,43 @@ def settle(config: StrategyConfig, device: str) -> StrategyConfig:
             f"strategy.processes: {config.processes}; device={device} names {len(found)} GPUs, "
             "name as many, or leave one of the two out"
         )
-    if found[0].type == "cuda" and config.processes > len(found):  # CPUs are shared
-        raise ConfigError(
+    given_out = told is not None and len(found) == 1  # as Slurm may give each task a GPU
+    if found[0].type == "cuda" and config.processes > len(found) and not given_out:
+        raise ConfigError(  # CPUs are shared
             f"strategy.processes: {config.processes}; device={device} is {len(found)} GPUs, "
             "one process takes one (or take device=cpu)"
         )
     return config
 
 
-def under_torchrun() -> bool:
-    """Tell whether torchrun, or another launcher that speaks its variables, started this."""
-    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+def own_device(device: str, told: Launched) -> torch.device:
+    """Return this process's device among those of its machine.
+
+    Raises:
+        ConfigError: this machine has fewer GPUs than processes, which rank 0 cannot know.
+    """
+    found = devices(device)
+    rank = told.local_rank or 0
+    if 1 < len(found) <= rank:
+        raise ConfigError(
+            f"device: {device} is {len(found)} GPUs on {gethostname()} for {told.local_world} "
+            "processes; start as many on every machine as it has GPUs"
+        )
+    return found[rank] if len(found) > 1 else found[0]
 
 
 def world(config: StrategyConfig) -> int:
     """Return how many processes a settled mode has, over all machines."""
     if isinstance(config, Single):
         return 1
-    return int(os.environ["WORLD_SIZE"]) if under_torchrun() else config.processes
+    told = launched()
+    return config.processes if told is None else told.world
 
 
-def is_first() -> bool:
-    """Tell whether this process prepares the run: all do but those that rank 0 tells."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _told_by_torchrun(config: G) -> G:
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+def _as_told(config: G, told: Launched) -> G:
+    here = told.local_world or told.world
     if "processes" in config.model_fields_set and config.processes != here:
         raise ConfigError(
-            f"strategy.processes: {config.processes}; torchrun started {here} here, leave it out"
+            f"strategy.processes: {config.processes}; {told.by} started {here} here, leave it out"
         )
     return config.model_copy(update={"processes": here})

@@ -25,8 +25,11 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from visiontrain.core.errors import RankError
 from visiontrain.core.types import Place
 from visiontrain.strategies.config import DDP, FSDP, Group, Pipeline, Single, StrategyConfig
-from visiontrain.strategies.devices import devices, threads, under_torchrun
+from visiontrain.strategies.devices import devices, threads
+from visiontrain.strategies.environment import LOOPBACK, cpu_threads, launched
+from visiontrain.strategies.meeting import located
 from visiontrain.strategies.member import Entry, describe, error_again, join
+from visiontrain.strategies.rendezvous import LOOPBACK_ONLY, register
 
 FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1")  # workers save and stop
 GROUPS = {"ddp": DDP, "fsdp": FSDP, "pipeline": Pipeline}
@@ -42,7 +45,7 @@ def run(config: StrategyConfig, device: str, entry: Entry, run_json: str) -> int
     """Call `entry(run_json, place)` in every process that the mode needs; return its exit code.
 
     One device runs in this process. Other modes start `config.processes` of them through torch
-    elastic, or, under torchrun, join the processes that it started.
+    elastic, or, under a launcher, join the processes that it started.
 
     Args:
         config: the mode.
@@ -56,9 +59,11 @@ def run(config: StrategyConfig, device: str, entry: Entry, run_json: str) -> int
     """
     if isinstance(config, Single):
         return entry(run_json, Place(devices(device)[0]))
-    if under_torchrun():
-        if config.threads:
-            torch.set_num_threads(config.threads)
+    told = located()
+    if told is not None:
+        count = config.threads or cpu_threads(told.local_world or told.world)
+        if count:
+            torch.set_num_threads(count)
         return join(config, device, entry, run_json)
     with tempfile.TemporaryDirectory(prefix="visiontrain-") as folder:
         return _start(config, device, entry, run_json, Path(folder))
@@ -73,7 +78,9 @@ def child(job: dict[str, Any]) -> None:
     Elastic ends all processes when one exits with a code, so this one exits with 0 unless it
     failed, and its code travels in the file.
     """
-    rank, folder = int(os.environ["RANK"]), Path(job["folder"])
+    told = launched()
+    assert told is not None
+    rank, folder = told.rank, Path(job["folder"])
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
     threading.Thread(target=_follow, args=(job["parent"], folder), daemon=True).start()
     if (folder / "signal").exists():
@@ -127,13 +134,13 @@ def _start(config: Group, device: str, entry: Entry, run_json: str, folder: Path
         nproc_per_node=config.processes,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "elastic")),
         run_id="visiontrain",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
+        rdzv_backend=LOOPBACK_ONLY,
+        local_addr=LOOPBACK,
         max_restarts=0,
         signals_to_handle="SIGHUP,SIGQUIT",
     )
     exits: dict[int, int] = {}
+    register()
     with _quiet_elastic(), _forward_signals(folder) as received:
         try:
             elastic_launch(settings, sys.executable)("-c", BOOT, str(folder / "job.json"))
