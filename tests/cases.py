@@ -42,6 +42,8 @@ def make_learner(place, run):
     config = TypeAdapter(ModelConfig).validate_python(keys)
     model = build_model(config, 10)
     model.freeze(run.get("freeze", 0))
+    if run.get("recompute"):
+        model.recompute_blocks()
     mode = MODES[run["strategy"]["kind"]](**run["strategy"])
     strategy = build_strategy(mode, place, run["precision"])
     strategy.setup(model)

@@ -171,6 +171,8 @@ def build_learner(
 ) -> Learner:
     """Place a model, and make what trains it."""
     model.freeze(run.freeze)
+    if run.recompute:
+        model.recompute_blocks()
     strategy.setup(model)
     return Learner(
         strategy=strategy,

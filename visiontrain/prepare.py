@@ -137,6 +137,8 @@ def with_batch(run: Run) -> Run:
     table = open_dataset(run.data).table("train")
     with torch.device("meta"):
         model = build_model(run.model, len(table.names))
+    if run.recompute:
+        model.recompute_blocks()
     staged = run.strategy.kind == "pipeline"  # whose stages keep all micro-batches at once
     here = 1 if run.strategy.kind == "single" else run.strategy.processes
     room = Room(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Fitter, StateDict, Updatable, VisionModel
+from visiontrain.core.recompute import unmoved
 from visiontrain.core.seed import seed_model
 from visiontrain.core.types import Batch, Loss, Outcome, Place
 from visiontrain.strategies.precision import Precision
@@ -209,15 +210,6 @@ def add_up(parts: Sequence[Loss], over_ranks: Callable[[Tensor], Tensor]) -> Los
     values = dict(zip(names, over_ranks(torch.stack(rows).sum(0)).unbind(), strict=True))
     terms = {name: values[name] for name in parts[0].terms}
     return Loss(terms, {name: values[name] for name in parts[0].counts})
-
-
-@contextmanager
-def unmoved(model: nn.Module) -> Iterator[None]:
-    """Leave buffers as they were: an image that only fills a place moves no statistics."""
-    before = [buffer.clone() for buffer in model.buffers()]
-    yield
-    for buffer, old in zip(model.buffers(), before, strict=True):
-        buffer.copy_(old)
 
 
 def detach(loss: Loss) -> Loss:
