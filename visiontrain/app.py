@@ -242,7 +242,7 @@ def build_saver(run: Run, spec: DataSpec, learner: Learner, images: int) -> Save
         "batch": run.batch,
         "seed": run.seed,
     }
-    return Saver(learner, folder_of(run), meta, keep=run.save.keep, fixed=fixed)
+    return Saver(learner, folder_of(run), meta, run.save, fixed)
 
 
 def fit_settings(run: Run, images: int) -> FitSettings:

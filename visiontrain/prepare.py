@@ -85,6 +85,8 @@ def below(given: Mapping[str, Any]) -> Tree:
             base = read_config(folder)
             if under_torchrun():  # which tells anew how many processes there are
                 base.get("strategy", {}).pop("processes", None)
+            if given.get("strategy", {}).get("kind", "fsdp") != "fsdp":
+                base.get("save", {}).pop("sharded", None)  # another mode has no shards to write
             return base
     data = build(Run, {"data": given.get("data", {})}).data
     return read_tree(Run, open_dataset(data).defaults, f"{data.source}: defaults", RECOMMENDED)

@@ -116,6 +116,7 @@ IDLE: Sequence[tuple[str, Callable[[Run], bool], str]] = (  # key, whether it is
     ("recompute", lambda run: not foreign(run), "take model=yolo_n"),
     ("optim.beta2", lambda run: run.optim.kind in ("auto", "adamw"), "take optim=adamw"),
     ("optim.ema_window", lambda run: run.ema, "take ema=true"),
+    ("save.sharded", lambda run: run.strategy.kind == "fsdp", "take strategy=fsdp"),
     ("patience", lambda run: run.val, "take val=true"),
     ("log.wandb_project", lambda run: "wandb" in run.log.to, "add wandb to log.to"),
     ("log.wandb_mode", lambda run: "wandb" in run.log.to, "add wandb to log.to"),

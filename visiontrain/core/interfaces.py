@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -20,6 +20,15 @@ from visiontrain.core.types import Batch, ClassRows, Detections, Loss, Outcome
 StateDict = dict[str, Tensor]
 Metrics = dict[str, Any]  # flat names -> floats; `per_class` -> {name: {metric: float}}
 IMAGE = "image"  # the name of a model's input among `VisionModel.inputs`
+
+
+class TensorSource(Mapping[str, Tensor], ABC):
+    """Named tensors that lie in files: read when they are asked for, whole or in part."""
+
+    @abstractmethod
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Return the rows from `start` to before `stop` of a tensor."""
+        ...
 
 
 class VisionModel(nn.Module, ABC):

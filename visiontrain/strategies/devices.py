@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 
 from visiontrain.core.errors import ConfigError
-from visiontrain.strategies.config import Group, Single, StrategyConfig
+from visiontrain.strategies.config import FSDP, Group, Single, StrategyConfig
 
 G = TypeVar("G", bound=Group)
 
@@ -58,6 +59,14 @@ def settle(config: StrategyConfig, device: str) -> StrategyConfig:
         if "," in device:
             raise ConfigError(f"device: {device!r}; strategy=single takes one, or add strategy=ddp")
         return config
+    if isinstance(config, FSDP) and config.offload and found[0].type == "cpu":
+        raise ConfigError(
+            "strategy.offload: true on the CPU, where everything lies already; leave it out"
+        )
+    return _settle_processes(config, device, found)
+
+
+def _settle_processes(config: G, device: str, found: Sequence[torch.device]) -> G:
     if under_torchrun():
         config = _told_by_torchrun(config)
     elif "processes" not in config.model_fields_set and found[0].type == "cuda":
