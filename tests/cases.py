@@ -50,6 +50,8 @@ def make_learner(place, run):
     model = build_model(config, 10)
     stir(model)
     model.freeze(run.get("freeze", 0))
+    if run.get("recompute"):
+        model.recompute_blocks()
     mode = MODES[run["strategy"]["kind"]](**run["strategy"])
     strategy = build_strategy(mode, place, run["precision"])
     strategy.setup(model)

@@ -41,6 +41,7 @@ class TrainKeys(TypedDict, total=False):
     epochs: int
     batch: int
     accumulate: int
+    recompute: bool
     imgsz: int
     precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"]
     device: str

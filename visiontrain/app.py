@@ -215,6 +215,8 @@ def build_learner(
 ) -> Learner:
     """Place a model, and make what trains it."""
     model.freeze(run.freeze)
+    if run.recompute:
+        model.recompute_blocks()
     strategy.setup(model)
     return Learner(
         strategy=strategy,
@@ -288,7 +290,7 @@ def build_saver(run: Run, spec: DataSpec, learner: Learner, images: int) -> Save
         "batch": run.batch,
         "seed": run.seed,
     }
-    return Saver(learner, folder_of(run), meta, keep=run.save.keep, fixed=fixed)
+    return Saver(learner, folder_of(run), meta, run.save, fixed)
 
 
 def fit_settings(run: Run, images: int) -> FitSettings:

@@ -105,6 +105,8 @@ def below(given: Mapping[str, Any]) -> Tree:
             base = read_config(folder)
             if launched() is not None:  # which tells anew how many processes there are
                 base.get("strategy", {}).pop("processes", None)
+            if given.get("strategy", {}).get("kind", "fsdp") != "fsdp":
+                base.get("save", {}).pop("sharded", None)  # another mode has no shards to write
             return base
     data = build(Run, {"data": given.get("data", {})}).data
     return read_tree(Run, open_dataset(data).defaults, f"{data.source}: defaults", RECOMMENDED)
@@ -157,6 +159,8 @@ def with_batch(run: Run) -> Run:
     table = open_dataset(run.data).table("train")
     with torch.device("meta"):
         model = build_model(run.model, len(table.names))
+    if run.recompute:
+        model.recompute_blocks()
     staged = run.strategy.kind == "pipeline"  # whose stages keep all micro-batches at once
     here = 1 if run.strategy.kind == "single" else run.strategy.processes
     room = Room(

@@ -50,6 +50,9 @@ class Run(Section):
         16, ge=-1, description="images per optimizer step, over all processes; -1: what fits"
     )
     accumulate: int = Field(1, ge=1, description="micro-batches each step's batch is cut into")
+    recompute: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, more time"
+    )
     imgsz: int = Field(640, ge=32, multiple_of=32, description="side of the square input, pixels")
     precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on GPUs that have it, fp32 elsewhere"
@@ -90,7 +93,7 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
     "parity": (
         *("data", "augment", "model", "optim", "strategy", "epochs", "batch", "accumulate"),
         *("task.box", "task.cls", "task.l1", "task.topk", "task.alpha", "task.beta"),
-        *("imgsz", "precision", "device", "ema", "freeze", "seed", "weights"),
+        *("imgsz", "precision", "device", "ema", "freeze", "seed", "weights", "recompute"),
     ),
 }
 
@@ -112,8 +115,10 @@ IDLE: Sequence[tuple[str, Callable[[Run], bool], str]] = (  # key, whether it is
     ),
     *((f"task.{key}", lambda run: not foreign(run), "take model=yolo_n") for key in OWN_LOSS),
     ("freeze", lambda run: not foreign(run), "take model.trainable_layers"),
+    ("recompute", lambda run: not foreign(run), "take model=yolo_n"),
     ("optim.beta2", lambda run: run.optim.kind in ("auto", "adamw"), "take optim=adamw"),
     ("optim.ema_window", lambda run: run.ema, "take ema=true"),
+    ("save.sharded", lambda run: run.strategy.kind == "fsdp", "take strategy=fsdp"),
     ("patience", lambda run: run.val, "take val=true"),
     ("log.wandb_project", lambda run: "wandb" in run.log.to, "add wandb to log.to"),
     ("log.wandb_mode", lambda run: "wandb" in run.log.to, "add wandb to log.to"),

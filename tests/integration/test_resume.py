@@ -15,7 +15,7 @@ from visiontrain.core.config import from_keys, load
 from visiontrain.core.errors import CheckpointError, ConfigError, StorageError
 from visiontrain.core.shipped import shipped
 from visiontrain.core.types import Place
-from visiontrain.engine.checkpoint import CheckpointStore
+from visiontrain.engine.checkpoint import WHOLE, CheckpointStore
 from visiontrain.engine.run_folder import RunFolder
 from visiontrain.engine.saving import Saver
 from visiontrain.prepare import below, prepare
@@ -71,6 +71,18 @@ def test_a_signal_saves_in_mid_epoch_and_resume_is_bit_identical(
     assert watch.lines[0].startswith("going on, from ")
     assert digests(out) == digests(whole)
     assert rows_without_times(out) == rows_without_times(whole)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_saving_beside_training_changes_nothing(tmp_path, whole, background):
+    keys = {"save.every_steps": 1, "save.background": background}
+    assert stopped(tmp_path, signal.SIGTERM, 2, **keys)[0].exit_code == 75
+    resumed(tmp_path, **keys)
+    assert rows_without_times(tmp_path) == rows_without_times(whole)
+    ends = [RunFolder(out).checkpoints / "step-000006" for out in (tmp_path, whole)]
+    for file in WHOLE.values():
+        one, other = ((end / file).read_bytes() for end in ends)
+        assert one == other
 
 
 def test_a_signal_without_room_to_save_says_so(tmp_path, monkeypatch):
@@ -169,6 +181,13 @@ def test_keys_of_the_runs_own_kinds_need_no_kind(tmp_path):
     assert (run.optim.kind, run.optim.lr, run.optim.lr_final) == ("sgd", 0.1, 0.5)
 
 
+@pytest.mark.parametrize(("kind", "sharded"), [("ddp", False), ("fsdp", True)])
+def test_another_mode_leaves_the_shards_of_fsdp(tmp_path, kind, sharded):
+    prepare(config(tmp_path, strategy="fsdp", **{"save.sharded": True}))
+    assert prepare(again(tmp_path, f"strategy={kind}")).save.sharded == sharded
+    assert prepare(again(tmp_path, "strategy.processes=3")).save.sharded
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -218,6 +237,8 @@ def mode_of(kind, rank, world):
 def go_on(out, kind, epochs):
     """Be one rank of a run that goes on, for one more epoch, in another mode."""
     keys = dict(EXACT, epochs=epochs, resume=True, strategy=kind)
+    if kind == "fsdp":
+        keys["save.sharded"] = True
     run = None
     if dist.get_rank() == 0:
         run = prepare(config(out, **keys))

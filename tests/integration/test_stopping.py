@@ -85,7 +85,8 @@ def stop_one(out, kind):
     """Be one rank of a run; only the last one gets a signal, after the first step."""
     rank, world = dist.get_rank(), dist.get_world_size()
     shard = (0, 1) if kind == "pipeline" else (rank, world)
-    run = config(out, strategy=kind, **{"log.every": 1, "model.norm": "group"})
+    keys = {"log.every": 1, "model.norm": "group", "save.sharded": kind == "fsdp"}
+    run = config(out, strategy=kind, **keys)
     trainer = app.build(run, Place(torch.device("cpu"), rank, world, shard, is_main=rank == 0))
     fitted = train_step_watched(trainer, rank == world - 1)
     return fitted.exit_code, trainer.learner.step

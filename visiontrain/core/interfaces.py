@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from visiontrain.core.errors import ConfigError
+from visiontrain.core.recompute import recomputed
 from visiontrain.core.types import Batch, ClassRows, Detections, Loss, Outcome
 
 StateDict = dict[str, Tensor]
 Metrics = dict[str, Any]  # flat names -> floats; `per_class` -> {name: {metric: float}}
 IMAGE = "image"  # the name of a model's input among `VisionModel.inputs`
+
+
+class TensorSource(Mapping[str, Tensor], ABC):
+    """Named tensors that lie in files: read when they are asked for, whole or in part."""
+
+    @abstractmethod
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Return the rows from `start` to before `stop` of a tensor."""
+        ...
 
 
 class VisionModel(nn.Module, ABC):
@@ -34,6 +45,19 @@ class VisionModel(nn.Module, ABC):
     body: tuple[str, ...] = ()  # parameters that may come pretrained: prefixes, first block first
     frozen: tuple[str, ...] = ()  # blocks that do not train and stay in evaluation mode
     class_rows: Mapping[str, ClassRows] = {}  # of tensors with other than one row per class
+    recompute = False  # whether blocks that train drop their activations until backward
+
+    def recompute_blocks(self) -> None:
+        """Keep what goes from block to block for the backward pass, and compute the rest twice.
+
+        Raises:
+            ConfigError: the model is one block: all of it would be there again at once.
+        """
+        if len(self.blocks) == 1:
+            raise ConfigError(
+                "recompute: true with a model of one block, where it saves nothing; leave it out"
+            )
+        self.recompute = True
 
     def freeze(self, count: int) -> None:
         """Stop the first `count` blocks from training, statistics included.
@@ -65,11 +89,18 @@ class VisionModel(nn.Module, ABC):
         """Run the blocks `names` on `values`; return `keep`, dropping what is dead on the way."""
         last_use = {source: name for name in names for source in self.inputs[name]}
         for name in names:
-            values[name] = self.blocks[name](*(values[source] for source in self.inputs[name]))
+            inputs = [values[source] for source in self.inputs[name]]
+            values[name] = self._run_block(name, inputs)
             for source in self.inputs[name]:
                 if last_use[source] == name and source not in keep:
                     del values[source]
         return [values[name] for name in keep]
+
+    def _run_block(self, name: str, inputs: Sequence[Any]) -> Any:
+        training = self.training and torch.is_grad_enabled() and name not in self.frozen
+        if self.recompute and training:
+            return recomputed(self.blocks[name], *inputs)
+        return self.blocks[name](*inputs)
 
     def live(self, n: int) -> tuple[str, ...]:
         """Name the values made before block `n` and read at or after it, in the order made."""

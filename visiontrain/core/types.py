@@ -117,6 +117,15 @@ class ClassRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of a tensor's rows, which another process has the rest of."""
+
+    rows: Tensor  # on the CPU
+    start: int  # the first one's place in the whole tensor
+    shape: tuple[int, ...]  # of the whole tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where this process stands among the others."""
 

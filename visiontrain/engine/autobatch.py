@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from visiontrain.core.interfaces import VisionModel
+from visiontrain.core.interfaces import IMAGE, VisionModel
 
 SHARE = 0.6  # of the free memory: kernels, the loss and fragmentation take some as well
 STATES = 5  # weights, gradients, two moments and the average, each as large as the model
@@ -52,7 +54,10 @@ def _power_of_two(number: int) -> int:
 
 
 def kept_bytes(model: nn.Module, side: int) -> float:
-    """Return how many bytes one image leaves behind in a training forward pass, at fp32.
+    """Return the most bytes that one image holds in a training step, at fp32, the loss aside.
+
+    That is what its forward pass leaves behind for the backward pass. Where blocks recompute,
+    it is what goes from block to block, and what the largest one keeps inside.
 
     Args:
         model: on the meta device, where nothing is computed.
@@ -68,9 +73,30 @@ def kept_bytes(model: nn.Module, side: int) -> float:
         return tensor
 
     model.train()
+    images = torch.empty(2, 3, side, side, device="meta")  # of one alone there is no deviation
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(torch.empty(2, 3, side, side, device="meta"))  # of one alone there is no deviation
-    return sum(t.untyped_storage().nbytes() for t in kept.values()) / 2
+        if isinstance(model, VisionModel) and model.recompute:
+            return _recomputed_bytes(model, images, kept) / 2
+        model(images)
+    return _bytes(kept) / 2
+
+
+def _recomputed_bytes(model: VisionModel, images: Tensor, kept: dict[int, Tensor]) -> int:
+    """Add up the inputs of all blocks, and the most that a block leaves in `kept` beside them."""
+    values: dict[str, Any] = {IMAGE: images}
+    between: dict[int, Tensor] = {}
+    inside = []
+    for name, block in model.blocks.items():
+        inputs = [values[source] for source in model.inputs[name]]
+        between |= {tensor.untyped_storage()._cdata: tensor for tensor in inputs}
+        kept.clear()
+        values[name] = block(*inputs)
+        inside.append(_bytes({key: t for key, t in kept.items() if key not in between}))
+    return _bytes(between) + max(inside)
+
+
+def _bytes(tensors: Mapping[int, Tensor]) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
 
 
 def free_memory(device: torch.device, processes: int) -> int:

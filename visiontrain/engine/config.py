@@ -49,3 +49,9 @@ class SaveConfig(Section):
     every_epochs: int = Field(1, ge=1, description="epochs between checkpoints")
     every_steps: int | None = Field(None, ge=1, description="also after so many steps")
     keep: int = Field(3, ge=1, description="checkpoints kept")
+    background: bool = Field(
+        True, description="write in a thread while training goes on, from a copy in memory"
+    )
+    sharded: bool = Field(
+        False, description="every process writes its own part of a checkpoint (strategy=fsdp)"
+    )

@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from visiontrain.core.errors import StorageError
+
+Data: TypeAlias = bytes | memoryview
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 MARGIN = 1 << 20  # bytes to leave free for directories and logs
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write `data` and wait until it is on the disk."""
+def write_parts(path: Path, parts: Iterable[Data]) -> str:
+    """Write parts one after another, wait until they are on the disk; return their sha256."""
+    digest = hashlib.sha256()
     with path.open("wb") as file:
-        file.write(data)
+        for part in parts:
+            file.write(part)
+            digest.update(part)
         file.flush()
         os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def write_file(path: Path, data: bytes) -> str:
+    """Write `data` as `write_parts` does."""
+    return write_parts(path, (data,))
+
+
+def digest_of(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def replace_file(path: Path, data: bytes) -> None:

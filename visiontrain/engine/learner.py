@@ -68,13 +68,14 @@ class Learner:
         A non-finite norm suppresses the whole update on the device, without a sync.
         """
         norm = self.strategy.clip_grad_norm(self.model, self.clip)
-        self.failed = (~torch.isfinite(norm)).float()
+        failed = (~torch.isfinite(norm)).float()  # where the gradients are: on the CPU if offloaded
+        self.failed = failed.to(self.nonfinite.device)
         self.nonfinite = (self.nonfinite + 1) * self.failed
         self.lr = self.schedule.lr(self.samples)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["lr_share"]
         # Fused kernels, and our SGD, look for it.
-        self.optimizer.found_inf = self.failed  # pyrefly: ignore
+        self.optimizer.found_inf = failed  # pyrefly: ignore
         self.optimizer.step()
         self.strategy.precision.update(self.failed)
         for buffer, old in zip(self.buffers, self.before, strict=True):
@@ -90,7 +91,9 @@ class Learner:
         ema = [local(tensor) for tensor in self.ema.values()]
         now = [local(live[name]).to(e.dtype) for name, e in zip(self.ema, ema, strict=True)]
         share = self.schedule.ema_share(self.samples) * (1 - self.failed)
-        torch._foreach_lerp_(ema, now, [share.to(e.dtype) for e in ema])
+        # Parameters may lie on the CPU, and buffers beside them on a GPU.
+        shares = {device: share.to(device) for device in {e.device for e in ema}}
+        torch._foreach_lerp_(ema, now, [shares[e.device].to(e.dtype) for e in ema])
 
     @contextmanager
     def evaluating(self) -> Iterator[VisionModel]:
@@ -119,12 +122,15 @@ class Learner:
             "optimizer": optimizer_tensors(self.model, self.optimizer),
         }
 
-    def collect(self) -> dict[str, StateDict]:
-        """Return all state as whole tensors on the CPU. Collective."""
+    def collect(self, *, everywhere: bool = True) -> dict[str, StateDict]:
+        """Return all state as whole tensors on the CPU, or on the main process's. Collective."""
+        collect = self.strategy.collect
         self.strategy.sync_buffers(self.model)
-        return {part: self.strategy.collect(named) for part, named in self.tensors().items()}
+        return {
+            part: collect(named, everywhere=everywhere) for part, named in self.tensors().items()
+        }
 
-    def load(self, whole: Mapping[str, StateDict]) -> None:
+    def load(self, whole: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take state that any mode and world size collected. Collective."""
         for part, named in self.tensors().items():
             self.strategy.scatter(whole[part], named)

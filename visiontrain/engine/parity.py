@@ -248,6 +248,8 @@ def causes(run: Mapping[str, Any]) -> list[str]:
     for key, plain in (("aggregate", "mean"), ("compress", "none"), ("sync_every", 1)):
         if mode.get(key, plain) != plain:
             found.append(f"strategy.{key}={mode[key]}: not the sum of all gradients at every step")
+    if run.get("strategy", {}).get("reduce") == "bf16":
+        found.append("strategy.reduce=bf16: gradients are rounded before they are summed")
     if run["model"].get("kind") == "faster_rcnn":
         found.append(
             "model=faster_rcnn: each process and micro-batch draws its own anchors and proposals"

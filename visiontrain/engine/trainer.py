@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from visiontrain.core.errors import DivergedError, StorageError
-from visiontrain.core.interfaces import StateDict
 from visiontrain.core.types import Outcome
 from visiontrain.data.loader import Step
 from visiontrain.engine.checkpoint import Found
@@ -66,6 +65,7 @@ class Trainer:
                 exit_code = outcome.exit_code
                 return outcome
             finally:
+                self.parts.saver.close()
                 self.parts.progress.close()
                 for logger in self.parts.loggers:
                     logger.close(exit_code=exit_code)
@@ -94,6 +94,7 @@ class Trainer:
             self._end_epoch(late=True)
         if self._finished() or (scored and self._late()):
             return Ending.COMPLETE
+        self.parts.saver.rest()  # loaders are forks, which must not be made beside a thread
         steps = self.parts.steps(self.learner.step, frozenset(self.journal.skipped))
         ending = None
         while ending is None:
@@ -137,7 +138,7 @@ class Trainer:
         if over or late:
             return Ending.COMPLETE if self._end_epoch(late=late) else None
         if every and self.learner.step % every == 0:
-            self._save(self.learner.collect())
+            self._save()
         return None
 
     def _jump(self) -> None:
@@ -194,15 +195,15 @@ class Trainer:
         metrics: Mapping[str, Any] = {}
         improved = False
         if self.settings.evaluate or last:
+            self.parts.saver.rest()  # as before the loaders of training
             metrics = self.parts.evaluate(self._asked_to_stop).metrics
             improved = journal.judge(float(metrics[self.learner.task.best]), epoch)
         journal.epochs = done  # not earlier: an evaluation that is stopped comes again
         last = last or self._finished()
         self._log(epoch, metrics)
-        whole = self.learner.collect()
-        self.parts.saver.weights(whole, metrics, epoch, improved=improved)
+        self.parts.saver.weights(metrics, epoch, improved=improved)
         if last or journal.epochs % self.settings.save.every_epochs == 0:
-            self._save(whole)
+            self._save()
         return last
 
     def _log(self, epoch: int, metrics: Mapping[str, Any]) -> None:
@@ -242,7 +243,8 @@ class Trainer:
         received = self._agree()
         try:
             # Also amid non-finite steps: they changed nothing, and this is the last chance.
-            self.parts.saver.checkpoint(self.learner.collect(), self._state())
+            self.parts.saver.checkpoint(self._state())
+            self.parts.saver.settle()
         except StorageError as error:
             if self.strategy.place.is_main:
                 _error("%s", error)
@@ -254,6 +256,7 @@ class Trainer:
 
     def _finish(self) -> Outcome:
         """Leave the final scores and pictures."""
+        self.parts.saver.settle()
         try:
             final = self._score_best()
         except Stopped:  # all is saved; whoever goes on only scores again
@@ -291,10 +294,10 @@ class Trainer:
 
     # -- saving and going on ------------------------------------------------------
 
-    def _save(self, whole: Mapping[str, StateDict]) -> None:
+    def _save(self) -> None:
         """Write a checkpoint, but not amid non-finite steps: a roll-back must not end there."""
         if not self._streak() or not self.parts.saver.exists():
-            self.parts.saver.checkpoint(whole, self._state())
+            self.parts.saver.checkpoint(self._state())
 
     def _state(self) -> dict[str, Any]:
         return self.journal.state() | {
@@ -320,9 +323,10 @@ class Trainer:
             does = "complete, only its results are written again" if over else "going on"
             self.parts.progress.message(f"{does}, from {found.path}")
         else:
-            whole = self.learner.collect()
-            self.journal.initial_sha256 = digest(whole["model"])
-            self._save(whole)
+            # Whole on the main process alone, which writes it.
+            start = self.strategy.collect(self.learner.tensors()["model"], everywhere=False)
+            self.journal.initial_sha256 = digest(start)
+            self._save()
         self.parts.begin()
         self._began = time.monotonic()
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Fitter, StateDict, Updatable, VisionModel
+from visiontrain.core.recompute import unmoved
 from visiontrain.core.seed import seed_model
-from visiontrain.core.types import Batch, Loss, Outcome, Place
+from visiontrain.core.types import Batch, Loss, Outcome, Piece, Place
 from visiontrain.strategies.precision import Precision
 
 NamedParts = Mapping[str, Mapping[str, Tensor]]  # model, ema and optimizer: tensors by name
@@ -50,9 +51,22 @@ class Strategy:
         """Return what this process holds of a parameter, gradient or state."""
         return tensor
 
-    def collect(self, tensors: Mapping[str, Tensor]) -> StateDict:
-        """Return whole copies on the CPU, under the same names in every mode. Collective."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    def collect(self, tensors: Mapping[str, Tensor], *, everywhere: bool = True) -> StateDict:
+        """Return whole copies on the CPU, under the same names in every mode. Collective.
+
+        Args:
+            tensors: by name, as this process holds them.
+            everywhere: whether all processes need them; else all but the main one get none.
+        """
+        if not (everywhere or self.place.is_main):
+            return {}
+        return {name: on_cpu(tensor) for name, tensor in tensors.items()}
+
+    def shard(self, tensors: Mapping[str, Tensor]) -> dict[str, Piece]:
+        """Copy to the CPU what this process writes of a state that all write together."""
+        if not self.place.is_main:
+            return {}
+        return {n: Piece(on_cpu(t), 0, tuple(t.shape)) for n, t in tensors.items()}
 
     def scatter(self, whole: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
         """Copy whole tensors into what this process holds. Inverse of `collect`. Collective."""
@@ -74,7 +88,7 @@ class Strategy:
             named: the learner's tensors, as `Learner.tensors` gives them.
         """
         del named
-        return self.collect(self.precision.tensors())
+        return self.collect(self.precision.tensors(), everywhere=False)
 
     def load_own(self, saved: Mapping[str, Tensor], named: NamedParts) -> str | None:
         """Take back what `collect_own` returned; say what could not be used. Collective."""
@@ -136,7 +150,8 @@ class Strategy:
         for head, share in shares.items():
             grads = [self.local(p.grad) for p in learner.trained[head] if p.grad is not None]
             if grads:
-                torch._foreach_mul_(grads, share.to(grads[0].dtype) * self.precision.unscale)
+                factor = share.to(grads[0].dtype) * self.precision.unscale
+                torch._foreach_mul_(grads, factor.to(grads[0].device))
         return self.mean(loss)
 
     def mean(self, loss: Loss) -> Loss:
@@ -155,7 +170,8 @@ class Strategy:
     def clip_grad_norm(self, model: nn.Module, max_norm: float) -> Tensor:
         """Clip by the norm over all parameters everywhere; return that norm ()."""
         grads = [self.local(p.grad) for p in model.parameters() if p.grad is not None]
-        none = torch.zeros((), device=self.place.device, dtype=self.precision.weights)
+        device = grads[0].device if grads else self.place.device  # the CPU, when offloaded
+        none = torch.zeros((), device=device, dtype=self.precision.weights)
         # A pipeline's stage may be frozen whole, and then has no gradient.
         norms = torch.stack([none, *(torch._foreach_norm(grads) if grads else ())])
         norm = self.sum_shards(norms.square().sum()).sqrt()
@@ -239,13 +255,9 @@ def filler(batch: Batch, model: VisionModel) -> Batch:
     return Batch(*(getattr(batch, name)[:0] for name in Batch.__slots__))
 
 
-@contextmanager
-def unmoved(model: nn.Module) -> Iterator[None]:
-    """Leave buffers as they were: an image that only fills a place moves no statistics."""
-    before = [buffer.clone() for buffer in model.buffers()]
-    yield
-    for buffer, old in zip(model.buffers(), before, strict=True):
-        buffer.copy_(old)
+def on_cpu(tensor: Tensor) -> Tensor:
+    """Return a copy that nothing else changes."""
+    return tensor.detach().to("cpu", copy=True)
 
 
 def detach(loss: Loss) -> Loss:

@@ -66,6 +66,13 @@ class FSDP(Group):
     """Sharded data parallel: parameters, gradients, optimizer and EMA are cut over processes."""
 
     kind: Literal["fsdp"] = "fsdp"
+    reduce: Literal["full", "bf16"] = Field(
+        "full", description="format that gradients are summed in: full is that of the weights, fp32"
+    )
+    offload: bool = Field(
+        False,
+        description="keep parameters, gradients and optimizer in the CPU's memory (GPUs only)",
+    )
 
 
 class Pipeline(Group):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from socket import gethostname
 from typing import TypeVar
 
 import torch
 
 from visiontrain.core.errors import ConfigError
-from visiontrain.strategies.config import Group, Single, StrategyConfig
+from visiontrain.strategies.config import FSDP, Group, Single, StrategyConfig
 from visiontrain.strategies.environment import Launched, cores, launched
 from visiontrain.strategies.meeting import located
 
@@ -55,6 +56,16 @@ def settle(config: StrategyConfig, device: str) -> StrategyConfig:
         if "," in device:
             raise ConfigError(f"device: {device!r}; strategy=single takes one, or add strategy=ddp")
         return config
+    if isinstance(config, FSDP) and config.offload and found[0].type == "cpu":
+        raise ConfigError(
+            "strategy.offload: true on the CPU, where everything lies already; leave it out"
+        )
+    return _settle_processes(config, device, found, told)
+
+
+def _settle_processes(
+    config: G, device: str, found: Sequence[torch.device], told: Launched | None
+) -> G:
     if told is not None:
         config = _as_told(config, located() or told)
     elif "processes" not in config.model_fields_set and found[0].type == "cuda":

@@ -66,10 +66,10 @@ class LocalSGD(Processes):
         floats = [t for t in model.state_dict().values() if t.is_floating_point()]
         fill(floats, comm.averaged(floats))
 
-    def collect(self, tensors: Named) -> StateDict:
+    def collect(self, tensors: Named, *, everywhere: bool = True) -> StateDict:
         floats = {name: t for name, t in tensors.items() if t.is_floating_point()}
         means = dict(zip(floats, comm.averaged(list(floats.values())), strict=True))
-        return super().collect({**tensors, **means})
+        return super().collect({**tensors, **means}, everywhere=everywhere)
 
     def collect_own(self, named: NamedParts) -> StateDict:
         """Add all that ranks hold apart: weights, averages, moments, the outer optimizer."""

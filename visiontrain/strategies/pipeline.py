@@ -97,10 +97,11 @@ class Pipeline(Processes):
     def micro_batches(self, accumulate: int) -> int:
         return max(accumulate, self.place.world)
 
-    def collect(self, tensors: Mapping[str, Tensor]) -> StateDict:
+    def collect(self, tensors: Mapping[str, Tensor], *, everywhere: bool = True) -> StateDict:
         mine, whole = super().collect(tensors), {}
         for source in range(self.place.world):
-            whole |= comm.broadcast_tensors(mine, self.place.device, source)
+            got = comm.broadcast_tensors(mine, self.place.device, source)
+            whole |= got if everywhere or self.place.is_main else {}
         return whole
 
     # -- the step -----------------------------------------------------------------

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from visiontrain.core.types import Place
 from visiontrain.strategies import config as settings
 from visiontrain.strategies.base import Strategy
-from visiontrain.strategies.config import Pipeline as PipelineConfig
 from visiontrain.strategies.config import StrategyConfig
 from visiontrain.strategies.precision import Precision
 
@@ -23,14 +22,14 @@ def ddp(config: settings.DDP, place: Place, precision: Precision) -> Strategy:
     return DDP(place, precision, config)
 
 
-def fsdp(_: StrategyConfig, place: Place, precision: Precision) -> Strategy:
+def fsdp(config: settings.FSDP, place: Place, precision: Precision) -> Strategy:
     """Make fully sharded data parallelism."""
     from visiontrain.strategies.fsdp import FSDP  # noqa: PLC0415 - torch's takes a second
 
-    return FSDP(place, precision)
+    return FSDP(place, precision, reduce=config.reduce, offload=config.offload)
 
 
-def pipeline(config: PipelineConfig, place: Place, precision: Precision) -> Strategy:
+def pipeline(config: settings.Pipeline, place: Place, precision: Precision) -> Strategy:
     """Make pipeline model parallelism."""
     from visiontrain.strategies.pipeline import Pipeline  # noqa: PLC0415 - torch's takes a second
 
