@@ -51,7 +51,10 @@ EXAMPLES = {
         "visiontrain train out=runs/detect/train resume=true",
     ),
     "val": ("visiontrain val weights=runs/detect/train data=my/data.yaml split=test",),
-    "predict": ("visiontrain predict weights=runs/detect/train source=pictures/",),
+    "predict": (
+        "visiontrain predict weights=runs/detect/train source=pictures/",
+        "visiontrain predict weights=runs/detect/train source=pictures/ strategy=ddp",
+    ),
     "check": ("visiontrain check data=my/data.yaml", "visiontrain check data=my/data.yaml --json"),
     "parity": (
         "visiontrain parity data=tiny epochs=5 strategy=ddp model.norm=group imgsz=64 batch=4",

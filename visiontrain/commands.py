@@ -65,33 +65,44 @@ def predict(config: PredictConfig, say: Say) -> Predicted:
         VisiontrainError: with one line for the user.
         KeyboardInterrupt: at Ctrl-C, when what was found before is written.
     """
+    _refuse_half_a_launcher()
     text = once(lambda: to_text(prepare_prediction(config)))
     config = from_text(text)
+    folder = folder_of_prediction(config)
     try:
         code = launch.run(mode_of(config), config.device, _entry("predict"), text)
     except Exception:
-        folder_of_prediction(config).discard_unused()
+        if is_first():
+            folder.discard_unused()
         raise
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     result = read_result(config, code)
-    if is_first():
-        for reason in result.unreadable:
-            say(printable(f"left out: {reason}"))
-    if not result.rows and not code:
+    _tell(result, say if is_first() else lambda _: None)
+    # Under a launcher, other machines may not see what the first process wrote.
+    if folder.metrics.is_file() and not result.rows and not code:
         raise DataError(f"source: nothing in {config.source!r} could be read; see the lines above")
-    if is_first():
-        say(printable(result.summary()))
     return result
 
 
-def _start(make: Callable[[], Run], entry: str) -> tuple[Run, int]:
-    """Prepare a run once, then call `worker.entry` in every process that its mode needs."""
+def _tell(result: Predicted, say: Say) -> None:
+    for reason in result.unreadable:
+        say(printable(f"left out: {reason}"))
+    if result.rows:
+        say(printable(result.summary()))
+
+
+def _refuse_half_a_launcher() -> None:
     if wants_torchrun():
         raise ConfigError(
             "strategy: PET_NNODES or PET_NPROC_PER_NODE asks for torchrun; start this with it, as "
             "python -m torch.distributed.run FILE"
         )
+
+
+def _start(make: Callable[[], Run], entry: str) -> tuple[Run, int]:
+    """Prepare a run once, then call `worker.entry` in every process that its mode needs."""
+    _refuse_half_a_launcher()
     text = once(lambda: _filled(make(), entry).model_dump_json())
     run = Run.model_validate_json(text)
     try:

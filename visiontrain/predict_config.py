@@ -33,7 +33,7 @@ class DetectorConfig(Section):
 
 
 class Spread(Group):
-    """Data parallel: every process takes whole batches of pictures, and videos one by one."""
+    """Data parallel: every process takes whole batches of pictures, and whole videos."""
 
     kind: Literal["ddp"] = "ddp"
 

@@ -193,7 +193,7 @@ def test_a_program_without_a_main_guard_and_torchrun(weights, folder, tmp_path):
     said = started(
         *("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"),
         *("-m", "visiontrain", "predict", f"weights={weights}", f"source={folder}", *keys),
-        *("device=cpu", "strategy=ddp"),
+        *("device=cpu", "strategy=ddp", "strategy.threads=1"),
         cwd=tmp_path,
     )
     assert left(tmp_path / "joined") == left(one.folder)

@@ -1,6 +1,7 @@
 """Data parallel: every rank holds the model and reads its share of each batch."""
 
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -52,7 +53,8 @@ class DDP(Processes):
         keys: dict[str, Any] = {key: False}
         ids = [device] if device.type == "cuda" else None
         self._wrapped = DistributedDataParallel(model, device_ids=ids, **keys)
-        self._wrapped.register_comm_hook(self, exchange_bucket)
+        # Held weakly: through torch's C++ the wrapper would else keep the whole mode alive.
+        self._wrapped.register_comm_hook(weakref.ref(self), exchange_bucket)
         self._names = {parameter: name for name, parameter in model.named_parameters()}
         inner = self._config.inner or self._config.processes
         self._wire = Wire(self.place, self._config.topology, inner)
@@ -147,8 +149,11 @@ def build_exchange(config: settings.DDP, wire: Wire) -> Exchange:
     return Robust(wire, config.aggregate, config.faulty, HALVES.get(config.compress))
 
 
-def exchange_bucket(strategy: DDP, bucket: dist.GradBucket) -> Future[Tensor]:
+def exchange_bucket(held: weakref.ref[DDP], bucket: dist.GradBucket) -> Future[Tensor]:
     """Exchange a bucket. DDP's own hook takes the mean over ranks, but terms here are sums."""
+    strategy = held()
+    if strategy is None:
+        raise RuntimeError("a backward pass after its strategy is gone")
     parameters = bucket.parameters()
     return strategy.exchange(
         Bucket(bucket.buffer(), strategy.named(parameters), bucket.gradients(), parameters)
