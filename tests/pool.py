@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import time
@@ -29,6 +30,7 @@ def _serve(rank: int, world: int, port: int, pipe: Connection) -> None:
             pipe.send((True, job[0](*job[1])))
         except BaseException:  # noqa: BLE001 - the test process reports it
             pipe.send((False, traceback.format_exc()))
+        gc.collect()  # models of earlier tests hang in cycles, gigabytes of them
     dist.destroy_process_group()
 
 
