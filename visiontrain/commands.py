@@ -25,7 +25,14 @@ from visiontrain.prediction import (
     to_text,
 )
 from visiontrain.prediction import folder_of as folder_of_prediction
-from visiontrain.prepare import below, folder_of, prepare, prepare_validation, with_batch
+from visiontrain.prepare import (
+    below,
+    folder_of,
+    go_on,
+    prepare,
+    prepare_validation,
+    with_batch,
+)
 from visiontrain.recipe import Run, check_values
 from visiontrain.strategies import launch
 from visiontrain.strategies.config import Single
@@ -66,7 +73,12 @@ def predict(config: PredictConfig, say: Say) -> Predicted:
         KeyboardInterrupt: at Ctrl-C, when what was found before is written.
     """
     _refuse_half_a_launcher()
-    text = once(lambda: to_text(prepare_prediction(config)))
+
+    def settled(before: str | None) -> str:
+        folder = None if before is None else folder_of_prediction(from_text(before))
+        return to_text(prepare_prediction(config, folder))
+
+    text = once("predict", settled)
     config = from_text(text)
     folder = folder_of_prediction(config)
     try:
@@ -103,7 +115,12 @@ def _refuse_half_a_launcher() -> None:
 def _start(make: Callable[[], Run], entry: str) -> tuple[Run, int]:
     """Prepare a run once, then call `worker.entry` in every process that its mode needs."""
     _refuse_half_a_launcher()
-    text = once(lambda: _filled(make(), entry).model_dump_json())
+
+    def settled(before: str | None) -> str:
+        run = None if before is None else go_on(before)
+        return _filled(run or make(), entry).model_dump_json()
+
+    text = once(entry, settled)
     run = Run.model_validate_json(text)
     try:
         # Under a launcher every process comes here.

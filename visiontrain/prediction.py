@@ -74,8 +74,12 @@ def load(config: DetectorConfig) -> Detector:
 # -- before any process starts ----------------------------------------------------------
 
 
-def prepare_prediction(config: PredictConfig) -> PredictConfig:
+def prepare_prediction(config: PredictConfig, folder: RunFolder | None = None) -> PredictConfig:
     """Check what can be checked at once, claim the folder: `out` of the result.
+
+    Args:
+        config: what was asked for.
+        folder: claimed already, by processes that torchrun started again since.
 
     Raises:
         VisiontrainError: the source, the weights, the mode or the folder cannot be used.
@@ -83,7 +87,8 @@ def prepare_prediction(config: PredictConfig) -> PredictConfig:
     mode = settle(mode_of(config), config.device)
     find_inputs(config.source)
     task = load_weights(config.weights).meta.task
-    folder = claim(config.out, Path(config.project) / task, config.name)
+    folder = folder or claim(config.out, Path(config.project) / task, config.name)
+    folder.path.mkdir(parents=True, exist_ok=True)  # where nothing was found the first time
     changes: dict[str, Any] = {"out": str(folder.path)}
     if isinstance(mode, DDP):
         changes["strategy"] = Spread(**mode.model_dump(include=set(Spread.model_fields)))

@@ -31,6 +31,8 @@ SCORED_AS_TRAINED = {"data", "imgsz", "batch", "task", "project"}  # unless val 
 # What a data set may say of a run on it: not where the run lies, nor what it starts from.
 RECOMMENDED = Run.model_fields.keys() - {"out", "project", "name", "resume", "weights"}
 
+OF_LAUNCHER = ("processes", "max_restarts")  # keys of the strategy that it has a say in
+
 RESNET_RATE = 1e-4  # what AdamW trains ResNet-50 detectors with, as DETR's (arXiv 2005.12872)
 
 Tree = dict[str, Any]
@@ -104,12 +106,38 @@ def below(given: Mapping[str, Any]) -> Tree:
         if folder.config.is_file():
             base = read_config(folder)
             if launched() is not None:  # which tells anew how many processes there are
-                base.get("strategy", {}).pop("processes", None)
+                for key in OF_LAUNCHER:
+                    base.get("strategy", {}).pop(key, None)
             if given.get("strategy", {}).get("kind", "fsdp") != "fsdp":
                 base.get("save", {}).pop("sharded", None)  # another mode has no shards to write
             return base
     data = build(Run, {"data": given.get("data", {})}).data
     return read_tree(Run, open_dataset(data).defaults, f"{data.source}: defaults", RECOMMENDED)
+
+
+def go_on(text: str) -> Run | None:
+    """Take up a run, or a validation, whose processes torchrun started again.
+
+    The ranks may be others, or more or fewer; what `prepare` chose stays.
+
+    Args:
+        text: the run as `prepare` settled it, as JSON.
+
+    Returns:
+        None when it left no folder behind, as after an error of the user's.
+
+    Raises:
+        VisiontrainError: when it cannot go on with the processes there are now.
+    """
+    run = Run.model_validate_json(text)
+    if not folder_of(run).config.is_file():
+        return None
+    given = run.model_dump(exclude={"strategy": set(OF_LAUNCHER)})
+    run = build(Run, given)
+    run = run.model_copy(update={"strategy": settle(run.strategy, run.device)})
+    check_values(run)
+    write_config(run)
+    return run
 
 
 def prepare_validation(run: Run) -> Run:

@@ -1,5 +1,7 @@
 """What launchers tell: every launcher's own variables, and shells that only look like one."""
 
+from pathlib import Path
+
 import pytest
 
 from visiontrain.core.errors import ConfigError
@@ -22,7 +24,7 @@ TORCHRUN = {
     "LOCAL_WORLD_SIZE": "4",
     "MASTER_ADDR": "node1",
     "MASTER_PORT": "1234",
-    "TORCHELASTIC_RESTART_COUNT": "2",
+    "TORCHELASTIC_ERROR_FILE": "/tmp/torchelastic_x/none_y/attempt_2/1/error.json",
     "TORCHELASTIC_USE_AGENT_STORE": "True",
     "TORCHELASTIC_RUN_ID": "none",
 }
@@ -55,7 +57,8 @@ MPIRUN = {
 
 def test_torchrun():
     found = launched(TORCHRUN)
-    assert found == Launched("torchrun", 5, 8, "node1", 1234, 1, 4, attempt=2, has_agent=True)
+    kept = Path("/tmp/torchelastic_x/none_y")
+    assert found == Launched("torchrun", 5, 8, "node1", 1234, 1, 4, has_agent=True, scratch=kept)
     assert not found.is_alone
     one = launched(TORCHRUN | {"LOCAL_WORLD_SIZE": "8"})
     assert one.is_alone

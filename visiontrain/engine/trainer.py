@@ -164,6 +164,7 @@ class Trainer:
 
     def _streak(self) -> int:
         """Count the failed steps up to now, on the rank with the most. Collective."""
+        self.strategy.any(flag=False)  # a rank that hangs is told from a GPU that waits for it
         streak = self.learner.nonfinite.item()
         if self.strategy.apart:
             rows = self.strategy.gather(torch.tensor([[streak]], dtype=torch.float64))

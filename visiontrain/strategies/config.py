@@ -22,7 +22,12 @@ class Group(Section):
     processes: int = Field(
         2, ge=1, description="processes on this machine; where it is not set, one for every GPU"
     )
-    timeout_s: float = Field(600.0, gt=0, description="seconds a collective may take")
+    timeout_s: float = Field(
+        600.0, gt=0, description="seconds until a process that the others wait for is named"
+    )
+    max_restarts: int = Field(
+        3, ge=0, description="how often all start again when one was killed, crashed or hung"
+    )
     threads: int | None = Field(
         None, ge=1, description="CPU threads per process; default: cores / processes"
     )

@@ -114,4 +114,9 @@ def _as_told(config: G, told: Launched) -> G:
         raise ConfigError(
             f"strategy.processes: {config.processes}; {told.by} started {here} here, leave it out"
         )
+    if config.max_restarts != Group().max_restarts:
+        raise ConfigError(
+            f"strategy.max_restarts: {config.max_restarts}; {told.by} would have to start its "
+            "processes again (torchrun: --max-restarts), leave it out"
+        )
     return config.model_copy(update={"processes": here})

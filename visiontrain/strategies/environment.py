@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from zlib import crc32
 
 from visiontrain.core.errors import ConfigError
@@ -28,8 +29,8 @@ class Launched:
     port: int
     local_rank: int | None = None  # among those on this machine; None: nobody told
     local_world: int | None = None  # processes on this machine; None: nobody told
-    attempt: int = 0  # how often torchrun has started them anew
     has_agent: bool = False  # torchrun's agent holds the store, not rank 0
+    scratch: Path | None = None  # torchrun's folder on this machine, which outlives its processes
 
     @property
     def is_alone(self) -> bool:
@@ -119,15 +120,15 @@ def _by_torchrun(env: Environment) -> Launched:
         local = {"local_rank": 0, "local_world": 1}
     elif "MASTER_ADDR" not in env:
         raise ConfigError(f"MASTER_ADDR: not set, but WORLD_SIZE is {world}; set rank 0's host")
-    host = env.get("MASTER_ADDR", LOOPBACK)
+    host, errors = env.get("MASTER_ADDR", LOOPBACK), env.get("TORCHELASTIC_ERROR_FILE")
     return Launched(
         by="torchrun",
         rank=_number(env, "RANK"),
         world=world,
         address=LOOPBACK if host == "localhost" or local.get("local_world") == world else host,
         port=_number(env, "MASTER_PORT", PORT),
-        attempt=_number(env, "TORCHELASTIC_RESTART_COUNT", 0),
         has_agent=env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        scratch=Path(errors).parents[2] if errors else None,  # /attempt/local rank/error.json
         **local,
     )
 

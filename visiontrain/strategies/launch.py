@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from visiontrain.strategies.meeting import located
 from visiontrain.strategies.member import Entry, describe, error_again, join
 from visiontrain.strategies.rendezvous import LOOPBACK_ONLY, register
 
-FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1")  # workers save and stop
+SAVING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # workers save and stop
+_tell = logging.getLogger(__name__).warning
 GROUPS = {"ddp": DDP, "fsdp": FSDP, "pipeline": Pipeline}
 # Workers start from here, not through multiprocessing: that would import the user's script again,
 # which runs away without a main guard and does not exist in a notebook.
@@ -45,7 +47,9 @@ def run(config: StrategyConfig, device: str, entry: Entry, run_json: str) -> int
     """Call `entry(run_json, place)` in every process that the mode needs; return its exit code.
 
     One device runs in this process. Other modes start `config.processes` of them through torch
-    elastic, or, under a launcher, join the processes that it started.
+    elastic, or, under a launcher, join the processes that it started. When one of those started
+    here is killed, crashes or hangs, all are started again, `config.max_restarts` times at most;
+    `entry` goes on from whatever it left.
 
     Args:
         config: the mode.
@@ -116,7 +120,7 @@ def _follow(parent: int, folder: Path) -> None:
 
 
 def _start(config: Group, device: str, entry: Entry, run_json: str, folder: Path) -> int:
-    """Start the processes, wait for them, judge how they ended."""
+    """Start the processes, and again while they fail otherwise than by a mistake of the user's."""
     job = {
         "path": sys.path,
         "parent": os.getpid(),
@@ -128,6 +132,24 @@ def _start(config: Group, device: str, entry: Entry, run_json: str, folder: Path
         "run": run_json,
     }
     (folder / "job.json").write_text(json.dumps(job))
+    with _forward_signals(folder) as received:
+        for restart in count(1):
+            try:
+                return _attempt(config, folder, received)
+            except RankError as error:  # any other is the same every time
+                if received or restart > config.max_restarts:
+                    raise
+                _tell(f"restart {restart} of {config.max_restarts}, as {error}")
+            for path in (*folder.glob("pid-*"), *folder.glob("rank-*.json")):
+                path.unlink()
+    raise AssertionError  # count() never ends
+
+
+def _attempt(config: Group, folder: Path, received: list[int]) -> int:
+    """Start the processes once, wait for them, judge how they ended.
+
+    Elastic would start them again whatever they ended with, so it is told not to.
+    """
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -141,7 +163,7 @@ def _start(config: Group, device: str, entry: Entry, run_json: str, folder: Path
     )
     exits: dict[int, int] = {}
     register()
-    with _quiet_elastic(), _forward_signals(folder) as received:
+    with _quiet_elastic():
         try:
             elastic_launch(settings, sys.executable)("-c", BOOT, str(folder / "job.json"))
         except ChildFailedError as error:
@@ -162,15 +184,26 @@ def _verdict(world: int, folder: Path, exits: dict[int, int], received: list[int
     causes = {rank: report for rank, report in failed.items() if not report["follows"]}
     if received and not causes:
         return 128 + received[0]  # ended by the signal, before there was anything to save
-    killed = [rank for rank, code in exits.items() if code < 0 and rank not in reports]
-    if killed and not causes:
-        name = signal.Signals(-exits[killed[0]]).name
-        raise RankError(f"rank {killed[0]} of {world}: ended by {name}; was memory short?")
+    silent = {rank: code for rank, code in exits.items() if rank not in reports}
+    if silent and not causes:
+        # Elastic ends the others by SIGTERM.
+        rank, code = min(silent.items(), key=lambda item: item[1] == -signal.SIGTERM)
+        if -code in SAVING:
+            return 128 - code  # sent to this one alone, likewise
+        raise RankError(f"rank {rank} of {world}: {_ending(code)}")
     if not failed:
         raise RankError(f"ranks of {world}: ended without a word; their exit codes are {exits}")
     # A rank that only lost its peer did not fail first.
     rank = min(causes or failed, key=lambda rank: failed[rank]["time"])
     raise error_again(failed[rank], f"rank {rank} of {world}")
+
+
+def _ending(code: int) -> str:
+    """Say in words how a process ended that left no report."""
+    if code >= 0:
+        return f"ended without a word, with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"ended by {name}" + ("; was memory short?" if name == "SIGKILL" else "")
 
 
 @contextmanager
@@ -190,15 +223,15 @@ def _forward_signals(folder: Path) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may handle signals
         return
-    names = [*FORWARDED, "SIGHUP", "SIGQUIT"]  # elastic sets the last two and leaves them
-    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
-    for name in FORWARDED:
-        signal.signal(getattr(signal, name), forward)
+    # Elastic sets the last two and leaves them.
+    before = {n: signal.getsignal(n) for n in (*SAVING, signal.SIGHUP, signal.SIGQUIT)}
+    for number in SAVING:
+        signal.signal(number, forward)
     try:
         yield received
     finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

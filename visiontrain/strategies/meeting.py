@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import struct
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -15,38 +16,51 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
 from visiontrain.core.errors import ConfigError
+from visiontrain.strategies.attempt import named
 from visiontrain.strategies.environment import LOOPBACK, Launched, launched, talk_through
 
 PATIENCE = timedelta(hours=1)  # with rank 0, which may have to write a large cache
 ADDRESS_OF_INTERFACE = 0x8915  # SIOCGIFADDR of Linux's netdevice(7)
 
 
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where all processes met."""
+
+    store: dist.Store  # what dead processes left in it is out of sight
+    told: Launched  # what is known of this process
+    kept: Mapping[str, str]  # by `attempt.keep`, before the processes were started again
+
+
 @cache
-def meeting() -> tuple[dist.Store, Launched]:
-    """Return the store that all processes meet in, and what is known of this one. Collective.
+def meeting() -> Meeting:
+    """Meet the other processes in a store. Collective.
 
     Kept for the process's life: without torchrun's agent the store lives in rank 0.
 
     Raises:
         ConfigError: the store's port is taken, or no launcher started this process.
+        RankError: some processes did not come.
     """
     told = launched()
     if told is None:
         raise ConfigError("strategy: no launcher started this process; leave the starting to us")
     store = _store(told)
+    name, kept = named(store, told)
+    store = dist.PrefixStore(name, store)
     if told.local_world is None:
         told = _located(store, told)
     if told.is_alone:
         talk_through(_loopback(), only=True)
     elif (interface := _interface(store, told)) is not None:
         talk_through(interface, only=False)
-    return store, told
+    return Meeting(store, told, kept)
 
 
 def located() -> Launched | None:
     """Return what a launcher told this process, completed by asking the others. Collective."""
     told = launched()
-    return told if told is None or told.local_world is not None else meeting()[1]
+    return told if told is None or told.local_world is not None else meeting().told
 
 
 def listen(port: int = 0) -> tuple[int, int]:
@@ -70,7 +84,10 @@ def _store(told: Launched) -> dist.Store:
     if dist.is_initialized():  # as under Ray Train, which has formed a group already
         return dist.PrefixStore("visiontrain", _get_default_store())
     if told.has_agent:
-        return next(rendezvous("env://", timeout=PATIENCE))[0]
+        store = next(rendezvous("env://", timeout=PATIENCE))[0]
+        while isinstance(store, dist.PrefixStore):  # torch's own, which differs by attempt
+            store = store.underlying_store
+        return store
     descriptor, port = None, told.port
     try:
         if told.rank == 0 and told.address.startswith("127."):
@@ -112,7 +129,7 @@ def machine() -> str:
 
 def _all(store: dist.Store, told: Launched, topic: str, mine: str) -> list[str]:
     """Return what every process says of a topic, in rank order. Collective."""
-    keys = [f"visiontrain/{told.attempt}/{topic}/{rank}" for rank in range(told.world)]
+    keys = [f"{topic}/{rank}" for rank in range(told.world)]
     store.set(keys[told.rank], mine)
     store.wait(keys, PATIENCE)
     return [value.decode() for value in store.multi_get(keys)]

@@ -17,16 +17,17 @@ import torch.distributed as dist
 from visiontrain.core import errors
 from visiontrain.core.errors import ConfigError, RankError, VisiontrainError
 from visiontrain.core.types import Place
+from visiontrain.strategies.attempt import keep
 from visiontrain.strategies.config import Group, Pipeline
 from visiontrain.strategies.devices import own_device
-from visiontrain.strategies.environment import Launched, launched
-from visiontrain.strategies.meeting import PATIENCE, meeting
+from visiontrain.strategies.environment import launched
+from visiontrain.strategies.meeting import PATIENCE, Meeting, meeting
+from visiontrain.strategies.pulse import Pulse, is_lost
 
 Entry = Callable[[str, Place], int]
 LAST_WORD = timedelta(minutes=1)  # for the others to hear why rank 0 ends
 TAIL = 12  # lines of a failed rank's traceback that are shown
-LOST = ("gloo", "pair closure")  # in errors of a collective whose peer is gone
-_turn = count()
+_turn, _group = count(), count()
 
 
 def join(config: Group, device: str, entry: Entry, run_json: str) -> int:
@@ -34,74 +35,104 @@ def join(config: Group, device: str, entry: Entry, run_json: str) -> int:
 
     Raises:
         ConfigError: somebody has formed a group that cannot be used.
+        RankError: another rank hangs; the message names it, and where it is.
     """
-    store, told = meeting()
+    met = meeting()
+    told = met.told
     local = own_device(device, told)
     if local.type == "cuda":
         torch.cuda.set_device(local)
+    shard = (0, 1) if isinstance(config, Pipeline) else (told.rank, told.world)
+    main = told.rank == 0
+    place = Place(local, told.rank, told.world, shard, main, told.local_world)
+    with Pulse(met.store, told, config.timeout_s) as pulse:
+        try:
+            return _work(pulse, local, lambda: entry(run_json, place))
+        except Exception as error:
+            cause = pulse.cause(error)
+            if cause is None:
+                raise
+            raise cause from error
+
+
+def _work(pulse: Pulse, local: torch.device, entry: Callable[[], int]) -> int:
+    """Be a member of the group while `entry` runs."""
     is_ours = not dist.is_initialized()
     if is_ours:
-        _form(config, local, store, told)
+        _form(pulse, local)
     elif "gloo" not in dist.get_backend_config():
         raise ConfigError(
             f"strategy: there is a group that speaks {dist.get_backend_config()} only; form it "
             "with the backend cpu:gloo,cuda:nccl"
         )
-    shard = (0, 1) if isinstance(config, Pipeline) else (told.rank, told.world)
-    main = told.rank == 0
-    code = entry(run_json, Place(local, told.rank, told.world, shard, main, told.local_world))
+    code = entry()
     # A second Ctrl-C raised KeyboardInterrupt there: nobody is waited for then.
+    pulse.rest()  # the store may end with rank 0
     dist.barrier()  # rank 0 writes the results: they are there when any process goes on
     if is_ours:
         dist.destroy_process_group()  # after an error it could wait for ranks that are gone
     return code
 
 
-def _form(config: Group, local: torch.device, store: dist.Store, told: Launched) -> None:
+def _form(pulse: Pulse, local: torch.device) -> None:
     is_cuda = local.type == "cuda"
-    timeout = timedelta(seconds=config.timeout_s)
-    store.set_timeout(timeout)
+    timeout = timedelta(seconds=pulse.wait_s)
+    pulse.store.set_timeout(timeout)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if is_cuda else "gloo",  # flags and JSON never wait for a GPU
         # A group that the same processes formed before has left its addresses in the store.
-        store=dist.PrefixStore(f"visiontrain/{told.attempt}/group/{next(_turn)}", store),
-        rank=told.rank,
-        world_size=told.world,
+        store=dist.PrefixStore(f"group/{next(_group)}", pulse.store),
+        rank=pulse.told.rank,
+        world_size=pulse.told.world,
         timeout=timeout,
         device_id=local if is_cuda else None,
     )
+    if is_cuda and dist.group.WORLD is not None:
+        # Its watchdog ends the process; so that CPUs, which talk apart, first tell who hangs.
+        nccl = dist.group.WORLD._get_backend(local)
+        nccl._set_default_timeout(timedelta(seconds=2 * pulse.timeout_s))
 
 
-def once(make: Callable[[], str]) -> str:
+def once(what: str, make: Callable[[str | None], str]) -> str:
     """Return the text that rank 0 makes, in every process that a launcher started.
 
     The text travels through the store they meet in: which group to join is only known from it.
+
+    Args:
+        what: names the text: a script may ask for several.
+        make: takes the text that was made before torchrun started the processes again, or None.
 
     Raises:
         VisiontrainError: in every process, what `make` raised in rank 0.
     """
     told = launched()
-    if told is None or told.world == 1:
-        return make()
-    store, told = meeting()
-    # The store outlives a restart by torchrun: what an earlier attempt left must not be read.
-    key = f"visiontrain/{told.attempt}/{next(_turn)}"
-    if told.rank:
-        store.wait([key], PATIENCE)
-        report = json.loads(store.get(key))
-        store.set(f"{key}/{told.rank}", "")
-        if "made" not in report:
-            raise error_again(report, f"rank 0 of {told.world}")
-        return report["made"]
-    try:
-        made = make()
-    except Exception as error:
-        store.set(key, json.dumps(describe(error)))
-        with suppress(dist.DistError):  # they may be gone already
-            store.wait([f"{key}/{other}" for other in range(1, told.world)], LAST_WORD)
-        raise
-    store.set(key, json.dumps({"made": made}))
+    if told is None or (told.world == 1 and told.scratch is None):
+        return make(None)
+    met, key = meeting(), f"{what}/{next(_turn)}"
+    made = _heard(met, key) if met.told.rank else _made(met, key, make)
+    keep(met.told, key, made)
     return made
+
+
+def _made(met: Meeting, key: str, make: Callable[[str | None], str]) -> str:
+    try:
+        made = make(met.kept.get(key))
+    except Exception as error:
+        met.store.set(key, json.dumps(describe(error)))
+        with suppress(dist.DistError):  # they may be gone already
+            met.store.wait([f"{key}/{other}" for other in range(1, met.told.world)], LAST_WORD)
+        raise
+    met.store.set(key, json.dumps({"made": made}))
+    return made
+
+
+def _heard(met: Meeting, key: str) -> str:
+    met.store.wait([key], PATIENCE)
+    report = json.loads(met.store.get(key))
+    met.store.set(f"{key}/{met.told.rank}", "")
+    if "made" not in report:
+        raise error_again(report, f"rank 0 of {met.told.world}")
+    return report["made"]
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -112,7 +143,7 @@ def describe(error: BaseException) -> dict[str, Any]:
         "message": str(error),
         "traceback": text.splitlines()[-TAIL:],
         # When a rank goes, the others fail too, in their next collective.
-        "follows": isinstance(error, dist.DistError) or any(t in str(error) for t in LOST),
+        "follows": is_lost(error),
         "time": time.time(),
     }
 
