@@ -2,8 +2,8 @@
 
 import csv
 import json
-import shutil
 import os
+import shutil
 import signal
 from dataclasses import replace
 
