@@ -29,7 +29,7 @@ from visiontrain.strategies.config import DDP
 from visiontrain.strategies.devices import settle
 
 TIMES = {"seconds", "images_per_s", "data_wait"}
-EPOCHS, TIMEOUT_S = 5, 10
+EPOCHS, TIMEOUT_S = 5, 20
 LONG = {"epochs": EPOCHS, "save.every_steps": 1, "save.keep": 9, "strategy": "ddp"}
 WORDS = [
     *(f"data.{key}={value}" for key, value in KEYS["data"].items()),
@@ -128,7 +128,7 @@ def test_what_befalls_ranks_costs_steps_and_changes_nothing(start, ranks, tmp_pa
     os.kill(pid(0), signal.SIGSTOP)
     stopped = time.monotonic()
     wait_until(process, lambda: restarts(tmp_path) == 2)
-    assert time.monotonic() - stopped < TIMEOUT_S + 5  # this machine may be busy
+    assert time.monotonic() - stopped < TIMEOUT_S + 20  # this machine may be busy
     seen = steps(out)
     wait_until(process, lambda: steps(out) >= seen + 2)
     os.kill(pid(1), signal.SIGTERM)
@@ -139,7 +139,7 @@ def test_what_befalls_ranks_costs_steps_and_changes_nothing(start, ranks, tmp_pa
     first, second, *stack = errors.splitlines()
     assert first == "restart 1 of 3, as rank 1 of 2: ended by SIGKILL; was memory short?"
     assert re.fullmatch(
-        "restart 2 of 3, as rank 0 of 2: no sign of life( while the others waited 7 s)?; "
+        "restart 2 of 3, as rank 0 of 2: no sign of life( while the others waited 14 s)?; "
         "it was last in",
         second,
     )

@@ -21,6 +21,7 @@ from visiontrain.strategies.environment import Launched
 
 DEPTH = 12  # innermost frames that are shown
 LOOK = 2  # intervals in which a rank must show that it lives
+BUSY_S = 30.0  # what a busy machine may take to answer
 LOST = ("gloo", "pair closure")  # in errors of a collective whose peer is gone
 # A main thread in one of these, or one call below, waits for other ranks.
 WAITS = ("/torch/distributed/", "/torch/autograd/graph.py")
@@ -92,6 +93,7 @@ class Pulse:
         self._where: Sequence[str] = ()  # where it stays; empty while it moves
         self._rest = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._patience_s = BUSY_S if told.has_agent else LOOK * self.interval_s
         self._first: Note | None = None  # rank 0's last, where the store ends with it
 
     def __enter__(self) -> Self:
@@ -116,7 +118,7 @@ class Pulse:
             if self._state == "runs":
                 self._state, self._where = "waits", ("  its end",)
             self._rest.set()
-            self._thread.join(LOOK * self.interval_s)  # longer only if the store hangs
+            self._thread.join(self._patience_s)  # longer only if the store hangs
 
     def cause(self, error: Exception) -> RankError | None:
         """Name the ranks that hang and thereby caused an error; None where it was no hang.
@@ -177,7 +179,7 @@ class Pulse:
         looker = threading.Thread(target=look, daemon=True)
         if not self._thread.is_alive():
             looker.start()
-            looker.join((LOOK + 1) * self.interval_s)
+            looker.join(BUSY_S)
         if answers:
             return answers[0]
         # The store does not answer: it is stopped, or gone, with rank 0.
