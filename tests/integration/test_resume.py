@@ -219,8 +219,9 @@ def broken(_):
 def test_resume_needs_a_run(tmp_path):
     with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
         prepare(config(tmp_path / "nowhere", resume=True))
-    with pytest.raises(ConfigError, match="add out=DIR"):
-        prepare(config(None, resume=True))
+    for resume in (True, "auto"):
+        with pytest.raises(ConfigError, match="add out=DIR"):
+            prepare(config(None, resume=resume))
     assert prepare(config(tmp_path, resume=True)).out == str(tmp_path)  # killed at once
 
 
