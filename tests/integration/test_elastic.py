@@ -59,7 +59,9 @@ def start(tmp_path):
 
     yield popen
     for process in started:
-        for pid in [process.pid, *children(process)]:  # torchrun's outlive it
+        left = children(process) if process.poll() is None else []  # torchrun's outlive it
+        process.kill()
+        for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait()
