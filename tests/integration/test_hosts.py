@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -54,12 +55,6 @@ class Host:
             text=True,
         )
 
-    def clear(self):
-        """End what still runs there: torchrun's workers outlive it when it is killed."""
-        for pid in ip("netns", "pids", self.namespace).stdout.split():
-            with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-
 
 def ended(processes, hosts=()):
     """Wait for processes; return their exit codes and outputs."""
@@ -67,7 +62,7 @@ def ended(processes, hosts=()):
         outputs = [process.communicate(timeout=MARGIN_S)[0] for process in processes]
     except subprocess.TimeoutExpired:
         for host in hosts:
-            host.clear()
+            clear(host.namespace)
         for process in processes:
             process.kill()
         outputs = [process.communicate()[0] for process in processes]
@@ -79,11 +74,33 @@ def ip(*words):
     return subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
 
 
+def clear(namespace):
+    """End what still runs there: torchrun's workers outlive it when it is killed."""
+    for pid in ip("netns", "pids", namespace).stdout.split():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def remove(namespace):
+    clear(namespace)
+    ip("netns", "del", namespace)
+    shutil.rmtree(Path("/etc/netns") / namespace, ignore_errors=True)
+
+
+def sweep():
+    """Remove what tests left that were killed themselves."""
+    for line in ip("netns", "list").stdout.splitlines():
+        match = re.match(r"visiontrain-(\d+)-\d+\b", line)
+        if match and not Path(f"/proc/{match[1]}").exists():
+            remove(match[0])
+
+
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory):
     """Return two hosts, which call themselves 127.0.1.1 as Debian's do; skip without the rights."""
     if os.geteuid() or not shutil.which("ip") or not shutil.which("unshare"):
         pytest.skip("network namespaces need root, ip and unshare")
+    sweep()
     both = [Host(number, tmp_path_factory.mktemp(f"vt{number}")) for number in (1, 2)]
     try:
         for host in both:
@@ -107,9 +124,7 @@ def hosts(tmp_path_factory):
         yield both
     finally:
         for host in both:
-            host.clear()
-            ip("netns", "del", host.namespace)
-            shutil.rmtree(host.etc, ignore_errors=True)
+            remove(host.namespace)
 
 
 def torchrun(*words):
