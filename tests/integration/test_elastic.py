@@ -109,6 +109,7 @@ def be_rank(out, resume):
     return app.build(run, place).fit().exit_code
 
 
+@pytest.mark.timeout(600)  # it starts eight processes, and waits for a timeout
 def test_what_befalls_ranks_costs_steps_and_changes_nothing(start, ranks, tmp_path):
     """A rank is killed, then one is stopped, then one is asked to stop and the run goes on."""
     whole, out = tmp_path / "whole", tmp_path / "run"
