@@ -198,27 +198,27 @@ def test_srun_on_two_hosts_goes_on_with_a_run_that_one_of_them_sees(
     assert_same_weights(run, tmp_path / "run")
 
 
-@pytest.mark.parametrize("how", ["torchrun_two_hosts.sh", "Kubeflow"])
-def test_other_ways_to_start(trained, hosts, how):
-    """A complete run only writes its results again, for which all ranks have to meet."""
-    run = moved(trained, hosts, how)
+def test_the_recipe_for_torchrun_meets_a_pod_of_a_train_job(trained, hosts):
+    """Both are torchrun, so one host starts as the recipe does, the other as Kubeflow's pods do.
+
+    A complete run only writes its results again, for which all ranks have to meet.
+    """
+    run = moved(trained, hosts, "again")
     (run / "metrics.json").unlink()
-    words = [*SMALL, f"out={how}", "epochs=1", "resume=auto"]
-    started = []
-    for rank, host in enumerate(hosts):
-        if how == "Kubeflow":
-            port = {"PET_MASTER_ADDR": "vt1", "PET_MASTER_PORT": "29500"}
-            pod = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_NODE_RANK": str(rank)}
-            command = [sys.executable, "-m", "visiontrain", "train", *words]
-            started.append(host.start(*command, **pod, **port))
-        else:
-            bin_ = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-            command = ["sh", str(RECIPES / how), str(rank), "vt1", *words]
-            started.append(host.start(*command, PROCESSES="1", PATH=bin_))
+    words = [*SMALL, "out=again", "epochs=1", "resume=auto"]
+    first, other = hosts
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    recipe = ["sh", str(RECIPES / "torchrun_two_hosts.sh"), "0", "vt1", *words]
+    pod = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_NODE_RANK": "1"}
+    pod |= {"PET_MASTER_ADDR": "vt1", "PET_MASTER_PORT": "29500"}
+    started = [
+        first.start(*recipe, PROCESSES="1", PATH=path),
+        other.start(sys.executable, "-m", "visiontrain", "train", *words, "strategy=ddp", **pod),
+    ]
     codes, outputs = ended(started, hosts)
     assert codes == [0, 0], outputs
     assert json.loads((run / "metrics.json").read_text())["processes"] == 2
-    assert list(hosts[1].folder.iterdir()) == []
+    assert list(other.folder.iterdir()) == []
 
 
 # -- nothing listens beyond the loopback ------------------------------------------------------
