@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from visiontrain.strategies.autopsy import Body
-from visiontrain.strategies.pulse import UNSEEN, Note, is_lost, judge
+from visiontrain.strategies.heartbeat import UNSEEN, Note, is_lost, judge
+from visiontrain.strategies.stacks import ProcessHandle
 
-HERE = Body("", 0, 0, "", 0)
+HERE = ProcessHandle("", 0, 0, "", 0)
 COLLECTIVE = ["  in train", '  File "lib/torch/distributed/distributed_c10d.py", line 9 in barrier']
 BACKWARD = ["  in train", '  File "lib/torch/autograd/graph.py", line 9 in _engine_run_backward']
 LOADER = [COLLECTIVE[1], "  in train", "  in next", "  in wait"]
@@ -52,14 +52,14 @@ def test_only_errors_of_the_group_ask_for_a_culprit():
 PROCESS = """
 import ctypes, json, os, signal, sys
 from dataclasses import asdict
-from visiontrain.strategies.autopsy import Witness
+from visiontrain.strategies.stacks import StackWriter
 def hold():
     ctypes.PyDLL(None).sleep(60)  # keeps the interpreter's lock
 def stop():
     os.kill(os.getpid(), signal.SIGSTOP)
-witness = Witness()
-witness.open()
-print(json.dumps(asdict(witness.body)), flush=True)
+writer = StackWriter()
+writer.open()
+print(json.dumps(asdict(writer.process)), flush=True)
 {"hold": hold, "stop": stop}[sys.argv[1]]()
 """
 
@@ -73,19 +73,19 @@ def test_a_process_that_runs_no_python_tells_where_it_is_and_ends(tmp_path, how)
         env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         stdout=subprocess.PIPE,
     )
-    body = Body(**json.loads(process.stdout.readline()))
+    handle = ProcessHandle(**json.loads(process.stdout.readline()))
     process.stdout.close()
     while state_of(process) != ("T" if how == "stop" else "S"):
         time.sleep(0.01)
-    assert replace(body, token="another's").stack(9) == ()
-    *_, caller, innermost = body.stack(9)
+    assert replace(handle, token="another's").stack(9) == ()
+    *_, caller, innermost = handle.stack(9)
     assert innermost.endswith(f" in {how}")
     assert caller.endswith(" in <module>")
-    body.kill()
+    handle.kill()
     assert process.wait(10) < 0
-    assert body.is_gone()
-    assert body.stack(9) == ()
-    assert not replace(body, machine="another").is_gone()
+    assert handle.is_gone()
+    assert handle.stack(9) == ()
+    assert not replace(handle, machine="another").is_gone()
 
 
 def state_of(process):

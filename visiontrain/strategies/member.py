@@ -21,8 +21,8 @@ from visiontrain.strategies.attempt import keep
 from visiontrain.strategies.config import Group, Pipeline
 from visiontrain.strategies.devices import own_device
 from visiontrain.strategies.environment import launched
+from visiontrain.strategies.heartbeat import Heartbeat, is_lost
 from visiontrain.strategies.meeting import PATIENCE, Meeting, meeting
-from visiontrain.strategies.pulse import Pulse, is_lost
 
 Entry = Callable[[str, Place], int]
 LAST_WORD = timedelta(minutes=1)  # for the others to hear why rank 0 ends
@@ -45,21 +45,21 @@ def join(config: Group, device: str, entry: Entry, run_json: str) -> int:
     shard = (0, 1) if isinstance(config, Pipeline) else (told.rank, told.world)
     main = told.rank == 0
     place = Place(local, told.rank, told.world, shard, main, told.local_world)
-    with Pulse(met.store, told, config.timeout_s) as pulse:
+    with Heartbeat(met.store, told, config.timeout_s) as heartbeat:
         try:
-            return _work(pulse, local, lambda: entry(run_json, place))
+            return _work(heartbeat, local, lambda: entry(run_json, place))
         except Exception as error:
-            cause = pulse.cause(error)
+            cause = heartbeat.cause(error)
             if cause is None:
                 raise
             raise cause from error
 
 
-def _work(pulse: Pulse, local: torch.device, entry: Callable[[], int]) -> int:
+def _work(heartbeat: Heartbeat, local: torch.device, entry: Callable[[], int]) -> int:
     """Be a member of the group while `entry` runs."""
     is_ours = not dist.is_initialized()
     if is_ours:
-        _form(pulse, local)
+        _form(heartbeat, local)
     elif "gloo" not in dist.get_backend_config():
         raise ConfigError(
             f"strategy: there is a group that speaks {dist.get_backend_config()} only; form it "
@@ -67,30 +67,30 @@ def _work(pulse: Pulse, local: torch.device, entry: Callable[[], int]) -> int:
         )
     code = entry()
     # A second Ctrl-C raised KeyboardInterrupt there: nobody is waited for then.
-    pulse.rest()  # the store may end with rank 0
+    heartbeat.rest()  # the store may end with rank 0
     dist.barrier()  # rank 0 writes the results: they are there when any process goes on
     if is_ours:
         dist.destroy_process_group()  # after an error it could wait for ranks that are gone
     return code
 
 
-def _form(pulse: Pulse, local: torch.device) -> None:
+def _form(heartbeat: Heartbeat, local: torch.device) -> None:
     is_cuda = local.type == "cuda"
-    timeout = timedelta(seconds=pulse.wait_s)
-    pulse.store.set_timeout(timeout)
+    timeout = timedelta(seconds=heartbeat.wait_s)
+    heartbeat.store.set_timeout(timeout)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if is_cuda else "gloo",  # flags and JSON never wait for a GPU
         # A group that the same processes formed before has left its addresses in the store.
-        store=dist.PrefixStore(f"group/{next(_group)}", pulse.store),
-        rank=pulse.told.rank,
-        world_size=pulse.told.world,
+        store=dist.PrefixStore(f"group/{next(_group)}", heartbeat.store),
+        rank=heartbeat.told.rank,
+        world_size=heartbeat.told.world,
         timeout=timeout,
         device_id=local if is_cuda else None,
     )
     if is_cuda and dist.group.WORLD is not None:
         # Its watchdog ends the process; so that CPUs, which talk apart, first tell who hangs.
         nccl = dist.group.WORLD._get_backend(local)
-        nccl._set_default_timeout(timedelta(seconds=2 * pulse.timeout_s))
+        nccl._set_default_timeout(timedelta(seconds=2 * heartbeat.timeout_s))
 
 
 def once(what: str, make: Callable[[str | None], str]) -> str:

@@ -16,8 +16,8 @@ from typing import Any, Self
 import torch.distributed as dist
 
 from visiontrain.core.errors import RankError
-from visiontrain.strategies.autopsy import Body, Witness
 from visiontrain.strategies.environment import Launched
+from visiontrain.strategies.stacks import ProcessHandle, StackWriter
 
 DEPTH = 12  # innermost frames that are shown
 LOOK = 2  # intervals in which a rank must show that it lives
@@ -39,7 +39,7 @@ class Note:
     count: int  # one more each time
     state: str  # `runs`; `waits` at its end, or since it lost another; `failed` by itself
     where: Sequence[str]  # the innermost frames of its main thread, the innermost last
-    body: Body
+    process: ProcessHandle
 
     @property
     def waiting(self) -> bool:
@@ -47,7 +47,7 @@ class Note:
         return any(place in line for line in self.where[-2:] for place in WAITS)
 
 
-UNSEEN = Note(0, "runs", (), Body("", 0, 0, "", 0))
+UNSEEN = Note(0, "runs", (), ProcessHandle("", 0, 0, "", 0))
 Notes = Mapping[int, Note]
 
 
@@ -74,7 +74,7 @@ def judge(first: Notes, later: Notes, me: int) -> Finding:
     return Finding(silent or away, bool(silent), first)
 
 
-class Pulse:
+class Heartbeat:
     """While entered, a thread shows the other ranks that this one lives, and where it is.
 
     A rank that runs no Python any more, as it was stopped or hangs in C code with the
@@ -88,7 +88,7 @@ class Pulse:
         self.interval_s = min(max(timeout_s / 10, 0.5), 3.0)
         self.wait_s = max(timeout_s - (LOOK + 1) * self.interval_s, timeout_s / 2)
         self.store, self.told = store, told
-        self._witness = Witness()
+        self._stacks = StackWriter()
         self._count, self._state = 0, "runs"
         self._where: Sequence[str] = ()  # where it stays; empty while it moves
         self._rest = threading.Event()
@@ -97,7 +97,7 @@ class Pulse:
         self._first: Note | None = None  # rank 0's last, where the store ends with it
 
     def __enter__(self) -> Self:
-        self._witness.open()
+        self._stacks.open()
         self._line = self.store.clone()
         self._post()
         self._thread.start()
@@ -110,7 +110,7 @@ class Pulse:
         trace: TracebackType | None,
     ) -> None:
         self.rest()
-        self._witness.close()
+        self._stacks.close()
 
     def rest(self) -> None:
         """Show for the last time: that this rank only waits for the others now."""
@@ -137,7 +137,7 @@ class Pulse:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, before this is told
         text = self._text(found, f" while the others waited {self.wait_s:g} s" if late else "")
         for rank in found.ranks:
-            found.notes[rank].body.kill()
+            found.notes[rank].process.kill()
         if not self.told.has_agent and not self.told.rank:
             time.sleep(self.interval_s)  # the others still read the store
         return RankError(text)
@@ -156,15 +156,15 @@ class Pulse:
     def _post(self) -> None:
         self._count += 1
         where = self._where or _lines(_frames_of(None))
-        note = Note(self._count, self._state, where, self._witness.body)
-        self._line.set(f"pulse/{self.told.rank}", json.dumps(asdict(note)))
+        note = Note(self._count, self._state, where, self._stacks.process)
+        self._line.set(f"heartbeat/{self.told.rank}", json.dumps(asdict(note)))
 
     def _read(self, rank: int) -> Note:
-        key = f"pulse/{rank}"
+        key = f"heartbeat/{rank}"
         if not self._line.check([key]):
             return UNSEEN
         values: dict[str, Any] = json.loads(self._line.get(key))
-        return Note(**values | {"body": Body(**values["body"])})
+        return Note(**values | {"process": ProcessHandle(**values["process"])})
 
     # -- looking ------------------------------------------------------------------
 
@@ -210,7 +210,7 @@ class Pulse:
         lines = []
         for rank in found.ranks:
             note = found.notes[rank]
-            where = (found.silent and note.body.stack(DEPTH)) or note.where
+            where = (found.silent and note.process.stack(DEPTH)) or note.where
             did = "no sign of life" if found.silent else "did not come"
             last = "it was last in" if where else "it had only started"
             lines += [f"rank {rank} of {world}: {did}{waited}; {last}", *where]
@@ -219,7 +219,7 @@ class Pulse:
 
 def _speaks_for_itself(note: Note) -> bool:
     """Tell whether a rank failed, and says why, or was killed, as its launcher says."""
-    return note.state == "failed" or (note.state == "runs" and note.body.is_gone())
+    return note.state == "failed" or (note.state == "runs" and note.process.is_gone())
 
 
 Places = Iterable[tuple[CodeType, int | None]]

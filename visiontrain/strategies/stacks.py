@@ -21,7 +21,7 @@ FRAME = re.compile(r'  File ".*", line \d+ in ')
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
+class ProcessHandle:
     """A process, as others on its machine find it."""
 
     machine: str  # empty where nothing can be found
@@ -87,14 +87,14 @@ class Body:
         return None
 
 
-class Witness:
+class StackWriter:
     """Lets others on this machine find this process, and see where it is when it hangs.
 
     SIGUSR2 then does what it did before, by default end the process, but not before the stacks
     of all threads were written into a file without a name. That needs no Python to run.
     """
 
-    body: Body
+    process: ProcessHandle
 
     def open(self) -> None:
         """Begin."""
@@ -103,7 +103,7 @@ class Witness:
         self._file.write(f"{token}\n".encode())
         faulthandler.register(signal.SIGUSR2, self._file, chain=True)
         thread = threading.main_thread().ident or 0
-        self.body = Body(_machine(), os.getpid(), self._file.fileno(), token, thread)
+        self.process = ProcessHandle(_machine(), os.getpid(), self._file.fileno(), token, thread)
 
     def close(self) -> None:
         """End."""
