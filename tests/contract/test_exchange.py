@@ -124,7 +124,7 @@ def owed(compress, steps):
         buffer = torch.cat([grad.flatten() for grad in made.values()])
         parts = buffer.split([grad.numel() for grad in made.values()])
         grads = [part.view_as(grad) for part, grad in zip(parts, made.values(), strict=True)]
-        exchange.reduce(Bucket(buffer, list(made), grads, grads)).wait()
+        exchange.reduce(Bucket(buffer, list(made), grads, last=True)).wait()
         for memory in exchange.memories.values():
             memory.settle(torch.tensor(data=True))
         for name, grad in zip(made, grads, strict=True):

@@ -11,7 +11,7 @@ from torch.futures import Future
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.strategies.exchange import Bucket, Memory, Units
-from visiontrain.strategies.wire import Wire, done
+from visiontrain.strategies.wire import Wire, pending
 
 # Takes parts of the gradients of all ranks, each (W, N), and how many of the ranks may be wrong;
 # returns the parts of one gradient, each (N,).
@@ -74,9 +74,7 @@ AGGREGATES: dict[str, Rule] = {
 
 def least_ranks(name: str, faulty: int) -> int:
     """Return how many ranks a rule needs, `faulty` of them wrong."""
-    return {"mean": 1, "median": 2 * faulty + 1, "trimmed_mean": 2 * faulty + 1}.get(
-        name, faulty + 3
-    )
+    return faulty + 3 if name == "krum" else 2 * faulty + 1
 
 
 @dataclass(slots=True)
@@ -92,7 +90,8 @@ class Robust:
     half: torch.dtype | None = None  # what travels, if not the gradients' own format
     units: Units = "own"
     memories: Mapping[str, Memory] = field(default_factory=dict)
-    _gathered: list[tuple[Bucket, Tensor]] = field(default_factory=list)
+    _gathered: list[Tensor] = field(default_factory=list)  # a bucket each, (W, N)
+    _wanted: list[Future[Tensor]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         least, world = least_ranks(self.name, self.faulty), self.wire.place.world
@@ -103,20 +102,14 @@ class Robust:
             )
 
     def reduce(self, bucket: Bucket) -> Future[Tensor]:
-        """Gather; the rule may need all buckets, so the gradients stay for now."""
+        """Gather; with the last bucket, as a rule may need all, say what comes of each."""
         sent = bucket.buffer if self.half is None else bucket.buffer.to(self.half)
-        self._gathered.append((bucket, self.wire.gather(sent).to(bucket.buffer.dtype)))
-        return done(bucket.buffer)
-
-    def finish(self) -> None:
-        """Replace every gradient by what the rule makes of all ranks'."""
-        gathered, self._gathered = self._gathered, []
-        parts = AGGREGATES[self.name]([rows for _, rows in gathered], self.faulty)
-        for (bucket, _), values in zip(gathered, parts, strict=True):
-            start = 0
-            for parameter in bucket.parameters:
-                # The bucket holds it as it lies in memory.
-                whole = values.as_strided(parameter.size(), parameter.stride(), start)
-                if parameter.grad is not None:
-                    parameter.grad.copy_(whole)
-                start += parameter.numel()
+        self._gathered.append(self.wire.gather(sent).to(bucket.buffer.dtype))
+        self._wanted.append(pending(bucket.buffer.device))
+        future = self._wanted[-1]
+        if bucket.last:
+            values = AGGREGATES[self.name](self._gathered, self.faulty)
+            for wanted, value in zip(self._wanted, values, strict=True):
+                wanted.set_result(value)
+            self._gathered, self._wanted = [], []
+        return future

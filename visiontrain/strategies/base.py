@@ -17,7 +17,10 @@ from visiontrain.core.types import Batch, Loss, Outcome, Piece, Place
 from visiontrain.strategies.precision import Precision
 
 NamedParts = Mapping[str, Mapping[str, Tensor]]  # model, ema and optimizer: tensors by name
-DROPPED = "what belonged to each process is dropped: there are others now, or in another mode"
+DROPPED = (
+    "what each process had for itself (gradients it still owed, or weights of its own) is left "
+    "out: the mode or the number of processes is another now"
+)
 T = TypeVar("T")
 
 
@@ -126,8 +129,8 @@ class Strategy:
                     outputs = self.train_forward(learner.model, batch.images, **given)
                 loss = learner.task.loss(outputs, batch, learner.progress)
                 parts.append(detach(loss))
-                if last:  # here, for what exchanges gradients during backward may want the counts
-                    whole = self.total(parts)
+                if last:
+                    whole = self.early_total(parts)
                 self.precision.backward(loss.total())
         return self.divide(learner, whole or self.total(parts))
 
@@ -143,6 +146,13 @@ class Strategy:
     def total(self, parts: Sequence[Loss]) -> Loss:
         """Add losses up over micro-batches and ranks, in one small collective."""
         return add_up(parts, self.sum)
+
+    def early_total(self, parts: Sequence[Loss]) -> Loss | None:
+        """Return `total` before the last backward pass, where gradients then want the counts.
+
+        None elsewhere: there ranks would wait for each other once more.
+        """
+        del parts
 
     def divide(self, learner: Updatable, loss: Loss) -> Loss:
         """Divide gradients and terms by the counts of the whole batch, in place."""

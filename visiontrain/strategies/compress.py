@@ -32,9 +32,6 @@ class Half:
         summed = self.wire.sum(bucket.buffer.to(self.dtype))
         return summed.then(lambda future: bucket.buffer.copy_(future.value()))
 
-    def finish(self) -> None:
-        """Do nothing."""
-
 
 @dataclass(slots=True)
 class PowerSGD:
@@ -52,6 +49,7 @@ class PowerSGD:
     memories: Mapping[str, Memory] = field(
         default_factory=lambda: {"error": Memory(), "basis": Memory()}  # Q, alike on all ranks
     )
+    _drawn: dict[str, Tensor] = field(default_factory=dict)  # first bases
 
     def reduce(self, bucket: Bucket) -> Future[Tensor]:
         """Exchange in two sums."""
@@ -74,9 +72,6 @@ class PowerSGD:
             grad.copy_(summed.view_as(grad))
         return done(bucket.buffer)
 
-    def finish(self) -> None:
-        """Do nothing."""
-
     def _pays(self, grad: Tensor) -> bool:
         if grad.ndim < 2:
             return False
@@ -88,9 +83,11 @@ class PowerSGD:
 
         A column stays zero else, once a matrix was of lower rank.
         """
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        drawn = torch.randn(matrix.shape[1], self.rank, generator=generator)
-        drawn = drawn.to(matrix.device, matrix.dtype)
+        if name not in self._drawn:
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            drawn = torch.randn(matrix.shape[1], self.rank, generator=generator)
+            self._drawn[name] = drawn.to(matrix.device, matrix.dtype)
+        drawn = self._drawn[name]
         kept = self.memories["basis"].get(name, lambda: drawn)
         return torch.where(kept.norm(dim=0) > 0, kept, drawn)
 
@@ -151,9 +148,6 @@ class TopK:
         for theirs, where in zip(all_values, all_indices, strict=True):
             summed.index_add_(0, where, theirs)
         _unflatten(summed, grads)
-
-    def finish(self) -> None:
-        """Do nothing."""
 
 
 COMPRESSIONS: dict[str, Callable[[settings.DDP, Wire], Exchange]] = {

@@ -81,12 +81,12 @@ class DDP(Processes):
     def grad_sync(self, *, enabled: bool) -> AbstractContextManager[None]:
         return nullcontext() if enabled else self._wrapped.no_sync()
 
-    def total(self, parts: Sequence[Loss]) -> Loss:
-        """Add up over ranks; known before the last backward, for the exchange needs the counts."""
-        whole = super().total(parts)
-        counts = whole.counts
-        if self._exchange.units == "own":
-            counts = add_up(parts, lambda values: values).counts
+    def early_total(self, parts: Sequence[Loss]) -> Loss | None:
+        if self._exchange.units == "sums":
+            return None
+        whole = self.total(parts)
+        own = self._exchange.units == "own"
+        counts = add_up(parts, lambda values: values).counts if own else whole.counts
         self._shares = {head: 1 / count.clamp(min=1) for head, count in counts.items()}
         return whole
 
@@ -106,7 +106,6 @@ class DDP(Processes):
         """Divide what the exchange left as sums."""
         if self._exchange.units == "sums":
             return super().divide(learner, loss)
-        self._exchange.finish()
         return self.mean(loss)
 
     def apply(self, learner: Updatable) -> Tensor:
@@ -154,7 +153,7 @@ def exchange_bucket(held: weakref.ref[DDP], bucket: dist.GradBucket) -> Future[T
     strategy = held()
     if strategy is None:
         raise RuntimeError("a backward pass after its strategy is gone")
-    parameters = bucket.parameters()
+    names = strategy.named(bucket.parameters())
     return strategy.exchange(
-        Bucket(bucket.buffer(), strategy.named(parameters), bucket.gradients(), parameters)
+        Bucket(bucket.buffer(), names, bucket.gradients(), last=bucket.is_last())
     )

@@ -24,7 +24,7 @@ class Bucket:
     buffer: Tensor  # (N,)
     names: Sequence[str]
     grads: Sequence[Tensor]  # views into `buffer`, each shaped as its parameter
-    parameters: Sequence[Tensor]
+    last: bool  # of this step
 
 
 class Memory:
@@ -66,11 +66,11 @@ class Exchange(Protocol):
     memories: Mapping[str, Memory]  # what steps leave for later ones
 
     def reduce(self, bucket: Bucket) -> Future[Tensor]:
-        """Exchange one bucket during backward; the same order on every rank."""
-        ...
+        """Exchange one bucket during backward; the same order on every rank.
 
-    def finish(self) -> None:
-        """Finish what needs all buckets, once backward is over."""
+        Returns:
+            What comes in the buffer's place, once it is known: with the last bucket at the latest.
+        """
         ...
 
 
@@ -86,6 +86,3 @@ class Plain:
     def reduce(self, bucket: Bucket) -> Future[Tensor]:
         """Sum; backward goes on meanwhile."""
         return self._wire.sum(bucket.buffer)
-
-    def finish(self) -> None:
-        """Do nothing."""

@@ -108,10 +108,14 @@ TOPOLOGIES: dict[str, Callable[[Place, int], Flat | Hierarchical]] = {
 
 def done(values: Tensor) -> Future[Tensor]:
     """Return a future that is over."""
-    on_gpu = values.device.type == "cuda"
-    future: Future[Tensor] = Future(devices=[values.device] if on_gpu else None)
+    future = pending(values.device)
     future.set_result(values)
     return future
+
+
+def pending(device: torch.device) -> Future[Tensor]:
+    """Return a future of a tensor on this device."""
+    return Future(devices=[device] if device.type == "cuda" else None)
 
 
 def _single(name: str) -> Callable[..., object]:
