@@ -82,7 +82,9 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
     "val": (
         *("data.source", "data.val_images", "data.single_cls", "data.workers", "data.cache"),
         *("data.cache_dir", "data.strict", "data.max_pixels"),
-        *("strategy", "task.conf", "task.iou", "task.nms", "task.max_det", "log.plots"),
+        *(f"strategy.{name}" for name in ("kind", "processes", "threads", "cuts", "offload")),
+        *("strategy.timeout_s", "strategy.max_restarts"),
+        *("task.conf", "task.iou", "task.nms", "task.max_det", "log.plots"),
         *("batch", "imgsz", "precision", "device", "weights", "split", "save_json"),
         *("out", "project", "name"),
     ),

@@ -142,7 +142,9 @@ def test_a_preset_may_hold_what_a_verb_has_no_use_for_but_nobody_may_type_it(tmp
     (tmp_path / "mine.yaml").write_text("epochs: 7\n")
     words = [str(tmp_path / "mine.yaml"), "weights=x", "conf=0.1"]
     assert load(Run, words, PRESETS, USES["val"]).epochs == 7
-    for word in ("epochs=7", "model=yolo_s", "task={box: 1}"):
+    assert load(Run, [*words, "strategy=ddp"], PRESETS, USES["val"]).strategy.kind == "ddp"
+    typed = ("epochs=7", "model=yolo_s", "task={box: 1}", "strategy.reduce=bf16")
+    for word in (*typed, "strategy.schedule=1f1b", "strategy.compress=topk"):
         with pytest.raises(ConfigError, match="would change nothing here"):
             load(Run, [*words, word], PRESETS, USES["val"])
 
