@@ -28,9 +28,9 @@ from visiontrain.prediction import folder_of as folder_of_prediction
 from visiontrain.prepare import (
     below,
     folder_of,
-    go_on,
     prepare,
     prepare_validation,
+    restarted,
     with_batch,
 )
 from visiontrain.recipe import Run, check_values
@@ -117,7 +117,7 @@ def _start(make: Callable[[], Run], entry: str) -> tuple[Run, int]:
     _refuse_half_a_launcher()
 
     def settled(before: str | None) -> str:
-        run = None if before is None else go_on(before)
+        run = None if before is None else restarted(before)
         return _filled(run or make(), entry).model_dump_json()
 
     text = once(entry, settled)

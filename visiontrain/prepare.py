@@ -115,7 +115,7 @@ def below(given: Mapping[str, Any]) -> Tree:
     return read_tree(Run, open_dataset(data).defaults, f"{data.source}: defaults", RECOMMENDED)
 
 
-def go_on(text: str) -> Run | None:
+def restarted(text: str) -> Run | None:
     """Take up a run, or a validation, whose processes torchrun started again.
 
     The ranks may be others, or more or fewer; what `prepare` chose stays.

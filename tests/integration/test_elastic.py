@@ -24,7 +24,7 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.core.types import Place
 from visiontrain.engine.checkpoint import CheckpointStore, read
 from visiontrain.engine.run_folder import RunFolder
-from visiontrain.prepare import go_on, prepare
+from visiontrain.prepare import prepare, restarted
 from visiontrain.strategies.config import DDP
 from visiontrain.strategies.devices import settle
 
@@ -238,12 +238,12 @@ def test_a_run_goes_on_with_as_many_processes_as_torchrun_starts_again(tmp_path,
     torchrun_starts(2, monkeypatch)
     before = prepare(config(tmp_path, strategy="ddp", batch=3))
     torchrun_starts(3, monkeypatch)
-    run = go_on(before.model_dump_json())
+    run = restarted(before.model_dump_json())
     assert run.strategy.processes == 3
     assert run.model_copy(update={"strategy": before.strategy}) == before
     assert "processes: 3" in RunFolder(tmp_path).config.read_text()
     RunFolder(tmp_path).discard_unused()
-    assert go_on(before.model_dump_json()) is None  # a mistake of the user's left nothing
+    assert restarted(before.model_dump_json()) is None  # a mistake of the user's left nothing
 
 
 # One process alone waits; two fail the first time.
