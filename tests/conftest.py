@@ -1,7 +1,17 @@
 """Fixtures of all tests."""
 
 import pytest
+import torch
 from pool import Ranks
+
+
+@pytest.fixture
+def one_thread():
+    """Compute as each of the ranks does: sums are rounded otherwise on more threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

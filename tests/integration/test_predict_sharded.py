@@ -38,13 +38,7 @@ print(len(result.rows), result.objects, len(result.unreadable), result.exit_code
 """
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As each of the ranks has: sums are rounded otherwise on more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
