@@ -15,9 +15,11 @@ from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
 from visiontrain.core.types import Loss, Place
-from visiontrain.data.config import AugmentConfig
+from visiontrain.data.config import AugmentConfig, ClassifyAugment
 from visiontrain.data.dataset import TrainSet
-from visiontrain.data.digits import Recipe, compose
+from visiontrain.data.description import Choice
+from visiontrain.data.digits import Recipe, compose, single_digits
+from visiontrain.data.labelled import LabelledTraining
 from visiontrain.data.loader import Plan, train_steps
 from visiontrain.engine.config import OptimConfig
 from visiontrain.engine.learner import Learner, start_average
@@ -28,13 +30,13 @@ from visiontrain.models.registry import build_model
 from visiontrain.strategies import comm, ddp
 from visiontrain.strategies.config import DDP, FSDP, Pipeline, Single
 from visiontrain.strategies.registry import build_strategy
-from visiontrain.tasks.config import DetectConfig
+from visiontrain.tasks.config import TaskConfig
 from visiontrain.tasks.detect import DetectTask
 from visiontrain.tasks.registry import build_task
 
 CPU = torch.device("cpu")
 MODES = {"single": Single, "ddp": DDP, "fsdp": FSDP, "pipeline": Pipeline}
-SIDE = 64
+SIDE, SORTED = 64, 32  # of scenes, of digits to classify
 # The last batch of an epoch has 3 images, so that a rank gets none of its second micro-batch.
 IMAGES, BATCH, ACCUMULATE, EPOCHS = 24, 7, 2, 2
 STEPS = 8
@@ -45,9 +47,10 @@ def make_learner(place, run):
     """Make a learner of yolo_n from a run's few settings that differ between tests."""
     data = DATA | run.get("data", {})
     torch.manual_seed(run.get("seed", 0))
+    task = TypeAdapter(TaskConfig).validate_python({"kind": "detect", **run.get("task", {})})
     keys = {"kind": "yolo_n", "norm": run.get("norm", "group"), **run.get("model", {})}
     config = TypeAdapter(ModelConfig).validate_python(keys)
-    model = build_model(config, 10)
+    model = build_model(config, 10, task.kind)
     stir(model)
     model.freeze(run.get("freeze", 0))
     if run.get("recompute"):
@@ -60,7 +63,7 @@ def make_learner(place, run):
     optim = OptimConfig(**run["optim"])
     return Learner(
         strategy=strategy,
-        task=build_task(DetectConfig(), 10, config),
+        task=build_task(task, 10, config),
         model=model,
         optimizer=build_optimizer(optim, model),
         schedule=Schedule(optim, EPOCHS, data["images"], data["batch"]),
@@ -134,6 +137,16 @@ def make_steps(strategy, *, data=DATA, seed=0, accumulate=ACCUMULATE, **augment)
     return train_steps(samples, plan, 0)
 
 
+def make_labelled_steps(strategy, *, data=DATA, seed=0, accumulate=ACCUMULATE, **augment):
+    """Yield augmented steps of single digits."""
+    table = single_digits("train", Choice(data["images"]))
+    changes = ClassifyAugment(crop=1.0, **{"translate": 0.1, **augment})
+    samples = LabelledTraining(table, SORTED, changes, seed=seed, epochs=EPOCHS)
+    micro_batches = strategy.micro_batches(accumulate)
+    plan = Plan(data["batch"], EPOCHS, 0, micro_batches, strategy.place.shard)
+    return train_steps(samples, plan, 0)
+
+
 def without_boxes(table, bare):
     """Return the table with the boxes of the rows `bare` taken away."""
     counts = np.diff(table.offsets)
@@ -154,7 +167,8 @@ def build(run_json, place):
     seed = 1 if mutant == "other augmentation" and last else 0
     data = DATA | run.get("data", {})
     changes = {"accumulate": run["accumulate"], **run.get("augment", {})}
-    return learner, make_steps(learner.strategy, data=data, seed=seed, **changes)
+    make = make_labelled_steps if run.get("task") else make_steps
+    return learner, make(learner.strategy, data=data, seed=seed, **changes)
 
 
 def here(kind):
@@ -218,7 +232,7 @@ class Rescaled:
     """A task whose loss is changed on the way out."""
 
     def __init__(self, task, change):
-        self.task, self.change = task, change
+        self.task, self.change, self.mirrored = task, change, task.mirrored
         self.best, self.heads, self.terms, self.head_of = (
             task.best,
             task.heads,

@@ -121,7 +121,34 @@ def write_digits(root: Path) -> str:
     return str(root / "scenes.yaml")
 
 
-WRITERS = {"yolo": write_yolo, "coco": write_coco, "voc": write_voc, "digits": write_digits}
+LABELS = {"a": "cat", "b": "dog", "c": "dog", "d": "cat"}  # of whole pictures
+
+
+def write_folder(root: Path) -> str:
+    for seed, split in enumerate(("train", "val")):
+        for picture in PICTURES:
+            save(picture, root / split / LABELS[picture.name], seed=seed)
+    return str(root)
+
+
+def write_csv(root: Path) -> str:
+    for seed, split in enumerate(("train", "val")):
+        for picture in PICTURES:
+            save(picture, root / split, seed=seed)
+        rows = "".join(f"{split}/{name}.jpg,{label}\n" for name, label in LABELS.items())
+        (root / f"{split}.csv").write_text(f"image,label\n{rows}")
+    (root / "data.yaml").write_text("format: csv\ntrain: train.csv\nval: val.csv\n")
+    return str(root / "data.yaml")
+
+
+WRITERS = {
+    "yolo": write_yolo,
+    "coco": write_coco,
+    "voc": write_voc,
+    "folder": write_folder,
+    "csv": write_csv,
+    "digits": write_digits,
+}
 
 
 def opened(source, cache_dir, **settings):

@@ -1,4 +1,4 @@
-"""Train, validate and use object detectors: `import visiontrain as vt; vt.train(data="digits")`."""
+"""Train and use detectors and classifiers: `import visiontrain as vt; vt.train(data="digits")`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
         StorageError,
         VisiontrainError,
     )
-    from visiontrain.core.types import Detections
+    from visiontrain.core.types import ClassScores, Detections
+    from visiontrain.engine.classifier import Classifier
     from visiontrain.engine.detector import Detector
     from visiontrain.prediction import Predicted
     from visiontrain.report.compare import Comparison
@@ -27,6 +28,8 @@ __version__ = "0.1.0"
 # Where each name lives. Importing the package imports none of them: torch takes seconds.
 _HOMES = {
     "CheckpointError": "core.errors",
+    "ClassScores": "core.types",
+    "Classifier": "engine.classifier",
     "Comparison": "report.compare",
     "ConfigError": "core.errors",
     "DataError": "core.errors",
@@ -48,6 +51,8 @@ _HOMES = {
 
 __all__ = [
     "CheckpointError",
+    "ClassScores",
+    "Classifier",
     "Comparison",
     "ConfigError",
     "DataError",

@@ -14,6 +14,7 @@ from visiontrain.compare_config import USES as COMPARE_USES
 from visiontrain.compare_config import CompareConfig
 from visiontrain.core.config import Below, from_keys, read_preset
 from visiontrain.core.shipped import shipped
+from visiontrain.engine.classifier import Classifier
 from visiontrain.engine.detector import Detector
 from visiontrain.engine.run_folder import RunFolder
 from visiontrain.predict_config import DetectorConfig, PredictConfig
@@ -200,7 +201,7 @@ def predict(**keys: Unpack[PredictKeys]) -> Predicted:
     return commands.predict(from_keys(PredictConfig, keys), _log)
 
 
-def load(weights: str | Path, **keys: Unpack[LoadKeys]) -> Detector:
+def load(weights: str | Path, **keys: Unpack[LoadKeys]) -> Detector | Classifier:
     """Read a weights file, or the best weights of a run folder, ready to predict.
 
     Raises:

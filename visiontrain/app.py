@@ -14,10 +14,10 @@ from visiontrain.core.interfaces import Progress, VisionModel
 from visiontrain.core.memory import peak_rss_mb
 from visiontrain.core.types import Batch, ClassRows, Outcome, Place
 from visiontrain.data.config import sides
-from visiontrain.data.dataset import EvalSet, TrainSet
 from visiontrain.data.defects import counted
 from visiontrain.data.loader import (
     Plan,
+    Scoring,
     Step,
     eval_batches,
     resolve_workers,
@@ -25,13 +25,14 @@ from visiontrain.data.loader import (
     train_steps,
 )
 from visiontrain.data.open import DataSpec, open_dataset
+from visiontrain.data.samples import scoring_set, training_set
 from visiontrain.data.table import Table
 from visiontrain.engine.checkpoint import CheckpointStore
-from visiontrain.engine.detector import filled
 from visiontrain.engine.evaluate import Evaluation, Scorable, Trained, evaluate
 from visiontrain.engine.learner import Learner, start_average
 from visiontrain.engine.optim import Schedule, build_optimizer, kind_of, peak
 from visiontrain.engine.parts import FitSettings, Parts, StepSource
+from visiontrain.engine.predictor import filled
 from visiontrain.engine.saving import Saver
 from visiontrain.engine.trainer import Trainer
 from visiontrain.engine.weights import Weights, WeightsMeta, digest, load_weights, start_from
@@ -71,7 +72,7 @@ def build(run: Run, place: Place) -> Trainer:
     """
     strategy = build_strategy(run.strategy, place, run.precision)
     spec, (training, scored) = read_tables(run, ("train", "val"), strategy)
-    validation = EvalSet(scored, run.imgsz)
+    validation = scoring_set(scored, run.imgsz)
     progress = build_progress(run.log) if place.is_main else Silent()
     for line in spec.remarks({"train": training, "val": validation.table}):
         progress.message(line)
@@ -122,7 +123,7 @@ def read_tables(
     """
 
     def read() -> tuple[DataSpec, Sequence[Table]]:
-        spec = open_dataset(run.data)
+        spec = open_dataset(run.data, run.task.kind)
         return spec, [spec.table(split) for split in splits]
 
     def compare() -> None:
@@ -144,7 +145,9 @@ def heading(
 ) -> list[str]:
     """Say in two lines what is about to be trained on what, and where it goes."""
     data = f"{run.data.source}: {counted(len(training), 'image')} to train on"
-    scored = f"{len(validation)} to score, {len(training.boxes)} and {len(validation.boxes)} boxes"
+    scored = f"{len(validation)} to score"
+    if training.task == "detect":
+        scored += f", {len(training.boxes)} and {len(validation.boxes)} boxes"
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     mode = run.strategy.kind + (f" on {place.world} processes" if place.world > 1 else "")
     how = f"{kind_of(run.optim)} {peak(run.optim):g}, {run.precision}, {place.device.type}, {mode}"
@@ -158,7 +161,7 @@ def heading(
 def build_traced(run_json: str, place: Place) -> tuple[Learner, Iterator[Step]]:
     """Make what `visiontrain parity` trains with: a fresh learner and its steps."""
     run = Run.model_validate_json(run_json)
-    spec = open_dataset(run.data)
+    spec = open_dataset(run.data, run.task.kind)
     table = spec.table("train")
     strategy = build_strategy(run.strategy, place, run.precision)
     schedule = Schedule(run.optim, run.epochs, len(table), run.batch)
@@ -176,9 +179,9 @@ def build_fresh(run: Run, names: Sequence[str], progress: Progress | None) -> Vi
         progress: is told what the model starts from; None when a checkpoint will be loaded.
     """
     for side in sides(run.imgsz, run.augment):
-        check_input(run.model, side)
+        check_input(run.model, side, run.task.kind)
     torch.manual_seed(run.seed)
-    model = build_model(run.model, len(names))
+    model = build_model(run.model, len(names), run.task.kind)
     if progress is None:
         return model
     weights = starting_weights(run)
@@ -196,7 +199,9 @@ def build_fresh(run: Run, names: Sequence[str], progress: Progress | None) -> Vi
 
 def initial_sha256(run: Run) -> str:
     """Return the `digest` of what a training begins with, before any mode places it."""
-    return digest(build_fresh(run, open_dataset(run.data).names, Silent()).state_dict())
+    return digest(
+        build_fresh(run, open_dataset(run.data, run.task.kind).names, Silent()).state_dict()
+    )
 
 
 def starting_weights(run: Run) -> Weights | None:
@@ -233,7 +238,7 @@ def build_learner(
 def class_rows(run: Run) -> Mapping[str, ClassRows]:
     """Name the tensors with rows for each class: those whose shape tells one class from two."""
     with torch.device("meta"):
-        models = [build_model(run.model, count) for count in (1, 2)]
+        models = [build_model(run.model, count, run.task.kind) for count in (1, 2)]
     one, two = (model.state_dict() for model in models)
     known = models[0].class_rows
     return {n: known.get(n, ClassRows()) for n in one if one[n].shape != two[n].shape}
@@ -241,7 +246,7 @@ def class_rows(run: Run) -> Mapping[str, ClassRows]:
 
 def step_source(run: Run, table: Table, strategy: Strategy) -> StepSource:
     """Return what yields the steps from a first one on, leaving some out."""
-    data = TrainSet(table, run.imgsz, run.augment, seed=run.seed, epochs=run.epochs)
+    data = training_set(table, run.imgsz, run.augment, seed=run.seed, epochs=run.epochs)
 
     def steps(first: int, skipped: frozenset[int]) -> Iterator[Step]:
         plan = Plan(
@@ -264,7 +269,7 @@ def loaders(run: Run, place: Place) -> int:
 
 
 def score_set(
-    run: Run, learner: Scorable, data: EvalSet, asked: Callable[[], bool] | None = None
+    run: Run, learner: Scorable, data: Scoring, asked: Callable[[], bool] | None = None
 ) -> Evaluation:
     """Score the learner on a data set, unless `asked` says to stop. Collective."""
     place = learner.strategy.place
@@ -321,7 +326,7 @@ def score(run: Run, place: Place) -> int:
     model = filled(weights, str(run.weights))
     strategy.setup(model)
     trained = Trained(strategy, build_task(run.task, len(table.names), run.model), model)
-    evaluation = score_set(run, trained, EvalSet(table, run.imgsz))
+    evaluation = score_set(run, trained, scoring_set(table, run.imgsz))
     outcome = Outcome(evaluation.metrics, 0, evaluation.rows)
     finish(run, outcome, strategy, table, progress)
     return 0
@@ -374,6 +379,6 @@ def finish(
 
 def first_batches(run: Run, table: Table) -> list[Batch]:
     """Make the first batches of a run again, as one device reads them."""
-    data = TrainSet(table, run.imgsz, run.augment, seed=run.seed, epochs=run.epochs)
+    data = training_set(table, run.imgsz, run.augment, seed=run.seed, epochs=run.epochs)
     plan = Plan(batch=run.batch, epochs=run.epochs, seed=run.seed)
     return [step.micro_batches[0] for step in islice(train_steps(data, plan, 0), TRAIN_BATCHES)]

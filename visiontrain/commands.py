@@ -135,7 +135,7 @@ def _start(make: Callable[[], Run], entry: str) -> tuple[Run, int]:
 def _filled(run: Run, entry: str) -> Run:
     """Write the cache on disk, which many processes would else each write."""
     if run.data.cache == "disk" and not isinstance(run.strategy, Single):
-        spec = open_dataset(run.data)
+        spec = open_dataset(run.data, run.task.kind)
         try:
             for split in ("train", "val") if entry == "main" else (run.split,):
                 spec.table(split)

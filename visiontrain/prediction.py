@@ -12,11 +12,15 @@ from typing import Any
 
 import torch
 
-from visiontrain.core.types import Detections, Place
+from visiontrain.core.errors import ConfigError
+from visiontrain.core.types import ClassScores, Detections, Place, Prediction
 from visiontrain.data.defects import counted
 from visiontrain.data.inputs import Input, find_inputs
 from visiontrain.data.shots import Shot, ShotReader, portions
-from visiontrain.engine.detector import Detector, load_detector
+from visiontrain.engine.classifier import Classifier
+from visiontrain.engine.detector import Detector
+from visiontrain.engine.pictures import Pixels
+from visiontrain.engine.predictor import load_predictor
 from visiontrain.engine.run_folder import RunFolder, claim
 from visiontrain.engine.signals import Signals, unsaved
 from visiontrain.engine.weights import load_weights
@@ -46,12 +50,16 @@ class Predicted:
     @property
     def objects(self) -> int:
         """Return how many objects were found."""
-        return sum(len(row["boxes"]) for row in self.rows)
+        return sum(len(row.get("boxes", ())) for row in self.rows)
 
     def summary(self) -> str:
         """Say in one line how many images, objects, images per second, and where."""
         speed = len(self.rows) / max(self.seconds, 1e-9)
         left_out = f", {len(self.unreadable)} unreadable left out" if self.unreadable else ""
+        if self.rows and "classes" in self.rows[0]:
+            return (
+                f"{counted(len(self.rows), 'image')}{left_out}, {speed:.1f} images/s: {self.folder}"
+            )
         objects = counted(self.objects, "object")
         if not self.objects:  # not found, or nearly?
             nearest = f"the best score was {self.best:.2g}" if self.best else "all are below 0.001"
@@ -60,7 +68,7 @@ class Predicted:
         return f"{images}{left_out}, {objects}, {speed:.1f} images/s: {self.folder}"
 
 
-def load(config: DetectorConfig) -> Detector:
+def load(config: DetectorConfig) -> Detector | Classifier:
     """Read the weights that `config` names, ready for use on its device.
 
     Raises:
@@ -68,7 +76,7 @@ def load(config: DetectorConfig) -> Detector:
         ConfigError: when there is no such device.
     """
     decoding = {key: getattr(config, key) for key in ("conf", "iou", "nms", "max_det")}
-    return load_detector(config.weights, decoding, imgsz=config.imgsz, device=config.device)
+    return load_predictor(config.weights, decoding, imgsz=config.imgsz, device=config.device)
 
 
 # -- before any process starts ----------------------------------------------------------
@@ -87,6 +95,10 @@ def prepare_prediction(config: PredictConfig, folder: RunFolder | None = None) -
     mode = settle(mode_of(config), config.device)
     find_inputs(config.source)
     task = load_weights(config.weights).meta.task
+    if task == "classify" and config.save_json:
+        raise ConfigError(
+            "save_json: COCO has no results of classes; predictions.json is always written"
+        )
     folder = folder or claim(config.out, Path(config.project) / task, config.name)
     folder.path.mkdir(parents=True, exist_ok=True)  # where nothing was found the first time
     changes: dict[str, Any] = {"out": str(folder.path)}
@@ -139,24 +151,24 @@ def predict_share(config: PredictConfig, place: Place) -> int:
     strategy = build_strategy(mode_of(config), place, "fp32")
     # Fainter ones are asked for too, to tell how near the rest came.
     asked = {"conf": min(config.conf, FAINT), "device": str(place.device)}
-    detector = load(config.model_copy(update=asked))
+    predictor = load(config.model_copy(update=asked))
     inputs = agreed(find_inputs(config.source), strategy)
     reader = ShotReader(inputs, config.batch, config.vid_stride, config.max_pixels)
-    writer = ShotWriter(config, folder_of(config).path, detector.names, inputs)
+    writer = ShotWriter(config, folder_of(config).path, predictor.names, inputs)
     index, total = place.shard
     shots = reader.batches(portions(inputs, config.batch)[index::total])
     began, best = time.perf_counter(), 0.0
     with Signals() as signals, closing(writer):
         for batch in in_step(shots, strategy, signals):
-            found = detector.detect([shot.pixels for shot in batch]) if batch else []
-            for shot, objects in zip(batch, found, strict=True):
-                best = max([best, *objects.scores[:1].tolist()])
-                writer.add(shot, above(objects, config.conf))
+            found = looked(predictor, [shot.pixels for shot in batch]) if batch else []
+            for shot, said in zip(batch, found, strict=True):
+                best = max([best, *said.scores.tolist()])
+                writer.add(shot, above(said, config.conf))
         seconds = time.perf_counter() - began
         share = Share(writer.rows, reader.unreadable, best, seconds, signals.received)
         shares = gathered(share, strategy)
         if place.is_main:
-            write_shares(config, detector, shares)
+            write_shares(config, predictor, shares)
     received = max(share.signal for share in shares)
     return unsaved(received) if received else 0
 
@@ -192,8 +204,17 @@ def gathered(share: Share, strategy: Strategy) -> list[Share]:
     return [Share(**json.loads(text)) for text in lines]
 
 
-def above(found: Detections, conf: float) -> Detections:
-    """Return the detections, best first, that are scored `conf` or higher."""
+def looked(predictor: Detector | Classifier, images: list[Pixels]) -> Sequence[Prediction]:
+    """Predict on pictures by one forward pass."""
+    if isinstance(predictor, Detector):
+        return predictor.detect(images)
+    return predictor.classify(images)
+
+
+def above(found: Prediction, conf: float) -> Prediction:
+    """Return the detections, best first, that are scored `conf` or higher, or scores of classes."""
+    if isinstance(found, ClassScores):
+        return found
     count = int((found.scores >= conf).sum())
     return Detections(
         found.boxes[:count], found.scores[:count], found.classes[:count], found.names[:count]
@@ -203,7 +224,9 @@ def above(found: Detections, conf: float) -> Detections:
 # -- the result -----------------------------------------------------------------------------
 
 
-def write_shares(config: PredictConfig, detector: Detector, shares: Sequence[Share]) -> None:
+def write_shares(
+    config: PredictConfig, detector: Detector | Classifier, shares: Sequence[Share]
+) -> None:
     """Write what all processes found, in the order of the inputs, and metrics.json about it."""
     folder = folder_of(config)
     rows = in_order([share.rows for share in shares])
@@ -213,7 +236,7 @@ def write_shares(config: PredictConfig, detector: Detector, shares: Sequence[Sha
         {
             "task": detector.kind,
             "images": len(rows),
-            "objects": sum(len(row["boxes"]) for row in rows),
+            "objects": sum(len(row.get("boxes", ())) for row in rows),
             "unreadable": in_order([share.unreadable for share in shares]),
             "conf": config.conf,
             "best": max(share.best for share in shares),

@@ -20,11 +20,12 @@ from visiontrain.engine.durable import replace_file, storing
 from visiontrain.engine.optim import kind_of, peak
 from visiontrain.engine.run_folder import RunFolder, claim, reopen
 from visiontrain.engine.weights import load_weights
-from visiontrain.models.config import TorchvisionConfig
+from visiontrain.models.config import ClassifierConfig, TorchvisionConfig
 from visiontrain.recipe import Run, check_fixed, check_values
 from visiontrain.strategies.devices import devices, settle, world
 from visiontrain.strategies.environment import launched
 from visiontrain.strategies.precision import LOWER, resolve
+from visiontrain.tasks.config import DetectConfig, TaskConfig
 
 SCORED_AS_TRAINED = {"data", "imgsz", "batch", "task", "project"}  # unless val is told otherwise
 
@@ -32,6 +33,8 @@ SCORED_AS_TRAINED = {"data", "imgsz", "batch", "task", "project"}  # unless val 
 RECOMMENDED = Run.model_fields.keys() - {"out", "project", "name", "resume", "weights"}
 
 OF_LAUNCHER = ("processes", "max_restarts")  # keys of the strategy that it has a say in
+
+CLASSIFYING: Tree = {"augment": {"kind": "classify"}, "imgsz": 224, "batch": 64}
 
 RESNET_RATE = 1e-4  # what AdamW trains ResNet-50 detectors with, as DETR's (arXiv 2005.12872)
 
@@ -112,7 +115,12 @@ def below(given: Mapping[str, Any]) -> Tree:
                 base.get("save", {}).pop("sharded", None)  # another mode has no shards to write
             return base
     data = build(Run, {"data": given.get("data", {})}).data
-    return read_tree(Run, open_dataset(data).defaults, f"{data.source}: defaults", RECOMMENDED)
+    spec = open_dataset(data, given.get("task", {}).get("kind"))
+    recommended = read_tree(Run, spec.defaults, f"{data.source}: defaults", RECOMMENDED)
+    if spec.task == "detect":
+        return recommended
+    task = {"kind": spec.task, "several": spec.reader.several}
+    return merge(Run, CLASSIFYING, recommended | {"task": recommended.get("task", {}) | task})
 
 
 def restarted(text: str) -> Run | None:
@@ -149,7 +157,8 @@ def prepare_validation(run: Run) -> Run:
     if run.weights is None:
         raise ConfigError("weights: none given; add weights=FILE or the folder of a run")
     meta = load_weights(run.weights).meta
-    base: Tree = {"imgsz": meta.imgsz, "task": dict(meta.task_config), "name": "val"}
+    task = {**meta.task_config, "kind": meta.task}
+    base: Tree = {"imgsz": meta.imgsz, "task": task, "name": "val", "augment": {"kind": "none"}}
     old = _run_of(Path(run.weights))
     if old is not None:
         base |= {key: value for key, value in read_config(old).items() if key in SCORED_AS_TRAINED}
@@ -182,11 +191,11 @@ def with_batch(run: Run) -> Run:
     from visiontrain.engine.autobatch import Room, fitting_batch, free_memory  # noqa: PLC0415
     from visiontrain.models.registry import build_model, check_input  # noqa: PLC0415
 
-    check_input(run.model, run.imgsz)
+    check_input(run.model, run.imgsz, run.task.kind)
     device = devices(run.device)[0]
-    table = open_dataset(run.data).table("train")
+    table = open_dataset(run.data, run.task.kind).table("train")
     with torch.device("meta"):
-        model = build_model(run.model, len(table.names))
+        model = build_model(run.model, len(table.names), run.task.kind)
     if run.recompute:
         model.recompute_blocks()
     staged = run.strategy.kind == "pipeline"  # whose stages keep all micro-batches at once
@@ -213,10 +222,15 @@ def _settle(tree: Tree) -> Run:
     precision = resolve(run.precision, devices(run.device)[0])
     optim = run.optim.model_copy(update={"kind": kind_of(run.optim), "lr": _rate(run)})
     data = run.data.model_copy(update={"source": _absolute(run.data.source)})
-    nms = run.task.nms or run.model.suppressed  # without one-to-one scores there is no choice
-    task = run.task.model_copy(update={"nms": nms})
-    settled = {"precision": precision, "optim": optim, "data": data, "task": task}
+    settled = {"precision": precision, "optim": optim, "data": data, "task": _task(run)}
     return run.model_copy(update={"strategy": strategy, **settled})
+
+
+def _task(run: Run) -> TaskConfig:
+    """Return the task; without one-to-one scores, suppression is no choice."""
+    if not isinstance(run.task, DetectConfig) or isinstance(run.model, ClassifierConfig):
+        return run.task
+    return run.task.model_copy(update={"nms": run.task.nms or run.model.suppressed})
 
 
 def _rate(run: Run) -> float:

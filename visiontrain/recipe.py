@@ -13,9 +13,15 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.data.config import AugmentConfig, AugmentSection, DataConfig, sides
 from visiontrain.engine.config import OptimConfig, SaveConfig
 from visiontrain.loggers.config import LogConfig
-from visiontrain.models.config import ModelConfig, TorchvisionConfig, YoloN
+from visiontrain.models.config import (
+    ClassifierConfig,
+    ModelConfig,
+    Timm,
+    TorchvisionConfig,
+    YoloN,
+)
 from visiontrain.strategies.config import DDP, Single, StrategyConfig, check_data_parallel
-from visiontrain.tasks.config import DetectConfig
+from visiontrain.tasks.config import DetectConfig, TaskConfig
 
 FIXED = (  # what a run that goes on cannot change: its state and its place in the data hang on it
     ("model",),
@@ -39,7 +45,7 @@ class Run(Section):
     data: DataConfig = DataConfig()
     augment: AugmentSection = AugmentConfig()
     model: ModelConfig = YoloN()
-    task: DetectConfig = DetectConfig()
+    task: TaskConfig = DetectConfig()
     optim: OptimConfig = OptimConfig()
     strategy: StrategyConfig = Single()
     save: SaveConfig = SaveConfig()
@@ -84,7 +90,7 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
         *("data.cache_dir", "data.strict", "data.max_pixels"),
         *(f"strategy.{name}" for name in ("kind", "processes", "threads", "cuts", "offload")),
         *("strategy.timeout_s", "strategy.max_restarts"),
-        *("task.conf", "task.iou", "task.nms", "task.max_det", "log.plots"),
+        *("task.conf", "task.iou", "task.nms", "task.max_det", "task.flip", "log.plots"),
         *("batch", "imgsz", "precision", "device", "weights", "split", "save_json"),
         *("out", "project", "name"),
     ),
@@ -94,7 +100,8 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
     ),
     "parity": (
         *("data", "augment", "model", "optim", "strategy", "epochs", "batch", "accumulate"),
-        *("task.box", "task.cls", "task.l1", "task.topk", "task.alpha", "task.beta"),
+        *("task.kind", "task.box", "task.cls", "task.l1", "task.topk", "task.alpha", "task.beta"),
+        *("task.smoothing", "task.class_weights"),
         *("imgsz", "precision", "device", "ema", "freeze", "seed", "weights", "recompute"),
     ),
 }
@@ -108,12 +115,30 @@ def foreign(run: Run) -> bool:
     return isinstance(run.model, TorchvisionConfig)
 
 
+def timm(run: Run) -> bool:
+    """Tell whether the model is a classifier of timm's."""
+    return isinstance(run.model, Timm)
+
+
 IDLE: Sequence[tuple[str, Callable[[Run], bool], str]] = (  # key, whether it is used, advice
-    ("task.iou", lambda run: run.task.nms or run.model.suppressed, "add nms=true"),
+    (
+        "task.iou",
+        lambda run: getattr(run.task, "nms", True) or run.model.suppressed,
+        "add nms=true",
+    ),
     (
         "model.pretrained",
         lambda run: foreign(run) or getattr(run.model, "backbone", None) is not None,
         "add model.backbone",
+    ),
+    ("data.single_cls", lambda run: run.task.kind == "detect", "take task=detect"),
+    *(
+        (f"model.{key}", lambda run: run.task.kind == "detect" or timm(run), advice)
+        for key, advice in (
+            ("backbone", "take model=timm"),
+            ("head", "take task=detect"),
+            ("finest", "take task=detect"),
+        )
     ),
     *((f"task.{key}", lambda run: not foreign(run), "take model=yolo_n") for key in OWN_LOSS),
     ("freeze", lambda run: not foreign(run), "take model.trainable_layers"),
@@ -136,9 +161,12 @@ def check_values(run: Run) -> None:
     for key, used, advice in IDLE:
         *sections, name = key.split(".")
         section = reduce(getattr, sections, run)
+        if name not in type(section).model_fields:
+            continue  # a key of another kind
         value, default = getattr(section, name), type(section).model_fields[name].default
         if value != default and not used(run):
             raise ConfigError(f"{key}: {value}; it changes nothing here, {advice} or leave it out")
+    check_task(run)
     if isinstance(run.data.workers, int) and run.data.workers < 0:
         raise ConfigError(f"data.workers: {run.data.workers}; take auto, 0 or more")
     if run.optim.kind == "muon" and run.strategy.kind == "fsdp":
@@ -158,6 +186,29 @@ def check_values(run: Run) -> None:
         raise ConfigError(
             f"strategy: pipeline, but {run.model.kind} is one block, which cannot be cut; "
             "take strategy=ddp or strategy=fsdp"
+        )
+
+
+def check_task(run: Run) -> None:
+    """Refuse a model or an augmentation that is made for another task.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    kind = run.task.kind
+    if kind == "detect" and isinstance(run.model, ClassifierConfig):
+        raise ConfigError(
+            f"model: {run.model.kind} classifies whole images; take model=yolo_n, or task=classify "
+            "and data of classes"
+        )
+    if kind == "classify" and foreign(run):
+        raise ConfigError(
+            f"model: {run.model.kind} finds objects; take model=yolo_n, resnet_tiny or timm"
+        )
+    fitting = {"detect": "standard", "classify": "classify"}[kind]
+    if run.augment.kind not in (fitting, "none"):
+        raise ConfigError(
+            f"augment: {run.augment.kind} with task={kind}; take augment={fitting} or augment=none"
         )
 
 

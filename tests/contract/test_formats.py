@@ -1,14 +1,15 @@
 """Every format of the registry gives the same kind of table."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import NAMES, PICTURES, WRITERS, opened, pixels
+from layouts import LABELS, NAMES, PICTURES, WRITERS, opened, pixels
 
 from visiontrain.data.registry import FORMATS
 
-FILE_FORMATS = sorted(set(FORMATS) - {"digits"})
+BOXED = ("coco", "voc", "yolo")
 
 
 def written(kind, tmp_path, **settings):
@@ -36,7 +37,19 @@ def test_a_table_is_flat_and_its_boxes_are_inside(kind, tmp_path):
         assert image.dtype == np.uint8
 
 
-@pytest.mark.parametrize("kind", FILE_FORMATS)
+@pytest.mark.parametrize("kind", ["csv", "folder"])
+def test_every_layout_of_the_same_classes_gives_the_same_table(kind, tmp_path):
+    spec = written(kind, tmp_path)
+    table = spec.table("train")
+    assert spec.task == table.task == "classify"
+    assert table.names == NAMES
+    found = {Path(table.images.name(k)).stem: NAMES[c] for k, c in enumerate(table.classes)}
+    assert found == LABELS
+    assert np.array_equal(table.boxes, np.pad(table.sizes, ((0, 0), (2, 0))))
+    assert not table.defects
+
+
+@pytest.mark.parametrize("kind", BOXED)
 def test_every_layout_of_the_same_data_gives_the_same_table(kind, tmp_path):
     table = written(kind, tmp_path).table("train")
     boxes = [box for picture in PICTURES for box in picture.boxes]

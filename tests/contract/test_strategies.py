@@ -11,7 +11,7 @@ from torch import nn
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.types import Batch, Place
-from visiontrain.data.loader import collate
+from visiontrain.data.collate import collate
 from visiontrain.engine.step import train_step
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.pipeline import Pipeline, fill

@@ -7,8 +7,8 @@ from small import config, prepared
 
 from visiontrain import app
 from visiontrain.core.types import Place
+from visiontrain.data.collate import collate
 from visiontrain.data.dataset import EvalSet
-from visiontrain.data.loader import collate
 from visiontrain.data.open import open_dataset
 from visiontrain.engine.learner import Learner, start_average
 from visiontrain.engine.weights import WeightsMeta, save_weights

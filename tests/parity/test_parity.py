@@ -126,6 +126,51 @@ def test_every_kind_of_detector_and_data_is_one_device(mode, kind, world, ranks)
     assert not too_far(compare(want, got).as_dict(), "fp64")
 
 
+SORTERS = {
+    "tiny": {"model": {"kind": "resnet_tiny", "widths": (16, 32, 32)}},
+    "yolo": {"model": {"kind": "yolo_n"}, "norm": "frozen", "freeze": 2},
+    "timm": {"model": {"kind": "timm", "backbone": "resnet18"}, "norm": "frozen"},
+    "several": {
+        "model": {"kind": "resnet_tiny", "widths": (16, 32, 32)},
+        "task": {"kind": "classify", "several": True},
+    },
+}
+SORTING = {
+    "task": {"kind": "classify", "class_weights": [0.5, *[1.0] * 8, 2.0]},
+    "augment": {"cutmix": 0.3, "mixup": 0.3, "erasing": 0.3},
+    "steps": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "world"),
+    [
+        *((mode, "tiny", 2) for mode in MODES),
+        *(("ddp", "tiny", 4), ("pipeline", "tiny", 4), ("ddp", "several", 2)),
+        *(("pipeline", "yolo", 2), ("fsdp", "timm", 2), ("pipeline", "timm", 2)),
+    ],
+)
+def test_every_kind_of_classifier_is_one_device(mode, kind, world, ranks):
+    keys = SORTING | SORTERS[kind]
+    want, _ = train("single", "sgd", "fp64", **keys)
+    got, _ = train(mode, "sgd", "fp64", pool=ranks(world), **keys)
+    assert not too_far(compare(want, got).as_dict(), "fp64")
+    assert want.norms != [0.0] * len(want.norms)
+
+
+@pytest.mark.parametrize("mutant", sorted(cases.MUTANTS))
+def test_a_mistake_is_noticed_with_classes(mutant, ranks):
+    low = 0.05  # so that all steps are clipped, which would hide another scale
+    keys = (
+        SORTING
+        | SORTERS["tiny"]
+        | {"rates": {"lr": 0.5, "clip": low if "clip" in mutant else 15.0}}
+    )
+    want, _ = train("single", "sgd", "fp64", **keys)
+    got, _ = train("ddp", "sgd", "fp64", pool=ranks(2), mutant=mutant, **keys)
+    assert {"weights", "ema"} <= too_far(compare(want, got).as_dict(), "fp64").keys()
+
+
 @functools.cache
 def alone(kind, optim):
     """Return what one device does under `kind`."""

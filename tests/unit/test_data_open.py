@@ -153,22 +153,23 @@ def test_a_user_that_does_not_exist_is_one_clear_line(tmp_path):
 
 def test_relative_paths_are_tried_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VISIONTRAIN_DATASETS", str(tmp_path / "elsewhere"))
     text = "path: pets\ntrain: images/train\nnames: [cat, dog]\nurl: https://pets.example\n"
     (tmp_path / "apart").mkdir()
     (tmp_path / "apart/pets.yaml").write_text(text)
     config = DataConfig(source="apart/pets.yaml", cache_dir=str(tmp_path / "cache"))
     with pytest.raises(DataError, match=ONE_LINE) as caught:
-        open_dataset(config, tmp_path / "elsewhere")
+        open_dataset(config)
     apart, elsewhere = tmp_path / "apart/pets", tmp_path / "elsewhere/pets"
     told = f"nothing at {apart}, {elsewhere}, datasets/pets, pets; get it from https://pets.example"
     assert told in str(caught.value)
     # The last one found wins over the earlier: `pets` here, as Ultralytics takes it, over none.
     for folder in ("", "datasets", "elsewhere", "apart"):
         write_yolo(tmp_path / folder / "pets")
-        assert open_dataset(config, tmp_path / "elsewhere").root == tmp_path / folder / "pets"
+        assert open_dataset(config).root == tmp_path / folder / "pets"
     (tmp_path / "pets").rename(tmp_path / "not here")
     by_name = DataConfig(source="pets", cache_dir=str(tmp_path / "cache"))
-    assert open_dataset(by_name, tmp_path / "elsewhere").root == tmp_path / "elsewhere/pets"
+    assert open_dataset(by_name).root == tmp_path / "elsewhere/pets"
 
 
 def test_the_environment_names_the_folder_of_data_sets(tmp_path, monkeypatch):

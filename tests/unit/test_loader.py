@@ -16,11 +16,11 @@ from memory import memory_table
 
 from visiontrain.core.errors import DataError
 from visiontrain.core.types import Sample
+from visiontrain.data.collate import collate
 from visiontrain.data.config import AugmentConfig, NoAugment
 from visiontrain.data.dataset import EvalSet, TrainSet
 from visiontrain.data.loader import (
     Plan,
-    collate,
     eval_batches,
     resolve_workers,
     train_steps,

@@ -33,6 +33,7 @@ class Table:
     names = ("cat", "a very long name")
     images = SimpleNamespace(name=lambda row: f"{row}.jpg")
     image_ids = category_ids = None
+    task, several = "detect", False
 
     def __len__(self):
         return 5

@@ -88,7 +88,7 @@ def test_a_run_without_weights_says_how_to_come_by_them(tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"task": "classify"}, "task 'classify', which this version can't use"),
+        ({"task": "segment"}, "task 'segment', which this version can't use"),
         ({"task": ["detect"]}, "a header without"),
         ({"norm": {**RGB, "order": "BGR"}}, "norm {'order': 'BGR', "),
         ({"norm": {**RGB, "mean": [0.5, 0.5, 0.5]}}, "norm {'order': 'RGB', 'mean': [0.5,"),

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.recompute import recomputed
-from visiontrain.core.types import Batch, ClassRows, Detections, Loss, Outcome
+from visiontrain.core.types import Batch, ClassRows, Loss, Outcome, Prediction
 
 StateDict = dict[str, Tensor]
 Metrics = dict[str, Any]  # flat names -> floats; `per_class` -> {name: {metric: float}}
@@ -118,6 +118,11 @@ class Task(Protocol):
         ...
 
     @property
+    def mirrored(self) -> bool:
+        """Whether outputs are the mean of those on images and on their mirror images."""
+        ...
+
+    @property
     def heads(self) -> tuple[str, ...]:
         """Each has a count, which its terms are divided by."""
         ...
@@ -135,15 +140,15 @@ class Task(Protocol):
         """Name the head whose terms alone reach `parameter`, by which its gradient is divided."""
         ...
 
-    def decode(self, outputs: Any, batch: Batch) -> list[Detections]:
-        """Turn evaluation outputs into detections in original pixels, one entry per image."""
+    def decode(self, outputs: Any, batch: Batch) -> Sequence[Prediction]:
+        """Turn evaluation outputs into one prediction per image, boxes in original pixels."""
         ...
 
 
 class Evaluator(Protocol):
     """Scores predictions against a table's ground truth. Rows of all ranks are put together."""
 
-    def update(self, predictions: Sequence[Detections], ids: Tensor) -> None:
+    def update(self, predictions: Sequence[Any], ids: Tensor) -> None:
         """Take the predictions of the images `ids` (B,)."""
         ...
 

@@ -91,6 +91,23 @@ class Detections:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassScores:
+    """What a classifier says of one image."""
+
+    scores: Tensor  # (C,): probabilities; of several labels each by itself
+    names: tuple[str, ...] = ()  # C names, where a Classifier gave them
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """Return the `count` likeliest classes, best first, by name (or number) and score."""
+        values, index = self.scores.topk(min(count, len(self.scores)))
+        pairs = zip(index.tolist(), values.tolist(), strict=True)
+        return [(self.names[k] if self.names else str(k), value) for k, value in pairs]
+
+
+Prediction = Detections | ClassScores
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a run ended."""
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.explain import short
 from visiontrain.core.seed import generator, python_random
-from visiontrain.data.config import AugmentConfig
+from visiontrain.data.config import AugmentConfig, ClassifyAugment
 
 # Written, never read: without it albumentations asks the network for its newest version.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -24,15 +24,14 @@ Pixels = NDArray[np.uint8]
 Rows = NDArray[np.float32]  # (M, 6) targets
 
 
-class Augment:
-    """Colour jitter and flips. Every draw depends on the sample's key alone."""
+class Colours:
+    """Colour jitter, and what the user named. Every draw depends on the sample's key alone."""
 
-    def __init__(self, config: AugmentConfig) -> None:
+    def __init__(self, config: AugmentConfig | ClassifyAugment) -> None:
         import albumentations as A  # noqa: PLC0415 - seconds to import, not needed to predict
 
-        self.config = config
         # Not HueSaturationValue: it adds, which lifts black and colours what is nearly grey.
-        self._colours: Any = A.Compose(
+        self._change: Any = A.Compose(
             [
                 A.ColorJitter(
                     hue=(-config.hsv_h, config.hsv_h),
@@ -45,13 +44,25 @@ class Augment:
             ]
         )
 
+    def __call__(self, image: Pixels, key: tuple[int | str, ...]) -> Pixels:
+        """Return the changed image."""
+        # albumentations' own seeding gives every transform the same generator.
+        self._change.set_random_state(generator("augment", *key), python_random("augment", *key))
+        return self._change(image=image)["image"]
+
+
+class Augment:
+    """Colour jitter and flips. Every draw depends on the sample's key alone."""
+
+    def __init__(self, config: AugmentConfig) -> None:
+        self.config = config
+        self._colours = Colours(config)
+
     def __call__(
         self, image: Pixels, rows: Rows, key: tuple[int | str, ...]
     ) -> tuple[Pixels, Rows]:
         """Return the changed image and its targets."""
-        # albumentations' own seeding gives every transform the same generator.
-        self._colours.set_random_state(generator("augment", *key), python_random("augment", *key))
-        image = self._colours(image=image)["image"]
+        image = self._colours(image, key)
         shares = self.config.fliplr, self.config.flipud
         leftright, updown = generator("flip", *key).random(2) < shares
         return flip(image, rows, leftright=bool(leftright), updown=bool(updown))

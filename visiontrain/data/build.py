@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from visiontrain.core.interfaces import ImageSource
 from visiontrain.data.images import FileImages
 from visiontrain.data.scan import Scan
 from visiontrain.data.table import Defect, Table
@@ -179,4 +180,69 @@ def build(
         difficult=boxes.difficult,
         area=np.where(plausible, boxes.area, own).astype(np.float32),
         defects=(*seen.defects, *labels.defects, *judge.defects),
+    )
+
+
+def build_labelled(  # noqa: PLR0913 - what a reader found
+    names: Sequence[str],
+    images: FileImages,
+    seen: Scan,
+    labels: Sequence[tuple[int, int]],
+    dropped: Collection[int] = (),
+    defects: Sequence[Defect] = (),
+    *,
+    several: bool = False,
+) -> Table:
+    """Put images and the classes of each into a table.
+
+    Args:
+        names: the classes.
+        images: all that are listed.
+        seen: what their headers say.
+        labels: (row of an image, class), in the order of the images.
+        dropped: rows of images that cannot be used.
+        defects: why.
+        several: an image may have any number of classes.
+    """
+    usable = seen.usable.copy()
+    usable[list(dropped)] = False
+    rows = np.flatnonzero(usable)
+    owner, label = np.array(labels, np.int64).reshape(-1, 2).T
+    kept = usable[owner]
+    return whole_images(
+        names,
+        FileImages(images.paths.select(rows), images.max_pixels),
+        seen.sizes[rows],
+        label[kept],
+        np.bincount(owner[kept], minlength=len(usable))[usable],
+        (*seen.defects, *defects),
+        several=several,
+    )
+
+
+def whole_images(  # noqa: PLR0913 - a table is this many columns
+    names: Sequence[str],
+    images: ImageSource,
+    sizes: NDArray[np.int32],
+    classes: NDArray[np.integer],
+    counts: NDArray[np.integer],
+    defects: Sequence[Defect] = (),
+    *,
+    several: bool = False,
+) -> Table:
+    """Make a table of labelled images: `counts` (N,) of `classes` (K,) belong to each."""
+    ends = np.repeat(sizes, counts, axis=0).astype(np.float32)
+    return Table(
+        names=tuple(names),
+        images=images,
+        sizes=sizes,
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes=np.hstack([np.zeros_like(ends), ends]),
+        classes=classes.astype(np.int32),
+        crowd=np.zeros(len(classes), np.bool_),
+        difficult=np.zeros(len(classes), np.bool_),
+        area=np.prod(ends, axis=1),
+        defects=defects,
+        task="classify",
+        several=several,
     )

@@ -32,6 +32,9 @@ ROLES = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("t
 class CocoReader:
     """COCO JSON files of the splits, and the folders their `file_name`s are relative to."""
 
+    task = "detect"
+    several = False
+
     def __init__(self, description: Description) -> None:
         description.check_keys(KEYS)
         self.description = description

@@ -75,11 +75,54 @@ class AugmentConfig(Section):
     )
 
 
-def sides(imgsz: int, augment: AugmentConfig | NoAugment) -> range:
+def sides(imgsz: int, augment: AugmentConfig | ClassifyAugment | NoAugment) -> range:
     """Return the sides that steps may have, pixels: multiples of 32 in the asked range."""
     spread = augment.multi_scale if isinstance(augment, AugmentConfig) else 0.0
     least, most = math.ceil(imgsz * (1 - spread) / 32), math.floor(imgsz * (1 + spread) / 32)
     return range(32 * least, 32 * most + 1, 32)
+
+
+class ClassifyAugment(Section):
+    """Crops, flips, colours, erased parts and mixtures of whole images, drawn anew every time."""
+
+    kind: Literal["classify"] = "classify"
+    crop: float = Field(
+        0.25, gt=0, le=1, description="least share of the area that a random crop keeps; 1: all"
+    )
+    translate: float = Field(
+        0.0, ge=0, le=0.5, description="shift, share of the side; the border is mirrored"
+    )
+    fliplr: float = Field(
+        0.5, ge=0, le=1, description="probability of a left-right flip; 0.5 flips every other epoch"
+    )
+    flipud: float = Field(0.0, ge=0, le=1, description="probability of an up-down flip")
+    auto: Literal["none", "trivial", "randaugment"] = Field(
+        "none", description="changes by policy: one of any strength, or two of medium strength"
+    )
+    hsv_h: float = Field(0.0, ge=0, le=0.5, description="hue jitter, share of the circle")
+    hsv_s: float = Field(0.0, ge=0, le=1, description="saturation jitter, relative")
+    hsv_v: float = Field(0.0, ge=0, le=1, description="brightness jitter, relative")
+    erasing: float = Field(
+        0.0, ge=0, le=1, description="share of samples of which a rectangle is greyed"
+    )
+    mixup: float = Field(0.0, ge=0, le=1, description="share of samples blended with another")
+    cutmix: float = Field(
+        0.0, ge=0, le=1, description="share of samples with a rectangle of another"
+    )
+    custom: list[dict[str, Any]] = Field(
+        [],
+        description="albumentations' image transforms by name: [{name: Blur, blur_limit: 5}]",
+    )
+
+    @property
+    def moves_only(self) -> bool:
+        """Whether pictures are at most shifted and flipped before parts are erased or mixed."""
+        return not (self.crop < 1 or self.coloured or self.custom or self.auto != "none")
+
+    @property
+    def coloured(self) -> bool:
+        """Whether colours are changed."""
+        return max(self.hsv_h, self.hsv_s, self.hsv_v) > 0
 
 
 class NoAugment(Section):
@@ -88,4 +131,4 @@ class NoAugment(Section):
     kind: Literal["none"] = "none"
 
 
-AugmentSection = Annotated[AugmentConfig | NoAugment, Field(discriminator="kind")]
+AugmentSection = Annotated[AugmentConfig | ClassifyAugment | NoAugment, Field(discriminator="kind")]

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visiontrain.core.errors import DataError
 from visiontrain.core.seed import generator
-from visiontrain.core.types import Sample
+from visiontrain.core.types import Batch, Sample
 from visiontrain.data.augment import Augment
+from visiontrain.data.collate import collate
 from visiontrain.data.config import AugmentConfig, AugmentSection, sides
 from visiontrain.data.letterbox import boxed, letterbox
 from visiontrain.data.mosaic import Placement, blank, place, tiles
+from visiontrain.data.reader import Reader
 from visiontrain.data.sampler import Key
 from visiontrain.data.table import Table
 from visiontrain.data.warp import blend, draw_matrix, paste, warp, warps
 
 Pixels = NDArray[np.uint8]
 Rows = NDArray[np.float32]  # (M, 6) targets
-_warn = logging.getLogger(__name__).warning
 
 
 class EvalSet:
@@ -43,6 +42,10 @@ class EvalSet:
             image = np.full((height, width, 3), 114, np.uint8)
         square, frame = letterbox(image, self.imgsz)
         return Sample(square, boxed(self.table.targets(index), frame), frame, index)
+
+    def cell(self, rows: Sequence[int]) -> Batch:
+        """Return the images of `rows`; a blank one for none."""
+        return collate([self[row] for row in rows], self.imgsz)
 
 
 class TrainSet:
@@ -65,6 +68,11 @@ class TrainSet:
         other = copy(self)
         other.imgsz = self.sides[generator(self.seed, "side", step).integers(len(self.sides))]
         return other
+
+    def cell(self, keys: Sequence[Key], step: int) -> Batch:
+        """Return the samples of `keys` (epoch, row), all of one step; a blank one for none."""
+        sized = self.at(step)
+        return collate([sized[key] for key in keys], sized.imgsz)
 
     def __getitem__(self, key: Key) -> Sample:
         """Return the sample of `key`: (epoch, row)."""
@@ -134,35 +142,3 @@ class TrainSet:
 
 def _zoom(random: np.random.Generator, config: AugmentConfig) -> float:
     return float(random.uniform(1 - config.scale, 1 + config.scale))
-
-
-@dataclass(slots=True)
-class Reader:
-    """Reads images, remembering which cannot be read."""
-
-    table: Table
-    bad: set[int] = field(default_factory=set)
-
-    def read(self, row: int) -> Pixels | None:
-        """Return image `row`, or None when it cannot be read; said once per process."""
-        if row in self.bad:
-            return None
-        try:
-            return self.table.images.read(row)
-        except DataError as error:
-            self.bad.add(row)
-            _warn("%s", error)
-            return None
-
-    def readable(self, row: int) -> tuple[int, Pixels]:
-        """Return the first row at or after `row`, around the end, that can be read, and it.
-
-        Raises:
-            DataError: when none can.
-        """
-        for k in range(len(self.table)):
-            candidate = (row + k) % len(self.table)
-            image = self.read(candidate)
-            if image is not None:
-                return candidate, image
-        raise DataError("data: no image can be read; run `visiontrain check` to see why")

@@ -50,6 +50,8 @@ class Reader(Protocol):
     """A data set, opened: what every format in `data.registry.FORMATS` offers."""
 
     names: tuple[str, ...]
+    task: str  # what the labels are for: detect or classify
+    several: bool  # an image may have any number of classes
     root: Path
     splits: Mapping[str, Any]  # those it has; the values are the format's own
     notes: tuple[str, ...]  # what a user should know
@@ -71,6 +73,7 @@ class Description:
     max_pixels: int
     single_cls: bool  # boxes of all classes are alike
     shipped: bool = False  # the YAML is the package's: no data lie beside it
+    task: str | None = None  # what the run is to learn, if it says so
 
     def fail(self, key: str, got: str, advice: str) -> ConfigError:
         """Return the error for `key`, to be raised."""
@@ -78,7 +81,7 @@ class Description:
 
     def check_keys(self, known: Iterable[str]) -> None:
         """Refuse keys that mean nothing to the format."""
-        known = {"format", "defaults", *known}
+        known = {"format", "defaults", "defaults_classify", *known}
         for key in self.values:
             if key not in known | IGNORED:
                 raise self.fail(str(key), "an unknown key", f"known: {', '.join(sorted(known))}")

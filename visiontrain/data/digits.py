@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visiontrain.core.seed import derive, generator
+from visiontrain.data.build import whole_images
 from visiontrain.data.description import SPLITS, Choice, Description
 from visiontrain.data.table import Table
 
@@ -22,6 +23,7 @@ Pixels = NDArray[np.uint8]
 NAMES: tuple[str, ...] = tuple("0123456789")
 SHARES = {"train": (0.0, 0.7), "val": (0.7, 0.85), "test": (0.85, 1.0)}  # of each class's digits
 CELL = 8  # side of a digit in the grid, pixels
+SIDE = 32  # of a digit to classify, pixels
 INK = 0.35  # coverage from which a pixel counts as ink, for the box
 MAX_OVERLAP = 0.05  # shared area of two boxes, relative to the smaller one
 TRIES = 12  # places tried for a digit before it is made smaller
@@ -40,9 +42,11 @@ class DigitReader:
     """The embedded scenes, as a data set: `train`, `val` and `test` say how many there are."""
 
     names = NAMES
+    several = False
     notes: tuple[str, ...] = ()
 
     def __init__(self, description: Description) -> None:
+        self.task = description.task or "detect"
         description.check_keys((*SPLITS, "canvas", "digits", "heights"))
         values, default = description.values, Recipe()
         self.root = description.folder
@@ -61,7 +65,12 @@ class DigitReader:
             raise description.fail("heights", f"up to {self.recipe.heights[1]}", "enlarge canvas")
 
     def read(self, split: str, choice: Choice) -> Table:
-        """Compose as many scenes as are asked for, not only as many as there are by default."""
+        """Compose as many scenes as are asked for, not only as many as there are by default.
+
+        For classification there are the single digits.
+        """
+        if self.task == "classify":
+            return single_digits(split, choice)
         total = choice.images or self.splits[split]
         return compose(self.recipe, split, max(1, round(total * choice.fraction)))
 
@@ -130,6 +139,25 @@ class DigitScenes:
                 return [[glyph, *size, *boxes[free[0]].tolist()]]
             height *= 0.75
         return []
+
+
+class SingleDigits:
+    """An ImageSource of the digits themselves, enlarged to `SIDE` pixels."""
+
+    def __init__(self, split: str, glyphs: Pixels) -> None:
+        self.split, self.glyphs = split, glyphs
+
+    def __len__(self) -> int:
+        return len(self.glyphs)
+
+    def name(self, row: int) -> str:
+        """Name digit `row`."""
+        return f"digits/{self.split}/digit{row:04d}"
+
+    def read(self, row: int) -> Pixels:
+        """Return digit `row` (SIDE, SIDE, 3), white on black."""
+        large = cv2.resize(self.glyphs[row], (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+        return np.repeat(np.asarray(large, np.uint8)[..., None], 3, axis=2)
 
 
 def load_glyphs(split: str) -> tuple[Pixels, NDArray[np.int32]]:
@@ -238,3 +266,12 @@ def compose(recipe: Recipe, split: str, count: int) -> Table:
         difficult=np.zeros(len(boxes), np.bool_),
         area=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1),
     )
+
+
+def single_digits(split: str, choice: Choice) -> Table:
+    """Return the table of the digits of `split`, each with its class."""
+    glyphs, labels = load_glyphs(split)
+    rows = choice.rows(len(glyphs))
+    sizes = np.full((len(rows), 2), SIDE, np.int32)
+    source = SingleDigits(split, np.ascontiguousarray(glyphs[rows]))
+    return whole_images(NAMES, source, sizes, labels[rows], np.ones(len(rows), np.int64))

@@ -9,19 +9,43 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import cv2
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from visiontrain.core.errors import VisiontrainError
-from visiontrain.core.types import Batch, Sample
-from visiontrain.data.dataset import EvalSet, TrainSet
-from visiontrain.data.sampler import Plan, StepKeys, step_keys, steps_per_epoch
+from visiontrain.core.types import Batch
+from visiontrain.data.sampler import Key, Plan, StepKeys, step_keys, steps_per_epoch
+from visiontrain.data.table import Table
 
 __all__ = ["Plan", "Step", "eval_batches", "resolve_workers", "steps_per_epoch", "train_steps"]
+
+
+class Training(Protocol):
+    """What a run trains on."""
+
+    def __len__(self) -> int: ...
+
+    def cell(self, keys: Sequence[Key], step: int) -> Batch:
+        """Return the samples of `keys` (epoch, row), all of one step; a blank one for none."""
+        ...
+
+
+class Scoring(Protocol):
+    """What is scored."""
+
+    @property
+    def table(self) -> Table:
+        """The truth."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def cell(self, rows: Sequence[int]) -> Batch:
+        """Return the images of `rows`; a blank one for none."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +58,14 @@ class Step:
     micro_batches: Sequence[Batch]
 
 
-def train_steps(dataset: TrainSet, plan: Plan, start: int) -> Iterator[Step]:
+def train_steps(dataset: Training, plan: Plan, start: int) -> Iterator[Step]:
     """Yield every step from `start` to the end of the run; the same for any `plan.workers`."""
     keys = step_keys(len(dataset), plan, start)
     return _load(_Steps(dataset), keys, plan.workers)
 
 
 def eval_batches(
-    dataset: EvalSet, batch: int, shard: tuple[int, int], workers: int
+    dataset: Scoring, batch: int, shard: tuple[int, int], workers: int
 ) -> Iterator[Batch]:
     """Yield this rank's batches of the one fixed list: batch k goes to rank k mod W.
 
@@ -70,22 +94,20 @@ def resolve_workers(workers: int | Literal["auto"], processes: int) -> int:
 class _Steps(Dataset[Step]):
     """A step is one item, so that its images are collated where they are loaded."""
 
-    def __init__(self, samples: TrainSet) -> None:
+    def __init__(self, samples: Training) -> None:
         self.samples = samples
 
     def __getitem__(self, index: StepKeys) -> Step:
-        samples = self.samples.at(index.step)
-        cells = [[samples[key] for key in cell] for cell in index.cells]
-        batches = [collate(cell, samples.imgsz) for cell in cells]
+        batches = [self.samples.cell(cell, index.step) for cell in index.cells]
         return Step(index.epoch, index.step, index.images, batches)
 
 
 class _Batches(Dataset[Batch]):
-    def __init__(self, samples: EvalSet) -> None:
+    def __init__(self, samples: Scoring) -> None:
         self.samples = samples
 
     def __getitem__(self, index: range) -> Batch:
-        return collate([self.samples[row] for row in index], self.samples.imgsz)
+        return self.samples.cell(index)
 
 
 def _load(dataset: Dataset[Any], keys: Iterator[Any], workers: int) -> Iterator[Any]:
@@ -160,29 +182,3 @@ def _obey_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
-
-
-def collate(samples: Sequence[Sample], side: int) -> Batch:
-    """Stack samples; targets are padded with class -1. None at all become one empty image."""
-    if not samples:
-        blank = np.zeros((side, side, 3), np.uint8)
-        frame = np.array([1, 0, 0, side, side], np.float32)
-        empty = Sample(blank, np.zeros((0, 6), np.float32), frame, -1)
-        return _stack([empty], valid=0.0)
-    return _stack(samples, valid=1.0)
-
-
-def _stack(samples: Sequence[Sample], *, valid: float) -> Batch:
-    most = max(1, *(len(sample.targets) for sample in samples))
-    targets = torch.zeros(len(samples), most, 6)
-    targets[..., 0] = -1
-    for row, sample in zip(targets, samples, strict=True):
-        row[: len(sample.targets)] = torch.from_numpy(sample.targets)
-    return Batch(
-        # A view: channels stay last in memory, where `Batch.to` wants them.
-        images=torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2),
-        targets=targets,
-        ids=torch.tensor([sample.id for sample in samples]),
-        frame=torch.from_numpy(np.stack([sample.frame for sample in samples])),
-        valid=torch.full((len(samples),), valid),
-    )

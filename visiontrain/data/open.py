@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from visiontrain.core.config import datasets_folder
-from visiontrain.core.errors import DataError
+from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.core.shipped import shipped
 from visiontrain.core.yaml_loader import load_yaml
-from visiontrain.data import coco, voc
+from visiontrain.data import coco, folder, voc
 from visiontrain.data.atomic import cache_folder
 from visiontrain.data.cache import keep_images
 from visiontrain.data.config import DataConfig
@@ -37,6 +37,7 @@ class DataSpec:
     source: str  # as the user typed it
     names: tuple[str, ...]
     format: str
+    task: str  # what the labels are for
     root: Path
     splits: Mapping[str, Any]
     defaults: Mapping[str, Any]  # keys of Run that the data set recommends, nested
@@ -107,9 +108,10 @@ class DataSpec:
             found = f": {summary(table.defects)}; first: {describe(table.defects[0])}"
         if not len(table):
             raise DataError(f"{self.source}: {split}: no usable image{found}")
+        what = "label" if table.task == "classify" else "box"
         if not len(table.boxes):
             raise DataError(
-                f"{self.source}: {split}: no box in {counted(len(table), 'image')}{found}; "
+                f"{self.source}: {split}: no {what} in {counted(len(table), 'image')}{found}; "
                 "check where the labels lie (datasets/README.md)"
             )
         if split == "train" and table.num_ignored == len(table.boxes):
@@ -120,31 +122,39 @@ class DataSpec:
             )
 
 
-def open_dataset(config: DataConfig, environment: Path | None = None) -> DataSpec:
+def open_dataset(config: DataConfig, task: str | None = None) -> DataSpec:
     """Find a data set: a name from datasets/, a YAML, a COCO JSON, or a folder.
 
     Args:
         config: The section `data`.
-        environment: Where data sets lie; default: $VISIONTRAIN_DATASETS.
+        task: What is to be learned from it; default: what its labels are for.
 
     Raises:
-        ConfigError: The description cannot be used.
+        ConfigError: The description cannot be used, or not for `task`.
         DataError: There is none, or what it names is missing.
     """
-    folder = environment or datasets_folder()
-    place = _find(config.source, folder)
-    description = _describe(place, config, folder)
+    environment = datasets_folder()
+    place = _find(config.source, environment)
+    description = replace(_describe(place, config, environment), task=task)
     kind = description.values.get("format", "yolo")
     if kind not in FORMATS:
         raise description.fail("format", f"got {kind!r}", f"one of {', '.join(FORMATS)}")
-    defaults = description.values.get("defaults", {})
-    if not isinstance(defaults, dict):
-        raise description.fail("defaults", f"got {defaults!r}", "give keys of the run")
     reader = FORMATS[kind](description)
+    if task not in (None, reader.task):
+        holds = "boxes" if reader.task == "detect" else "labels of whole images"
+        raise ConfigError(
+            f"task: {task}, but {description.where} ({kind}) holds {holds}; take "
+            f"task={reader.task} or other data"
+        )
+    key = "defaults" if reader.task == "detect" else "defaults_classify"
+    defaults = description.values.get(key, {})
+    if not isinstance(defaults, dict):
+        raise description.fail(key, f"got {defaults!r}", "give keys of the run")
     return DataSpec(
         source=config.source,
         names=("object",) if config.single_cls else reader.names,
         format=kind,
+        task=reader.task,
         root=reader.root,
         splits=MappingProxyType(dict(reader.splits)),
         defaults=MappingProxyType(defaults),
@@ -164,14 +174,14 @@ def composed_sets() -> list[str]:
     return [name for name, path in shipped_sets().items() if _load(path).get("format") == "digits"]
 
 
-def _find(source: str, folder: Path | None) -> Path:
+def _find(source: str, environment: Path | None) -> Path:
     """Return the file or folder that `source` means; a name from datasets/ wins over a folder."""
     known = shipped_sets()
     if source in known:
         return known[source]
     places = [Path(os.path.expanduser(source)), Path("datasets") / source]  # noqa: PTH111 - Path's raises
-    if folder is not None:
-        places.insert(1, folder / source)
+    if environment is not None:
+        places.insert(1, environment / source)
     for place in places:
         if place.exists():
             return place
@@ -181,13 +191,24 @@ def _find(source: str, folder: Path | None) -> Path:
     raise DataError(f"data: nothing at {tried}; {advice}known names: {', '.join(known)}")
 
 
-def _describe(place: Path, config: DataConfig, folder: Path | None) -> Description:
+def _root(place: Path) -> Mapping[str, Any] | None:
+    """Return what a folder's own layout amounts to; None where a file in it describes it."""
+    path = str(place.resolve())
+    if voc.is_root(place):
+        return {"format": "voc", "path": path}
+    if _file_in(place) is None and folder.is_root(place):
+        return {"format": "folder", "path": path, **folder.split_folders(place)}
+    return None
+
+
+def _describe(place: Path, config: DataConfig, environment: Path | None) -> Description:
     """Turn what was found into a description."""
     values: Mapping[str, Any]
-    if place.is_dir() and not voc.is_root(place):
-        return _describe(_describing(place), config, folder)
     if place.is_dir():
-        values = {"format": "voc", "path": str(place.resolve())}
+        found = _root(place)
+        if found is None:
+            return _describe(_describing(place), config, environment)
+        values = found
     elif place.suffix.lower() == ".json":
         values = {"format": "coco", "path": str(place.resolve().parent)}
         values |= coco.split_files(place.resolve())
@@ -198,7 +219,7 @@ def _describe(place: Path, config: DataConfig, folder: Path | None) -> Descripti
         where=f"data={config.source}" if ours else str(place),
         values=values,
         folder=place.resolve().parent,
-        datasets=folder,
+        datasets=environment,
         cache=cache_folder(config.cache_dir),
         max_pixels=config.max_pixels,
         single_cls=config.single_cls,
@@ -206,16 +227,23 @@ def _describe(place: Path, config: DataConfig, folder: Path | None) -> Descripti
     )
 
 
-def _describing(folder: Path) -> Path:
+def _file_in(place: Path) -> Path | None:
     """Return the file that describes what a folder holds: a YAML, or the COCO JSON to train on."""
     for name in YAML_NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    found = coco.find_file(folder)
+        if (place / name).is_file():
+            return place / name
+    return coco.find_file(place)
+
+
+def _describing(place: Path) -> Path:
+    found = _file_in(place)
     if found is not None:
         return found
-    wanted = f"{', '.join(YAML_NAMES)}, COCO's annotations/*.json, VOC's {', '.join(voc.FOLDERS)}"
-    raise DataError(f"data: {folder} holds no data set; looked for {wanted}")
+    wanted = (
+        f"{', '.join(YAML_NAMES)}, COCO's annotations/*.json, VOC's {', '.join(voc.FOLDERS)}, "
+        "or a folder of pictures for each class"
+    )
+    raise DataError(f"data: {place} holds no data set; looked for {wanted}")
 
 
 def _load(place: Path) -> Mapping[str, Any]:

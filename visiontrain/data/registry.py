@@ -7,6 +7,8 @@ from collections.abc import Callable
 from visiontrain.data.coco import CocoReader
 from visiontrain.data.description import Description, Reader
 from visiontrain.data.digits import DigitReader
+from visiontrain.data.folder import FolderReader
+from visiontrain.data.listing import CsvReader
 from visiontrain.data.voc import VocReader
 from visiontrain.data.yolo import YoloReader
 
@@ -14,5 +16,7 @@ FORMATS: dict[str, Callable[[Description], Reader]] = {
     "yolo": YoloReader,
     "coco": CocoReader,
     "voc": VocReader,
+    "folder": FolderReader,
+    "csv": CsvReader,
     "digits": DigitReader,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,10 @@ class Defect:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """N images, K boxes. Flat arrays, so that loader processes share them copy-on-write."""
+    """N images, K boxes. Flat arrays, so that loader processes share them copy-on-write.
+
+    A class of a whole image is a box around all of it.
+    """
 
     names: tuple[str, ...]  # class names; a box's class indexes this
     images: ImageSource  # N images; row i is image i
@@ -38,6 +42,8 @@ class Table:
     defects: Sequence[Defect] = field(default=())
     image_ids: NDArray[np.int64] | None = None  # (N,): a COCO JSON's own; None: the rows
     category_ids: NDArray[np.int64] | None = None  # (C,): likewise; None: the classes
+    task: Literal["detect", "classify"] = "detect"  # what the labels say: boxes, or classes alone
+    several: bool = False  # an image may have any number of classes
 
     def __len__(self) -> int:
         return len(self.sizes)

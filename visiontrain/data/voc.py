@@ -29,6 +29,8 @@ def is_root(folder: Path) -> bool:
 class VocReader:
     """A root of VOC's layout, or several: splits name lists such as `VOC2007/trainval`."""
 
+    task = "detect"
+    several = False
     notes: tuple[str, ...] = ()
 
     def __init__(self, description: Description) -> None:

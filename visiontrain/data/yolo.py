@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,20 @@ from visiontrain.core.errors import DataError
 from visiontrain.data.build import Labels, build
 from visiontrain.data.defects import counted
 from visiontrain.data.description import Choice, Description
-from visiontrain.data.header import OTHER_SUFFIXES, SUFFIXES
+from visiontrain.data.header import SUFFIXES
 from visiontrain.data.images import FileImages, Paths
 from visiontrain.data.scan import scan
 from visiontrain.data.table import Defect, Table
+from visiontrain.data.walk import walk
 
 KEYS = ("path", "train", "val", "validation", "test", "names", "nc", "kpt_shape")
-PICTURES = SUFFIXES | OTHER_SUFFIXES  # those that are not read become defects, not silence
 
 
 class YoloReader:
     """A data.yaml as Ultralytics and Roboflow write it."""
 
+    task = "detect"
+    several = False
     notes: tuple[str, ...] = ()
 
     def __init__(self, description: Description) -> None:
@@ -78,7 +80,7 @@ class YoloReader:
         """List the images of a folder (walked), of a text list, or one image."""
         place = self._locate(split, entry)
         if place.is_dir():
-            return list(_walk(place))
+            return list(walk(place))
         if place.suffix.lower() != ".txt":
             return [str(place)]
         lines = place.read_text(encoding="utf-8-sig").splitlines()
@@ -104,26 +106,6 @@ class YoloReader:
         """Return the image that a line of a text list means; `./` is relative to the list."""
         beside, below = source.parent / line, self.root / line
         return beside if line.startswith("./") or not below.exists() else below
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """Yield the images below `folder`, sorted: equal on every machine.
-
-    Links are followed, but no folder is read twice: a link to one above would never end.
-    """
-    # os.path throughout: a Path for each of a million images is slow.
-    seen: set[tuple[int, int]] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(parent)  # noqa: PTH116
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        # Links last: labels lie beside the folder itself rather than beside a link to it.
-        folders.sort(key=lambda name: (os.path.islink(os.path.join(parent, name)), name))  # noqa: PTH114, PTH118
-        for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in PICTURES and not name.startswith("."):  # noqa: PTH122
-                yield os.path.join(parent, name)  # noqa: PTH118
 
 
 def label_path(image: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ def evaluate(
         strategy.level(model)  # the averages of BatchNorm statistics differ by rank
         for batch in batches:
             placed = batch.to(strategy.place.device, strategy.precision.images)
-            outputs = strategy.forward(model, placed)
+            outputs = outputs_of(learner, model, placed)
             if outputs is not None:
                 predictions = learner.task.decode(outputs, placed)
                 real = [i for i, valid in enumerate(batch.valid.tolist()) if valid]
@@ -86,3 +86,12 @@ def evaluate(
     rows = rows[rows[:, 0].argsort(stable=True)]  # files are written in this order
     metrics = evaluator.compute(rows) if strategy.place.is_main else {}
     return Evaluation(strategy.broadcast(metrics), rows)
+
+
+def outputs_of(learner: Scorable, model: VisionModel, batch: Batch) -> Any:
+    """Run the model on a placed batch, mirrored too if the task says so; None without outputs."""
+    outputs = learner.strategy.forward(model, batch)
+    if not learner.task.mirrored:
+        return outputs
+    other = learner.strategy.forward(model, replace(batch, images=batch.images.flip(3)))
+    return None if outputs is None else (outputs + other) / 2

@@ -85,7 +85,7 @@ class Learner:
 
     @torch.no_grad()
     def _average(self) -> None:
-        if self.ema is None:
+        if not self.ema:  # a pipeline's stage may have no parameter
             return
         local, live = self.strategy.local, self.live
         ema = [local(tensor) for tensor in self.ema.values()]

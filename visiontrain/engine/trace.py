@@ -17,7 +17,7 @@ from torch import Tensor
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import StateDict, Task
 from visiontrain.core.seed import generator
-from visiontrain.core.types import Batch, Detections, Loss
+from visiontrain.core.types import Batch, Loss, Prediction
 from visiontrain.data.loader import Step
 from visiontrain.engine.learner import Learner
 from visiontrain.engine.step import train_step
@@ -58,6 +58,7 @@ class Watched:
 
     def __init__(self, task: Task) -> None:
         self.task, self.best, self.heads, self.terms = task, task.best, task.heads, task.terms
+        self.mirrored = task.mirrored
         self.counts: list[Tensor] = []  # each (heads,)
 
     def loss(self, outputs: Any, batch: Batch, progress: float) -> Loss:
@@ -70,7 +71,7 @@ class Watched:
         """Pass on."""
         return self.task.head_of(parameter)
 
-    def decode(self, outputs: Any, batch: Batch) -> list[Detections]:
+    def decode(self, outputs: Any, batch: Batch) -> Sequence[Prediction]:
         """Pass on."""
         return self.task.decode(outputs, batch)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from visiontrain.core.interfaces import Evaluator
+from visiontrain.metrics.classification import build_evaluator
 from visiontrain.metrics.detection import DetectionEvaluator
-from visiontrain.metrics.matching import Labels
 
-EVALUATORS: dict[str, Callable[[Labels], Evaluator]] = {"detect": DetectionEvaluator}
+EVALUATORS: dict[str, Callable[[Any], Evaluator]] = {
+    "detect": DetectionEvaluator,
+    "classify": build_evaluator,
+}

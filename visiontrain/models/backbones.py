@@ -172,8 +172,8 @@ KEYS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def create(name: str, *, hub: bool = False, **keys: Any) -> Any:
-    """Make timm's network `name`, without a classifier.
+def create(name: str, *, hub: bool = False, num_classes: int = 0, **keys: Any) -> Any:
+    """Make timm's network `name`, without a classifier unless it is given classes.
 
     Raises:
         ConfigError: timm has none of that name, or its weights cannot be downloaded.
@@ -189,7 +189,7 @@ def create(name: str, *, hub: bool = False, **keys: Any) -> Any:
     family = model_entrypoint(name).__module__.rpartition(".")[2]
     keys = {**KEYS.get(family, {}), **keys}
     try:
-        return timm.create_model(name, pretrained=hub, num_classes=0, **keys)
+        return timm.create_model(name, pretrained=hub, num_classes=num_classes, **keys)
     except (OSError, RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         if not hub:

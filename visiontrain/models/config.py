@@ -101,6 +101,46 @@ class FasterRcnn(Torchvision):
     kind: Literal["faster_rcnn"] = "faster_rcnn"
 
 
+class ForClasses(Section):
+    """What classifiers share."""
+
+    norm: Norm = Field("batch", description="normalisation: batch, sync (GPUs), group or frozen")
+
+    @property
+    def suppressed(self) -> bool:
+        """Whether its detections always need suppression: it has none."""
+        return False
+
+
+class ResNetTiny(ForClasses):
+    """A classifier for pictures of 32 pixels: three residual stages, 2 million parameters."""
+
+    kind: Literal["resnet_tiny"] = "resnet_tiny"
+    widths: list[int] = Field(
+        [64, 256, 256],
+        min_length=3,
+        max_length=3,
+        description="channels of the three stages of resnet_tiny",
+    )
+
+
+class Timm(ForClasses):
+    """A classifier of timm's, by its name."""
+
+    kind: Literal["timm"] = "timm"
+    backbone: str = Field(
+        "resnet18", description="a timm model in the place of our own stages, such as resnet50"
+    )
+    pretrained: Literal["installed", "hub", "none"] = Field(
+        "installed",
+        description="weights of the backbone: installed, hub (downloads) or none; "
+        "torchvision's: hub or none",
+    )
+
+
 YoloConfig = YoloN | YoloS | YoloM | YoloL | YoloX
 TorchvisionConfig = Fcos | RetinaNet | FasterRcnn
-ModelConfig = Annotated[YoloConfig | TorchvisionConfig, Field(discriminator="kind")]
+ClassifierConfig = ResNetTiny | Timm
+ModelConfig = Annotated[
+    YoloConfig | TorchvisionConfig | ClassifierConfig, Field(discriminator="kind")
+]

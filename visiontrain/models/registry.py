@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,15 @@ from torch import Tensor
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import VisionModel
 from visiontrain.models.body import own_body, strides_from
-from visiontrain.models.config import ModelConfig, TorchvisionConfig, YoloConfig
+from visiontrain.models.classifier import resnet_tiny, yolo_classifier
+from visiontrain.models.config import (
+    ClassifierConfig,
+    ModelConfig,
+    ResNetTiny,
+    Timm,
+    TorchvisionConfig,
+    YoloConfig,
+)
 from visiontrain.models.yolo import SIZES, Yolo
 
 
@@ -44,23 +52,69 @@ def foreign(config: TorchvisionConfig, num_classes: int) -> VisionModel:
     return build_foreign(config, num_classes)
 
 
-MODELS: dict[str, Callable[[Any, int], VisionModel]] = {
+def on_yolo(config: YoloConfig, num_classes: int) -> VisionModel:
+    """Make a classifier on the stages of our own detectors."""
+    return yolo_classifier(SIZES[config.kind], num_classes, config.norm)
+
+
+def tiny(config: ResNetTiny, num_classes: int) -> VisionModel:
+    """Make a classifier for pictures of 32 pixels."""
+    return resnet_tiny(config.widths, num_classes, config.norm)
+
+
+def of_timm(config: Timm, num_classes: int) -> VisionModel:
+    """Make a classifier of timm's."""
+    from visiontrain.models.timm_classifier import timm_classifier  # noqa: PLC0415 - seconds
+
+    return timm_classifier(config, num_classes)
+
+
+Builder = Callable[[Any, int], VisionModel]
+MODELS: dict[str, Builder] = {
     **dict.fromkeys(SIZES, yolo),
     **dict.fromkeys(("fcos", "retinanet", "faster_rcnn"), foreign),
 }
+CLASSIFIERS: dict[str, Builder] = {
+    **dict.fromkeys(SIZES, on_yolo),
+    "resnet_tiny": tiny,
+    "timm": of_timm,
+}
+BUILDERS: Mapping[str, Mapping[str, Builder]] = {"detect": MODELS, "classify": CLASSIFIERS}
 
 
-def build_model(config: ModelConfig, num_classes: int) -> VisionModel:
+def build_model(config: ModelConfig, num_classes: int, task: str = "detect") -> VisionModel:
     """Make the network `config` names. Weights come from torch's generator: seed it first."""
-    return MODELS[config.kind](config, num_classes)
+    return BUILDERS[task][config.kind](config, num_classes)
 
 
-def check_input(config: ModelConfig, side: int) -> None:
+def check_classifier(config: ModelConfig, side: int) -> None:
+    """Refuse a classifier that cannot take images of `side` pixels.
+
+    Raises:
+        ConfigError: with what the network itself says.
+    """
+    if not isinstance(config, Timm):
+        return
+    with torch.device("meta"):  # shapes alone, nothing is computed
+        model = build_model(config, 2, "classify")
+        try:
+            model(torch.empty(2, 3, side, side))
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"imgsz: {side}; {config.backbone} does not take that ({first}); take another"
+            ) from error
+
+
+def check_input(config: ModelConfig, side: int, task: str = "detect") -> None:
     """Refuse a backbone that cannot take images of `side` pixels, or gives other maps than it says.
 
     Raises:
         ConfigError: with what the network itself says.
     """
+    if task == "classify" or isinstance(config, ClassifierConfig):
+        check_classifier(config, side)
+        return
     if isinstance(config, TorchvisionConfig) or config.backbone is None:
         return
     with torch.device("meta"):  # shapes alone, nothing is computed
@@ -87,7 +141,11 @@ def pretrained(config: ModelConfig) -> dict[str, Tensor]:
         ConfigError: there are none, or they cannot be downloaded.
         CheckpointError: the file is damaged.
     """
-    if isinstance(config, TorchvisionConfig) or config.backbone is None:
+    if isinstance(config, Timm):
+        from visiontrain.models.timm_classifier import pretrained_classifier  # noqa: PLC0415
+
+        return pretrained_classifier(config)
+    if isinstance(config, TorchvisionConfig | ResNetTiny) or config.backbone is None:
         return {}
     if config.pretrained == "none":
         return {}

@@ -1,4 +1,4 @@
-"""Detections as files: predictions.json, COCO results, YOLO labels, pictures and videos."""
+"""Predictions as files: predictions.json, COCO results, YOLO labels, pictures and videos."""
 
 from __future__ import annotations
 
@@ -12,23 +12,32 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from visiontrain.core.types import Detections
+from visiontrain.core.types import ClassScores, Detections, Prediction
 from visiontrain.data.inputs import opencv_name
 from visiontrain.engine.durable import replace_file, storing
-from visiontrain.report.draw import draw_boxes
+from visiontrain.report.draw import draw
 
 DRAWABLE = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
+LIKELIEST = 5  # classes that are written down
 
 
 def image_row(
-    file_name: str, size: tuple[int, int], found: Detections, names: Sequence[str]
+    file_name: str, size: tuple[int, int], found: Prediction, names: Sequence[str]
 ) -> dict[str, Any]:
     """Return what predictions.json says of one image; boxes are x1, y1, x2, y2 in its pixels."""
+    row = {"file_name": file_name, "width": size[0], "height": size[1]}
+    if isinstance(found, ClassScores):
+        return row | {
+            "classes": [
+                {"score": round(score, 5), "class": names.index(name), "name": name}
+                for name, score in found.top(LIKELIEST)
+            ]
+        }
     boxes = [
         {"box": [round(v, 2) for v in box], "score": round(score, 5), "class": k, "name": names[k]}
         for box, score, k in _rows(found)
     ]
-    return {"file_name": file_name, "width": size[0], "height": size[1], "boxes": boxes}
+    return row | {"boxes": boxes}
 
 
 def coco_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -49,8 +58,13 @@ def coco_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return results
 
 
-def yolo_lines(size: tuple[int, int], found: Detections) -> list[str]:
-    """Return `class x y width height score` per box: centre and sides as shares of the image."""
+def yolo_lines(size: tuple[int, int], found: Prediction) -> list[str]:
+    """Return `class x y width height score` per box: centre and sides as shares of the image.
+
+    Of whole images: `score name` of the likeliest classes.
+    """
+    if isinstance(found, ClassScores):
+        return [f"{score:.5f} {name}" for name, score in found.top(LIKELIEST)]
     width, height = size
     lines = []
     for (x1, y1, x2, y2), score, label in _rows(found):
@@ -72,13 +86,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_picture(
-    path: Path, pixels: NDArray[np.uint8], found: Detections, names: Sequence[str]
+    path: Path, pixels: NDArray[np.uint8], found: Prediction, names: Sequence[str]
 ) -> None:
     """Draw the boxes on `pixels` and write them, as JPEG where the suffix is unusual."""
     if path.suffix.lower() not in DRAWABLE:
         path = path.with_name(path.name + ".jpg")
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw_boxes(pixels, found, names)).save(path, quality=92)
+    Image.fromarray(draw(pixels, found, names)).save(path, quality=92)
 
 
 class Film:
@@ -90,7 +104,7 @@ class Film:
         self._writer: cv2.VideoWriter | None = None
         self._written = 0
 
-    def add(self, pixels: NDArray[np.uint8], found: Detections, names: Sequence[str]) -> None:
+    def add(self, pixels: NDArray[np.uint8], found: Prediction, names: Sequence[str]) -> None:
         """Draw and append one frame (H, W, 3) RGB; all have the first one's size."""
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +112,7 @@ class Film:
             size = (pixels.shape[1], pixels.shape[0])
             self._writer = cv2.VideoWriter(opencv_name(self._path), code, self._rate, size)
         if self._writer.isOpened():
-            self._writer.write(cv2.cvtColor(draw_boxes(pixels, found, names), cv2.COLOR_RGB2BGR))
+            self._writer.write(cv2.cvtColor(draw(pixels, found, names), cv2.COLOR_RGB2BGR))
         else:
             write_picture(
                 self._path.with_suffix("") / f"{self._written:06d}.jpg", pixels, found, names

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from visiontrain.core.types import Detections
+from visiontrain.core.types import Detections, Prediction
 
 Colour = tuple[int, int, int]  # red, green, blue
 GOLDEN = 0.618033988749895  # turns of hue: any number of neighbours stay well apart
@@ -24,6 +24,19 @@ def colour_of(label: int) -> Colour:
     value = (0.95, 0.75)[label // 5 % 2]
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, value)
     return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw(pixels: NDArray[np.uint8], found: Prediction, names: Sequence[str]) -> NDArray[np.uint8]:
+    """Return a copy of `pixels` (H, W, 3) RGB with what was found written on it."""
+    if isinstance(found, Detections):
+        return draw_boxes(pixels, found, names)
+    picture = Image.fromarray(pixels)
+    pen, font = ImageDraw.Draw(picture), font_of(max(10, round(min(picture.size) / 20)))
+    height = sum(font.getmetrics())
+    for k, (name, score) in enumerate(found.top(3)):
+        colour = colour_of(names.index(name))
+        _label(pen, (0, (k + 1) * height), f"{name} {score:.2f}", font, colour)
+    return np.asarray(picture)
 
 
 def draw_boxes(

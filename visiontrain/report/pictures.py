@@ -36,24 +36,40 @@ class Picture:
     title: str
 
 
-def batch_picture(batch: Batch, names: Sequence[str], path: Path, images: int = 16) -> Path:
-    """Draw the first `images` of a training batch, as the model sees them, to `path`."""
+def batch_picture(
+    batch: Batch, names: Sequence[str], path: Path, images: int = 16, *, whole: bool = False
+) -> Path:
+    """Draw the first `images` of a training batch, as the model sees them, to `path`.
+
+    Args:
+        batch: images and targets.
+        names: of the classes.
+        path: where to.
+        images: how many.
+        whole: the targets are of whole images, and are named above them.
+    """
     shown = [row for row in range(len(batch)) if float(batch.valid[row])][:images]
-    return _save(_grid([_of_batch(batch, row) for row in shown], names, columns=4), path)
+    pictures = [_of_batch(batch, row, names if whole else None) for row in shown]
+    return save_sheet(grid(pictures, names, columns=4), path)
 
 
-def _of_batch(batch: Batch, row: int) -> Picture:
+def _of_batch(batch: Batch, row: int, names: Sequence[str] | None) -> Picture:
     image = batch.images[row].detach().cpu()
     if image.dtype.is_floating_point:
         image = (image.float() * 255).round().clamp(0, 255).byte()
     targets = batch.targets[row].detach().cpu().double().numpy()
     targets = targets[targets[:, 0] >= 0]
+    title = counted(len(targets), "box")
+    if names is not None:
+        shares = {short(names[int(k)], 16): weight for k, *_, weight in targets.tolist()}
+        mixed = [name if w == 1 else f"{name} {w:.2g}" for name, w in shares.items()]
+        title, targets = ", ".join(mixed), targets[:0]
     return Picture(
         pixels=np.ascontiguousarray(image.permute(1, 2, 0).numpy()),
         boxes=targets[:, 1:5],
         classes=targets[:, 0].astype(np.int64),
         scores=None,
-        title=counted(len(targets), "box"),
+        title=title,
     )
 
 
@@ -74,7 +90,7 @@ def predictions_picture(
     for row, pixels in _readable(table, images):
         own = found[found[:, IMAGE_COLUMN] == row]
         pictures += [_labels(table, row, pixels), _predictions(own, pixels, confidence)]
-    return _save(_grid(pictures, table.names, columns=4), path)
+    return save_sheet(grid(pictures, table.names, columns=4), path)
 
 
 def _readable(table: Table, images: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -105,7 +121,7 @@ def _predictions(
     return Picture(pixels, shown[:, BOX], classes, scores, f"prediction: {what}")
 
 
-def _grid(pictures: Sequence[Picture], names: Sequence[str], columns: int) -> Image.Image:
+def grid(pictures: Sequence[Picture], names: Sequence[str], columns: int) -> Image.Image:
     """Lay pictures out in cells of equal size, each under its title."""
     columns = max(1, min(columns, len(pictures)))
     lines = max(1, -(-len(pictures) // columns))
@@ -163,7 +179,8 @@ def _box(
     pen.text((left + 2, top), text, PAPER if dark else INK, font)
 
 
-def _save(sheet: Image.Image, path: Path) -> Path:
+def save_sheet(sheet: Image.Image, path: Path) -> Path:
+    """Write a sheet of pictures to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, "PNG")
     return path

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, PowerNorm
+from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from visiontrain.data.defects import counted
 from visiontrain.data.table import Table
 from visiontrain.loggers.csv import read_rows
 from visiontrain.metrics.curves import CONFIDENCES, RECALLS, Curves, confusion_matrix, curves
+from visiontrain.report.confusion import confusion_plot
 from visiontrain.report.figure import (
     FAINT,
     INK,
@@ -35,9 +36,11 @@ from visiontrain.report.pictures import CONFIDENCE, predictions_picture
 
 Floats = NDArray[np.floating]
 MANY = 12  # classes from which on a curve for each is too much to tell apart
-NUMBERS = 25  # classes up to which a confusion matrix shows its numbers
 PANELS = (  # of results.png, after the losses; a panel without values is left out
     ("Average precision", ("val/map", "val/map50", "val/map75")),
+    ("Accuracy", ("val/top1", "val/top5", "val/balanced")),
+    ("Loss on the scored images", ("val/loss",)),
+    ("Calibration error", ("val/ece",)),
     ("At the best confidence", ("val/precision", "val/recall", "val/f1")),
     ("mAP50-95 by size of box", ("val/map_small", "val/map_medium", "val/map_large")),
     ("Learning rate", ("lr",)),
@@ -47,6 +50,9 @@ PANELS = (  # of results.png, after the losses; a panel without values is left o
 
 
 NAMES = {  # of lines in results.png, where they differ from the columns of results.csv
+    "top1": "top-1",
+    "top5": "top-5",
+    "balanced": "mean of classes",
     "map": "mAP50-95",
     "map50": "mAP50",
     "map75": "mAP75",
@@ -132,12 +138,12 @@ def _over_epochs(axes: Axes, epochs: Sequence[float], values: Floats, number: in
 def scored_plots(table: Table, rows: Tensor, folder: Path) -> list[Path]:
     """Draw all that detections (K, 7) of a split show: curves, confusion, pictures."""
     matrix = confusion_matrix(table, rows, confidence=CONFIDENCE, overlap=OVERLAP)
+    names, note = [*table.names, "background"], f"confidence above {CONFIDENCE}, IoU from {OVERLAP}"
+    shares = folder / "confusion_matrix_normalized.png"
     return [
         *curve_plots(curves(table, rows), folder),
-        confusion_plot(matrix, table.names, folder / "confusion_matrix.png"),
-        confusion_plot(
-            matrix, table.names, folder / "confusion_matrix_normalized.png", normalized=True
-        ),
+        confusion_plot(matrix, names, folder / "confusion_matrix.png", note),
+        confusion_plot(matrix, names, shares, note, normalized=True),
         predictions_picture(table, rows, folder / "val_predictions.png"),
     ]
 
@@ -242,61 +248,6 @@ def _mark(axes: Axes, best: int, height: float) -> None:
     )
 
 
-def confusion_plot(
-    matrix: NDArray[np.int64], names: Sequence[str], path: Path, *, normalized: bool = False
-) -> Path:
-    """Draw a confusion matrix (C + 1, C + 1), row = predicted, column = true, to `path`.
-
-    It is one of detections above CONFIDENCE and of pairs that overlap by OVERLAP.
-
-    Normalised, each column adds up to 1: what became of the boxes of a class.
-    """
-    values = matrix.astype(np.float64)
-    if normalized:
-        values = values / np.maximum(values.sum(axis=0, keepdims=True), 1)
-    count = len(matrix)
-    side = float(np.clip(3.0 + 0.42 * count, 4.5, 18))
-    font = float(np.clip(72 * 0.55 * (side - 2.4) / count, 4, 10))  # points that a cell holds
-    figure = new_figure(side + 1.2, side)
-    title = "Confusion, share of each true class" if normalized else "Confusion, counts"
-    cut = f"confidence above {CONFIDENCE}, IoU from {OVERLAP}"
-    axes = style(figure.add_subplot(), f"{title}\n{cut}", "true", "predicted")
-    axes.grid(visible=False)
-    norm = None if normalized else PowerNorm(0.5, 0, max(values.max(), 1))
-    limits = (0, 1) if normalized else (None, None)
-    image = axes.imshow(
-        np.ma.masked_equal(values, 0),  # white where nothing is
-        cmap=matplotlib.colormaps["Blues"],
-        norm=norm,
-        vmin=limits[0],
-        vmax=limits[1],
-    )
-    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02).outline.set_visible(False)
-    _name_cells(axes, names, font)
-    if count <= NUMBERS + 1:
-        _number_cells(axes, values, normalized=normalized, font=font)
-    return save(figure, path)
-
-
-def _name_cells(axes: Axes, names: Sequence[str], font: float) -> None:
-    labels = [*(short(name, 20) for name in names), "background"]
-    step = math.ceil(len(labels) / 120)  # beyond that, names would lie on each other
-    ticks = list(range(0, len(labels), step))
-    axes.set_xticks(ticks, [labels[n] for n in ticks], fontsize=font, rotation=90)
-    axes.set_yticks(ticks, [labels[n] for n in ticks], fontsize=font)
-
-
-def _number_cells(axes: Axes, values: Floats, *, normalized: bool, font: float) -> None:
-    top = max(values.max(), 1e-9)
-    for row, column in np.argwhere(values > 0):
-        value = values[row, column]
-        dark = value / top > (0.55 if normalized else 0.3)  # counts are drawn by square root
-        text = f"{value:.2f}" if normalized else f"{value:.0f}"
-        colour = "white" if dark else INK
-        size = font if len(text) < 5 else font * 4 / len(text)
-        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
-
-
 def label_plot(table: Table, path: Path, title: str = "") -> Path:
     """Draw what `table` holds to `path`: boxes per class and image, where, and how large."""
     keep = ~(table.crowd | table.difficult)
@@ -307,7 +258,7 @@ def label_plot(table: Table, path: Path, title: str = "") -> Path:
     head = f"{counted(int(keep.sum()), 'box')} in {counted(len(table), 'image')}"
     head += title and f": {title}"
     axes = style(figure.add_subplot(grid[:, 0]), head, "boxes")
-    _class_bars(axes, table.names, counts, shown)
+    class_bars(axes, table.names, counts, shown)
     sizes = np.repeat(table.sizes, np.diff(table.offsets), axis=0)[keep].astype(np.float64)
     boxes = table.boxes[keep].astype(np.float64)
     middle, extent = (
@@ -330,12 +281,14 @@ def label_plot(table: Table, path: Path, title: str = "") -> Path:
     return save(figure, path)
 
 
-def _class_bars(axes: Axes, names: Sequence[str], counts: NDArray[np.int64], shown: int) -> None:
+def class_bars(
+    axes: Axes, names: Sequence[str], counts: NDArray[np.int64], shown: int, what: str = "boxes"
+) -> None:
     """Draw a bar per class in the order of the classes; of too many, the most common."""
     order = np.arange(len(counts))
     if shown < len(counts):
         order = np.argsort(-counts, kind="stable")[:shown]
-        axes.set_xlabel(f"boxes (the {shown} most common of {len(counts)} classes)")
+        axes.set_xlabel(f"{what} (the {shown} most common of {len(counts)} classes)")
     thick = 0.8 * min(1, shown / 6)  # a few bars aren't blocks
     bars = axes.barh(np.arange(shown), counts[order], thick, color=STRONG)
     axes.bar_label(bars, [f"{count:,}" for count in counts[order]], padding=3, fontsize=8)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from visiontrain.core.types import Detections
+from visiontrain.core.types import Prediction
 from visiontrain.data.inputs import Input, frame_rate
 from visiontrain.data.shots import Shot
 from visiontrain.engine.durable import storing
@@ -35,7 +35,7 @@ class ShotWriter:
         self._film: Film | None = None
         self._filmed = -1  # place of the video of `_film`
 
-    def add(self, shot: Shot, found: Detections) -> None:
+    def add(self, shot: Shot, found: Prediction) -> None:
         """Take what was found in `shot`; the frames of a video come in order."""
         height, width = shot.pixels.shape[:2]
         row = image_row(shot.name, (width, height), found, self.names)
@@ -54,7 +54,7 @@ class ShotWriter:
         if self._film is not None:
             self._film.close()
 
-    def _draw(self, shot: Shot, found: Detections) -> None:
+    def _draw(self, shot: Shot, found: Prediction) -> None:
         if shot.frame is None:
             path = self.folder / "images" / shot.input.name
             write_picture(path, shot.pixels, found, self.names)

@@ -21,14 +21,11 @@ from visiontrain.engine.run_folder import RunFolder
 from visiontrain.recipe import Run
 from visiontrain.report.detections import write_json
 
-SCORES = ("precision", "recall", "map50", "map")
-COLUMNS = {
-    "images": "images",
-    "boxes": "boxes",
-    "precision": "P",
-    "recall": "R",
-    "map50": "mAP50",
-    "map": "mAP50-95",
+PAIR = {"precision": "P", "recall": "R"}
+COLUMNS = {  # of the table at the end, by what is scored: keys of metrics.json and titles
+    "detect": {"images": "images", "boxes": "boxes", **PAIR, "map50": "mAP50", "map": "mAP50-95"},
+    "classify": {"images": "images", "top1": "top-1", "top5": "top-5", **PAIR, "f1": "F1"},
+    "several": {"images": "images", **PAIR, "f1": "F1", "map": "mAP"},
 }
 MOST_CLASSES = 20  # in the table at the end
 TRAIN_BATCHES = 3  # drawn as the model sees them
@@ -49,7 +46,7 @@ class Scored:
 
 
 def write_results(scored: Scored, version: str) -> None:
-    """Write metrics.json first, then detections.json when `save_json` asks for it.
+    """Write metrics.json first, then detections.json or scores.json when `save_json` asks for it.
 
     Raises:
         StorageError: when they cannot be written.
@@ -57,7 +54,10 @@ def write_results(scored: Scored, version: str) -> None:
     run, table, rows = scored.run, scored.table, scored.outcome.rows
     scored.folder.write_metrics(summary(scored, version))
     if run.save_json and rows is not None:
-        write_json(scored.folder.path / "detections.json", coco_results(table, rows))
+        if table.task == "detect":
+            write_json(scored.folder.path / "detections.json", coco_results(table, rows))
+        else:
+            write_json(scored.folder.path / "scores.json", class_results(table, rows))
 
 
 def summary(scored: Scored, version: str) -> dict[str, Any]:
@@ -84,25 +84,26 @@ def summary(scored: Scored, version: str) -> dict[str, Any]:
 
 
 def score_lines(scored: Scored) -> list[str]:
-    """Write the scores as an aligned table: all classes together, then each that has boxes."""
+    """Write the scores as an aligned table: all classes together, then each that occurs."""
     metrics, table = scored.outcome.metrics, scored.table
-    classes = {n: c for n, c in metrics.get("per_class", {}).items() if c["boxes"]}
+    classes = {n: c for n, c in metrics.get("per_class", {}).items() if c.get("boxes", c["images"])}
     every = {
-        **{key: metrics.get(key) for key in SCORES},
+        **metrics,
         "images": len(table),
-        "boxes": sum(row["boxes"] for row in classes.values()),
+        "boxes": sum(row.get("boxes", 0) for row in classes.values()),
     }
+    columns = COLUMNS["several" if table.several else table.task]
     shown = list(classes.items())[:MOST_CLASSES]
     rows = [("all", every), *(shown if len(classes) > 1 else [])]
     width = max(len("class"), *(len(name) for name, _ in rows))
-    head = f"{'class':<{width}}" + "".join(f" {title:>9}" for title in COLUMNS.values())
-    lines = [head, *(f"{name:<{width}}" + _cells(row) for name, row in rows)]
+    head = f"{'class':<{width}}" + "".join(f" {title:>9}" for title in columns.values())
+    lines = [head, *(f"{name:<{width}}" + _cells(row, columns) for name, row in rows)]
     left = len(classes) - len(shown)
     return [*lines, *([f"... {counted(left, 'more class')}: metrics.json"] if left else [])]
 
 
-def _cells(row: Mapping[str, Any]) -> str:
-    values = (row.get(key) for key in COLUMNS)
+def _cells(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    values = (row.get(key) for key in columns)
     texts = (_cell(value) for value in values)
     return "".join(f" {text:>9}" for text in texts)
 
@@ -131,6 +132,26 @@ def coco_results(table: Table, rows: Tensor) -> list[dict[str, Any]]:
     ]
 
 
+def class_results(table: Table, rows: Tensor) -> list[dict[str, Any]]:
+    """Turn a classifier's rows into what can be read: the likeliest classes, or all scores."""
+    if table.several:
+        return [
+            {
+                "file_name": table.images.name(int(image)),
+                "scores": dict(zip(table.names, (round(s, 6) for s in scores), strict=True)),
+            }
+            for image, *scores in rows.tolist()
+        ]
+    return [
+        {
+            "file_name": table.images.name(int(image)),
+            "score": round(sure, 6),
+            "likeliest": [table.names[int(label)] for label in best],
+        }
+        for image, sure, _, *best in rows.tolist()
+    ]
+
+
 def draw(
     scored: Scored, training: Table | None = None, batches: Callable[[], list[Batch]] | None = None
 ) -> Mapping[str, Path]:
@@ -155,6 +176,7 @@ def draw(
 def _plots(
     scored: Scored, training: Table | None, batches: Callable[[], list[Batch]] | None
 ) -> list[Path]:
+    from visiontrain.report.class_plots import class_label_plot, class_plots  # noqa: PLC0415
     from visiontrain.report.pictures import batch_picture  # noqa: PLC0415 - matplotlib: seconds
     from visiontrain.report.plots import label_plot, results_plot, scored_plots  # noqa: PLC0415
     from visiontrain.report.run_report import write_report  # noqa: PLC0415
@@ -164,11 +186,14 @@ def _plots(
     plots.mkdir(exist_ok=True)
     paths = []
     if scored.outcome.rows is not None:
-        paths += scored_plots(table, scored.outcome.rows, plots)
+        by_task = scored_plots if table.task == "detect" else class_plots
+        paths += by_task(table, scored.outcome.rows, plots)
     if training is not None:
         paths.append(results_plot(folder.results, plots / "results.png"))
-        paths.append(label_plot(training, plots / "labels.png"))
+        labels = label_plot if training.task == "detect" else class_label_plot
+        paths.append(labels(training, plots / "labels.png"))
     for number, batch in enumerate(batches() if batches else []):
-        paths.append(batch_picture(batch, table.names, plots / f"train_batch{number}.png"))
+        path = plots / f"train_batch{number}.png"
+        paths.append(batch_picture(batch, table.names, path, whole=table.task == "classify"))
     write_report(folder.path)
     return paths

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -23,3 +23,22 @@ class DetectConfig(Section):
     iou: float = Field(0.7, ge=0, le=1, description="overlap above which nms=true merges")
     nms: bool = Field(False, description="suppress overlaps; the one-to-one head needs none")
     max_det: int = Field(300, ge=1, description="detections kept per image")
+
+
+class ClassifyConfig(Section):
+    """Classification of whole images: the loss, and how predictions are made."""
+
+    kind: Literal["classify"] = "classify"
+    smoothing: float = Field(
+        0.1, ge=0, lt=1, description="share of each target that all classes get alike"
+    )
+    class_weights: list[float] | None = Field(
+        None, description="how much a class counts in the loss, in the order of the names"
+    )
+    several: bool = Field(
+        False, description="an image may have any number of classes; the data say so themselves"
+    )
+    flip: bool = Field(False, description="score pictures also mirrored, and take the mean")
+
+
+TaskConfig = Annotated[DetectConfig | ClassifyConfig, Field(discriminator="kind")]

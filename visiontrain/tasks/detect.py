@@ -69,6 +69,7 @@ class DetectTask:
     strides: tuple[int, ...] = (8, 16, 32)  # of the model's levels, finest first
     dual: bool = True  # the model has a one-to-one branch
     best: str = "map"
+    mirrored: bool = False
 
     @property
     def heads(self) -> tuple[str, ...]:

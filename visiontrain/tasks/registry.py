@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Task
 from visiontrain.models.body import strides_from
-from visiontrain.models.config import ModelConfig, TorchvisionConfig
-from visiontrain.tasks.config import DetectConfig
+from visiontrain.models.config import ModelConfig, TorchvisionConfig, YoloConfig
+from visiontrain.tasks.classify import ClassifyTask
+from visiontrain.tasks.config import ClassifyConfig, DetectConfig, TaskConfig
 from visiontrain.tasks.detect import DetectTask
 from visiontrain.tasks.torchvision_detect import TorchvisionTask
 
 
-def detect(config: DetectConfig, classes: int, model: ModelConfig) -> Task:
+def detect(config: DetectConfig, classes: int, model: YoloConfig | TorchvisionConfig) -> Task:
     """Make what fits the outputs of the model's family."""
     if isinstance(model, TorchvisionConfig):
         return TorchvisionTask(config, model.kind)
@@ -20,9 +23,20 @@ def detect(config: DetectConfig, classes: int, model: ModelConfig) -> Task:
     return DetectTask(config, classes, strides=strides, dual=dual)
 
 
-TASKS: dict[str, Callable[[DetectConfig, int, ModelConfig], Task]] = {"detect": detect}
+def classify(config: ClassifyConfig, classes: int, model: ModelConfig) -> Task:
+    """Make what fits logits."""
+    del model  # all classifiers return the same
+    if config.class_weights is not None and len(config.class_weights) != classes:
+        raise ConfigError(
+            f"task.class_weights: {len(config.class_weights)} of them for {classes} classes; give "
+            "one for each, in the order of the names"
+        )
+    return ClassifyTask(config, classes)
 
 
-def build_task(config: DetectConfig, num_classes: int, model: ModelConfig) -> Task:
+TASKS: dict[str, Callable[[Any, int, Any], Task]] = {"detect": detect, "classify": classify}
+
+
+def build_task(config: TaskConfig, num_classes: int, model: ModelConfig) -> Task:
     """Make the task `config` names, for the outputs of `model`."""
     return TASKS[config.kind](config, num_classes, model)

@@ -26,6 +26,7 @@ class TorchvisionTask:
     config: DetectConfig
     kind: str  # of the model
     best: str = "map"
+    mirrored: bool = False
 
     @property
     def heads(self) -> tuple[str, ...]:

@@ -1,0 +1,173 @@
+"""Labels as a CSV file: a row per image, with one class, several, or a column for each."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visiontrain.core.errors import DataError
+from visiontrain.data.build import build_labelled
+from visiontrain.data.defects import counted
+from visiontrain.data.description import SPLITS, Choice, Description, unique_names
+from visiontrain.data.images import FileImages, Paths
+from visiontrain.data.scan import scan
+from visiontrain.data.table import Defect, Table
+
+KEYS = ("path", *SPLITS, "validation", "names", "several")
+IMAGE = ("image", "path", "file", "filename", "file_name", "image_path")
+LABEL = ("label", "labels", "class", "classes", "category")
+BETWEEN = "|"  # labels of one image
+YES, NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no", ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a file."""
+
+    line: int  # 1-based, of the file
+    image: str
+    labels: tuple[str, ...]
+
+
+class CsvReader:
+    """CSV files `image,label`; several labels stand as `cat|dog`, or have a column of 0 and 1 each.
+
+    Images are relative to the file, or to `path`.
+    """
+
+    task = "classify"
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, description: Description) -> None:
+        description.check_keys(KEYS)
+        self.description = description
+        self.root = description.root()
+        self.splits: Mapping[str, Any] = {
+            split: [self._file(split, entry) for entry in entries]
+            for split, entries in description.sources().items()
+        }
+        first = next(iter(self.splits.values()))
+        self._rows = {path: read_rows(path) for path in first}
+        rows = [row for path in first for row in self._rows[path]]
+        listed = description.names() or unique_names(
+            sorted({label for row in rows for label in row.labels}), description.where
+        )
+        if len(listed) < 1:
+            raise DataError(f"{first[0]}: no label in {counted(len(rows), 'row')}; add some")
+        self.names = listed
+        self.several = self._several(rows)
+
+    def read(self, split: str, choice: Choice) -> Table:
+        """Look up the images of `split`, and look at each one's header."""
+        rows = [(path, row) for path in self.splits[split] for row in self._of(path)]
+        if not rows:
+            raise DataError(f"{self.splits[split][0]}: no row; write image,label in each")
+        chosen = [rows[k] for k in choice.rows(len(rows))]
+        places = [self._image(path, row.image) for path, row in chosen]
+        images = FileImages(Paths(places), self.description.max_pixels)
+        seen = scan(images.paths, images.max_pixels, self.description.cache)
+        number = {name: label for label, name in enumerate(self.names)}
+        labels: list[tuple[int, int]] = []
+        defects: list[Defect] = []
+        dropped: set[int] = set()
+        for k, (path, row) in enumerate(chosen):
+            reason = self._wrong(row, number)
+            if reason:
+                defects.append(Defect(str(path), row.line, *reason))
+                dropped.add(k)
+            else:
+                labels += [(k, number[label]) for label in row.labels]
+        return build_labelled(
+            self.names, images, seen, labels, dropped, defects, several=self.several
+        )
+
+    def _several(self, rows: Sequence[Row]) -> bool:
+        """Tell whether an image may have any number of labels."""
+        said = self.description.values.get("several")
+        if said is not None and not isinstance(said, bool):
+            raise self.description.fail("several", f"got {said!r}", "give true or false")
+        return any(len(row.labels) != 1 for row in rows) if said is None else said
+
+    def _wrong(self, row: Row, number: Mapping[str, int]) -> tuple[str, str] | None:
+        """Return the kind and the reason of a defect, if a row cannot be used."""
+        for label in row.labels:
+            if label not in number:
+                listed = ", ".join(list(number)[:20])
+                return "class-range", f"class {label!r} is none of {listed}"
+        if not self.several and len(row.labels) != 1:
+            return "malformed-row", f"{counted(len(row.labels), 'label')}, where others have one"
+        return None
+
+    def _of(self, path: Path) -> list[Row]:
+        if path not in self._rows:
+            self._rows[path] = read_rows(path)
+        return self._rows[path]
+
+    def _file(self, split: str, entry: str) -> Path:
+        path = self.root / entry
+        if not path.is_file():
+            raise DataError(f"{self.description.where}: {split}: no file {path}; correct the path")
+        return path
+
+    def _image(self, file: Path, name: str) -> str:
+        beside = file.parent / name
+        return os.path.abspath(beside if beside.exists() else self.root / name)  # noqa: PTH100
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a CSV file.
+
+    Raises:
+        DataError: it cannot be read, or its first line names no images.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            head = [name.strip() for name in next(reader, [])]
+            image, label = _column(head, IMAGE), _column(head, LABEL)
+            if image is None or len(head) < 2:
+                raise DataError(
+                    f"{path}:1: columns {', '.join(head) or 'none'}; name one image and one label, "
+                    "or one for each class"
+                )
+            return [
+                _row(path, reader.line_num, head, cells, (image, label))
+                for cells in reader
+                if cells
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({error}); give a CSV file in UTF-8") from error
+
+
+def _column(head: Sequence[str], names: Sequence[str]) -> int | None:
+    return next((k for k, name in enumerate(head) if name.lower() in names), None)
+
+
+def _row(
+    path: Path,
+    line: int,
+    head: Sequence[str],
+    cells: Sequence[str],
+    columns: tuple[int, int | None],
+) -> Row:
+    image, label = columns
+    if len(cells) != len(head):
+        raise DataError(
+            f"{path}:{line}: {counted(len(cells), 'column')}, but the first line has {len(head)}; "
+            "quote texts that hold a comma"
+        )
+    if label is not None:
+        parts = [part.strip() for part in cells[label].split(BETWEEN)]
+        return Row(line, cells[image].strip(), tuple(dict.fromkeys(p for p in parts if p)))
+    named = []
+    for k, (name, cell) in enumerate(zip(head, cells, strict=True)):
+        value = cell.strip().lower()
+        if k != image and value in YES:
+            named.append(name)
+        elif k != image and value not in NO:
+            raise DataError(f"{path}:{line}: {name}: got {cell!r}; give 0 or 1")
+    return Row(line, cells[image].strip(), tuple(named))

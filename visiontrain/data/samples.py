@@ -1,0 +1,32 @@
+"""What makes samples of a table, for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from visiontrain.data.config import AugmentSection
+from visiontrain.data.dataset import EvalSet, TrainSet
+from visiontrain.data.labelled import LabelledEval, LabelledTraining
+from visiontrain.data.loader import Scoring, Training
+from visiontrain.data.table import Table
+
+TRAINING: Mapping[str, type[TrainSet | LabelledTraining]] = {
+    "detect": TrainSet,
+    "classify": LabelledTraining,
+}
+SCORING: Mapping[str, type[EvalSet | LabelledEval]] = {
+    "detect": EvalSet,
+    "classify": LabelledEval,
+}
+
+
+def training_set(
+    table: Table, imgsz: int, augment: AugmentSection, *, seed: int, epochs: int
+) -> Training:
+    """Return what a run trains on: augmented samples of `imgsz` pixels."""
+    return TRAINING[table.task](table, imgsz, augment, seed=seed, epochs=epochs)
+
+
+def scoring_set(table: Table, imgsz: int) -> Scoring:
+    """Return what is scored: every image once, nothing random."""
+    return SCORING[table.task](table, imgsz)

@@ -1,0 +1,190 @@
+"""Pictures for classification: squares of one side, cropped, shifted, flipped and recoloured."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from visiontrain.core.seed import uniforms
+from visiontrain.data.augment import Colours
+from visiontrain.data.config import ClassifyAugment
+from visiontrain.data.letterbox import GREY
+from visiontrain.data.policy import apply_policy
+from visiontrain.data.reader import Reader
+from visiontrain.data.table import Table
+
+Pixels = NDArray[np.uint8]
+Rows = NDArray[np.int64]
+Stream = tuple[int | str, ...]  # what draws hang on beside the row: seed, epoch, what for
+SMALL = 64  # side up to which all pictures are kept, pixels
+ROOM = 2**32  # bytes that they may take
+THREADS = 8
+RATIO = (3 / 4, 4 / 3)  # of a crop's sides, as in Inception's (Szegedy et al. 2014)
+TRIES = 10
+
+
+class Views(Protocol):
+    """Makes the pictures of a batch."""
+
+    def __call__(self, rows: Rows, stream: Stream) -> tuple[Pixels, Rows]:
+        """Return pictures (B, S, S, 3) for `rows` (B,), and the rows that were read for them."""
+        ...
+
+
+def build_views(table: Table, side: int, config: ClassifyAugment) -> Views:
+    """Choose how the pictures of a training set are made."""
+    small = side <= SMALL and len(table) * side * side * 3 <= ROOM
+    if small and config.moves_only:
+        return SmallViews(table, side, config)
+    return FileViews(table, side, config)
+
+
+class SmallViews:
+    """All pictures in one array, moved batch by batch: nothing is done for single ones."""
+
+    def __init__(self, table: Table, side: int, config: ClassifyAugment) -> None:
+        self.config = config
+        self.reach = round(config.translate * side)  # pixels
+        self.pixels, self.rows = squares(table, side)
+
+    def __call__(self, rows: Rows, stream: Stream) -> tuple[Pixels, Rows]:
+        """Look pictures up; shifts mirror the border."""
+        found = self.rows[rows]
+        draws = uniforms((*stream, "move"), rows, 3)
+        side, reach = self.pixels.shape[1], self.reach
+        shifts = (draws[:, :2] * (2 * reach + 1)).astype(np.int64) - reach  # (B, 2)
+        across = _mirrored(np.arange(side) + shifts[:, :1], side)  # (B, S)
+        down = _mirrored(np.arange(side) + shifts[:, 1:], side)
+        across = np.where(
+            flipped(rows, stream, self.config.fliplr)[:, None], across[:, ::-1], across
+        )
+        over = draws[:, 2] < self.config.flipud
+        down = np.where(over[:, None], down[:, ::-1], down)
+        index = (found[:, None] * side + down)[:, :, None] * side + across[:, None, :]
+        return self.pixels.reshape(-1, 3).take(index, axis=0), found
+
+
+def _mirrored(index: Rows, side: int) -> Rows:
+    """Reflect places outside of 0 to side - 1 back inside, without repeating the border."""
+    index = np.abs(index)
+    return np.where(index >= side, 2 * (side - 1) - index, index)
+
+
+def flipped(rows: Rows, stream: Stream, share: float) -> NDArray[np.bool_]:
+    """Tell which rows (B,) are mirrored left-right.
+
+    At a half, each is in every other epoch (Jordan 2024, arXiv 2404.00498): chance would show a
+    quarter of them the same way round twice in a row.
+    """
+    seed, epoch, *what = stream
+    if share == 0.5:
+        first = uniforms((seed, "first flip", *what), rows, 1)[:, 0] < 0.5
+        return first ^ bool(int(epoch) % 2)
+    return uniforms((*stream, "flip"), rows, 1)[:, 0] < share
+
+
+def squares(table: Table, side: int) -> tuple[Pixels, Rows]:
+    """Read the middle square of every picture.
+
+    Returns:
+        pictures (N, S, S, 3), and for each row the one that takes its place (N,): itself, or the
+        next that can be read.
+    """
+    reader = Reader(table)
+    pixels = np.full((len(table), side, side, 3), GREY, np.uint8)
+    good = np.zeros(len(table), np.bool_)
+
+    def read(row: int) -> None:
+        image = reader.read(row)
+        if image is not None:
+            pixels[row], good[row] = centre(image, side), True
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(read, range(len(table)), chunksize=256):
+            pass
+    rows = np.arange(len(table))
+    if not good.all():
+        for row in np.flatnonzero(~good):
+            rows[row] = reader.readable(int(row))[0]
+    return pixels, rows
+
+
+def centre(image: Pixels, side: int) -> Pixels:
+    """Return the largest square in the middle of a picture, resized to `side`."""
+    height, width = image.shape[:2]
+    cut = min(height, width)
+    top, left = (height - cut) // 2, (width - cut) // 2
+    return resized(image[top : top + cut, left : left + cut], side)
+
+
+def resized(image: Pixels, side: int) -> Pixels:
+    """Return a picture (H, W, 3) as (side, side, 3); averaged where it shrinks."""
+    if image.shape[:2] == (side, side):
+        return image
+    how = cv2.INTER_AREA if min(image.shape[:2]) > side else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (side, side), interpolation=how), np.uint8)
+
+
+class FileViews:
+    """Pictures read one by one: cropped, then changed."""
+
+    def __init__(self, table: Table, side: int, config: ClassifyAugment) -> None:
+        self.reader, self.side, self.config = Reader(table), side, config
+        # Colours take a second to import and a millisecond a picture.
+        self.colours = Colours(config) if config.coloured or config.custom else None
+
+    def __call__(self, rows: Rows, stream: Stream) -> tuple[Pixels, Rows]:
+        """Read and change each."""
+        boxes = uniforms((*stream, "crop"), rows, 2 * TRIES + 2)
+        shifts = uniforms((*stream, "move"), rows, 3)
+        policy = uniforms((*stream, "policy"), rows, 6)
+        left = flipped(rows, stream, self.config.fliplr)
+        pictures, found = [], []
+        for k, row in enumerate(rows.tolist()):
+            read, image = self.reader.readable(row)
+            found.append(read)
+            view = self._cropped(image, boxes[k])
+            view = self._moved(view, shifts[k], leftright=bool(left[k]))
+            if self.config.auto != "none":
+                view = apply_policy(view, self.config.auto, policy[k])
+            if self.colours is not None:
+                view = self.colours(view, (*stream, row))
+            pictures.append(view)
+        return np.stack(pictures), np.array(found, np.int64)
+
+    def _cropped(self, image: Pixels, draws: NDArray[np.float64]) -> Pixels:
+        if self.config.crop == 1:
+            return centre(image, self.side)
+        x, y, width, height = random_crop(image.shape[1], image.shape[0], self.config.crop, draws)
+        return resized(image[y : y + height, x : x + width], self.side)
+
+    def _moved(self, view: Pixels, draws: NDArray[np.float64], *, leftright: bool) -> Pixels:
+        reach = round(self.config.translate * self.side)
+        if reach:
+            x, y = (draws[:2] * (2 * reach + 1)).astype(int) - reach
+            index = np.arange(self.side)
+            view = view[_mirrored(index + y, self.side)][:, _mirrored(index + x, self.side)]
+        if leftright:
+            view = view[:, ::-1]
+        return np.ascontiguousarray(view[::-1] if draws[2] < self.config.flipud else view)
+
+
+def random_crop(
+    width: int, height: int, least: float, draws: NDArray[np.float64]
+) -> tuple[int, int, int, int]:
+    """Draw a crop of `least` to all of the area: x, y, width, height; the middle if none fits."""
+    for share, shape in draws[2:].reshape(-1, 2):
+        area = width * height * (least + (1 - least) * share)
+        low, high = map(math.log, RATIO)
+        ratio = math.exp(low + (high - low) * shape)
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            x, y = draws[:2] * (width - w + 1, height - h + 1)
+            return int(x), int(y), w, h
+    side = min(width, height)
+    return (width - side) // 2, (height - side) // 2, side, side

@@ -1,0 +1,36 @@
+"""Pictures below a folder, in the same order on every machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from visiontrain.data.header import OTHER_SUFFIXES, SUFFIXES
+
+PICTURES = SUFFIXES | OTHER_SUFFIXES  # those that are not read become defects, not silence
+
+
+def is_picture(name: str) -> bool:
+    """Tell a picture's file from others, by its name."""
+    return os.path.splitext(name)[1].lower() in PICTURES and not name.startswith(".")  # noqa: PTH122
+
+
+def walk(folder: Path) -> Iterator[str]:
+    """Yield the images below `folder`, sorted: equal on every machine.
+
+    Links are followed, but no folder is read twice: a link to one above would never end.
+    """
+    # os.path throughout: a Path for each of a million images is slow.
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(parent)  # noqa: PTH116
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        # Links last: labels lie beside the folder itself rather than beside a link to it.
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(parent, name)), name))  # noqa: PTH114, PTH118
+        for name in sorted(files):
+            if is_picture(name):
+                yield os.path.join(parent, name)  # noqa: PTH118

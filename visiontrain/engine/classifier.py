@@ -1,0 +1,57 @@
+"""Classifier: a trained model, ready to name what is in pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from visiontrain.core.interfaces import Task, VisionModel
+from visiontrain.core.types import ClassScores
+from visiontrain.data.labelled import batch_of
+from visiontrain.data.views import centre
+from visiontrain.engine.pictures import Picture, Pixels, batches
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A model with its task and class names, on one device."""
+
+    kind: str  # of the task: "classify"
+    model: VisionModel
+    task: Task
+    names: tuple[str, ...]  # a class indexes this
+    imgsz: int  # side of the square input, pixels
+    device: torch.device
+
+    def predict(self, images: Picture | Sequence[Picture], *, batch: int = 8) -> list[ClassScores]:
+        """Score every class, `batch` pictures at a time, each by the square in its middle.
+
+        Args:
+            images: a path, an RGB array (H, W, 3) uint8, or a sequence of either.
+            batch: pictures per forward pass.
+
+        Returns:
+            One entry per picture, on the CPU.
+
+        Raises:
+            DataError: when a file can't be read or an array has another shape or type.
+        """
+        return [scores for part in batches(images, batch) for scores in self.classify(part)]
+
+    @torch.inference_mode()
+    def classify(self, images: Sequence[Pixels]) -> list[ClassScores]:
+        """Score every class in `images` by one forward pass, or two if mirrored."""
+        squares = np.stack([centre(image, self.imgsz) for image in images])
+        batch = batch_of(squares, [[]] * len(images), np.arange(len(images))).to(self.device)
+        outputs = self.model(batch.images)
+        if self.task.mirrored:
+            outputs = (outputs + self.model(batch.images.flip(3))) / 2
+        found = self.task.decode(outputs, batch)
+        return [
+            replace(one, scores=one.scores.cpu(), names=self.names)
+            for one in found
+            if isinstance(one, ClassScores)
+        ]

@@ -1,0 +1,44 @@
+"""Pictures as users give them: files or arrays, one or many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visiontrain.core.errors import DataError
+from visiontrain.data.images import decode, read_bytes
+
+Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
+Picture = str | Path | Pixels
+MAX_PIXELS = 64_000_000
+
+
+def batches(images: Picture | Sequence[Picture], size: int) -> Iterator[list[Pixels]]:
+    """Yield pictures, read from files where they are paths, `size` at a time.
+
+    Raises:
+        DataError: a file cannot be read, or an array has another shape or type.
+    """
+    one = isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim < 4)
+    pictures: Sequence[Picture] = [images] if one else images  # pyrefly: ignore
+    for start in range(0, len(pictures), size):
+        part = pictures[start : start + size]
+        yield [_pixels(picture, start + i) for i, picture in enumerate(part)]
+
+
+def read_pixels(path: Path, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Read a picture as (H, W, 3) RGB; DataError when that fails."""
+    return decode(read_bytes(str(path)), str(path), max_pixels)
+
+
+def _pixels(picture: Picture, number: int) -> Pixels:
+    if isinstance(picture, str | Path):
+        return read_pixels(Path(picture))
+    good = picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8
+    if not good or not picture.size:
+        got = f"an array {picture.shape} of {picture.dtype}"
+        raise DataError(f"images[{number}]: {got}; give RGB (H, W, 3) of uint8, no side empty")
+    return picture
