@@ -83,7 +83,7 @@ def sides(imgsz: int, augment: AugmentConfig | ClassifyAugment | NoAugment) -> r
 
 
 class ClassifyAugment(Section):
-    """Crops, flips, colours, erased parts and mixtures of whole images, drawn anew every time."""
+    """Crops, flips, colours, erased parts and mixtures of whole images, all drawn anew."""
 
     kind: Literal["classify"] = "classify"
     crop: float = Field(

@@ -113,7 +113,7 @@ class ForClasses(Section):
 
 
 class ResNetTiny(ForClasses):
-    """A classifier for pictures of 32 pixels: three residual stages, 2 million parameters."""
+    """A classifier for pictures of 32 pixels: three stages, 2 million parameters."""
 
     kind: Literal["resnet_tiny"] = "resnet_tiny"
     widths: list[int] = Field(
