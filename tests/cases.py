@@ -15,11 +15,11 @@ from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
 from visiontrain.core.types import Loss, Place
+from visiontrain.data.class_dataset import LabelledTraining
 from visiontrain.data.config import AugmentConfig, ClassifyAugment
 from visiontrain.data.dataset import TrainSet
 from visiontrain.data.description import Choice
 from visiontrain.data.digits import Recipe, compose, single_digits
-from visiontrain.data.labelled import LabelledTraining
 from visiontrain.data.loader import Plan, train_steps
 from visiontrain.engine.config import OptimConfig
 from visiontrain.engine.learner import Learner, start_average

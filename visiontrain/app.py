@@ -19,6 +19,7 @@ from visiontrain.data.loader import (
     Plan,
     Scoring,
     Step,
+    Training,
     eval_batches,
     resolve_workers,
     steps_per_epoch,
@@ -55,7 +56,7 @@ from visiontrain.report.results import (
 )
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.registry import build_strategy
-from visiontrain.tasks.registry import build_task
+from visiontrain.tasks.registry import as_task, build_task
 
 
 def fit(run: Run, place: Place) -> int:
@@ -83,11 +84,12 @@ def build(run: Run, place: Place) -> Trainer:
     for line in heading(run, training, validation.table, model, place):
         progress.message(line)
     learner = build_learner(run, model, spec.names, schedule, strategy)
+    data = samples_of(run, training)
     parts = Parts(
         learner=learner,
-        steps=step_source(run, training, strategy),
+        steps=step_source(run, data, strategy),
         evaluate=lambda asked: score_set(run, learner, validation, asked),
-        finish=lambda outcome: finish(run, outcome, strategy, validation.table, progress, training),
+        finish=lambda outcome: finish(run, outcome, strategy, validation.table, progress, data),
         saver=build_saver(run, spec, learner, len(training)),
         loggers=build_loggers(run.log) if place.is_main else [],
         progress=progress,
@@ -124,7 +126,7 @@ def read_tables(
 
     def read() -> tuple[DataSpec, Sequence[Table]]:
         spec = open_dataset(run.data, run.task.kind)
-        return spec, [spec.table(split) for split in splits]
+        return spec, [as_task(spec.table(split), run.task) for split in splits]
 
     def compare() -> None:
         for split, table, (size, theirs) in zip(splits, tables, first, strict=True):
@@ -167,7 +169,7 @@ def build_traced(run_json: str, place: Place) -> tuple[Learner, Iterator[Step]]:
     schedule = Schedule(run.optim, run.epochs, len(table), run.batch)
     model = build_fresh(run, spec.names, Silent())
     learner = build_learner(run, model, spec.names, schedule, strategy)
-    return learner, step_source(run, table, strategy)(0, frozenset())
+    return learner, step_source(run, samples_of(run, table), strategy)(0, frozenset())
 
 
 def build_fresh(run: Run, names: Sequence[str], progress: Progress | None) -> VisionModel:
@@ -244,9 +246,13 @@ def class_rows(run: Run) -> Mapping[str, ClassRows]:
     return {n: known.get(n, ClassRows()) for n in one if one[n].shape != two[n].shape}
 
 
-def step_source(run: Run, table: Table, strategy: Strategy) -> StepSource:
+def samples_of(run: Run, table: Table) -> Training:
+    """Return what a run trains on. Small pictures are all read here."""
+    return training_set(table, run.imgsz, run.augment, seed=run.seed, epochs=run.epochs)
+
+
+def step_source(run: Run, data: Training, strategy: Strategy) -> StepSource:
     """Return what yields the steps from a first one on, leaving some out."""
-    data = training_set(table, run.imgsz, run.augment, seed=run.seed, epochs=run.epochs)
 
     def steps(first: int, skipped: frozenset[int]) -> Iterator[Step]:
         plan = Plan(
@@ -355,7 +361,7 @@ def finish(
     strategy: Strategy,
     table: Table,
     progress: Progress,
-    training: Table | None = None,
+    training: Training | None = None,
 ) -> Mapping[str, Path]:
     """Write metrics.json, show the scores, draw the report; return the pictures.
 
@@ -372,13 +378,13 @@ def finish(
         progress.message(line)
     pictures: Mapping[str, Path] = {}
     if run.log.plots:
-        pictures = draw(scored, training, lambda: first_batches(run, training) if training else [])
+        read = training.table if training else None
+        pictures = draw(scored, read, lambda: first_batches(run, training) if training else [])
     progress.message(f"results: {scored.folder.path}")
     return pictures
 
 
-def first_batches(run: Run, table: Table) -> list[Batch]:
+def first_batches(run: Run, data: Training) -> list[Batch]:
     """Make the first batches of a run again, as one device reads them."""
-    data = training_set(table, run.imgsz, run.augment, seed=run.seed, epochs=run.epochs)
     plan = Plan(batch=run.batch, epochs=run.epochs, seed=run.seed)
     return [step.micro_batches[0] for step in islice(train_steps(data, plan, 0), TRAIN_BATCHES)]

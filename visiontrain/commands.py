@@ -27,6 +27,7 @@ from visiontrain.prediction import (
 from visiontrain.prediction import folder_of as folder_of_prediction
 from visiontrain.prepare import (
     below,
+    check_group,
     folder_of,
     prepare,
     prepare_validation,
@@ -170,6 +171,7 @@ def parity(
     check_values(whole)
     settle(whole.strategy, whole.device)
     whole = with_batch(whole)
+    check_group(whole)
     comparison = Parity(
         whole.model_dump(mode="json"),
         whole.strategy,

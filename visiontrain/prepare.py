@@ -20,8 +20,9 @@ from visiontrain.engine.durable import replace_file, storing
 from visiontrain.engine.optim import kind_of, peak
 from visiontrain.engine.run_folder import RunFolder, claim, reopen
 from visiontrain.engine.weights import load_weights
-from visiontrain.models.config import ClassifierConfig, TorchvisionConfig
+from visiontrain.models.config import TorchvisionConfig
 from visiontrain.recipe import Run, check_fixed, check_values
+from visiontrain.strategies.config import DDP, check_votes
 from visiontrain.strategies.devices import devices, settle, world
 from visiontrain.strategies.environment import launched
 from visiontrain.strategies.precision import LOWER, resolve
@@ -75,7 +76,19 @@ def settled(run: Run) -> Run:
     if given["resume"] and run.batch < 0 < base.get("batch", 0):
         given["batch"] = base["batch"]  # chosen once
     # A file that a validation left may name another split; training scores this one.
-    return with_batch(_settle(merge(Run, base, given) | {"split": "val"}))
+    run = with_batch(_settle(merge(Run, base, given) | {"split": "val"}))
+    check_group(run)
+    return run
+
+
+def check_group(run: Run) -> None:
+    """Refuse what does not go with the number of processes of a settled run.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if isinstance(run.strategy, DDP):
+        check_votes(run.strategy, world(run.strategy), run.batch // run.accumulate)
 
 
 def goes_on(given: Mapping[str, Any], file: str = "config.yaml") -> bool:
@@ -144,6 +157,7 @@ def restarted(text: str) -> Run | None:
     run = build(Run, given)
     run = run.model_copy(update={"strategy": settle(run.strategy, run.device)})
     check_values(run)
+    check_group(run)
     write_config(run)
     return run
 
@@ -228,7 +242,7 @@ def _settle(tree: Tree) -> Run:
 
 def _task(run: Run) -> TaskConfig:
     """Return the task; without one-to-one scores, suppression is no choice."""
-    if not isinstance(run.task, DetectConfig) or isinstance(run.model, ClassifierConfig):
+    if not isinstance(run.task, DetectConfig):
         return run.task
     return run.task.model_copy(update={"nms": run.task.nms or run.model.suppressed})
 

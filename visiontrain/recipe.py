@@ -10,7 +10,13 @@ from pydantic import Field
 
 from visiontrain.core.config import Section
 from visiontrain.core.errors import ConfigError
-from visiontrain.data.config import AugmentConfig, AugmentSection, DataConfig, sides
+from visiontrain.data.config import (
+    AugmentConfig,
+    AugmentSection,
+    ClassifyAugment,
+    DataConfig,
+    sides,
+)
 from visiontrain.engine.config import OptimConfig, SaveConfig
 from visiontrain.loggers.config import LogConfig
 from visiontrain.models.config import (
@@ -74,7 +80,9 @@ class Run(Section):
     split: Literal["train", "val", "test"] = Field(
         "val", description="split that the verb val scores"
     )
-    save_json: bool = Field(False, description="also write detections as COCO results JSON")
+    save_json: bool = Field(
+        False, description="also write predictions as JSON, detections in COCO's form"
+    )
     resume: bool | Literal["auto"] = Field(
         False, description="go on with the run in `out`; auto: or start it there"
     )
@@ -204,6 +212,11 @@ def check_task(run: Run) -> None:
     if kind == "classify" and foreign(run):
         raise ConfigError(
             f"model: {run.model.kind} finds objects; take model=yolo_n, resnet_tiny or timm"
+        )
+    if isinstance(run.augment, ClassifyAugment) and run.augment.mixup + run.augment.cutmix > 1:
+        raise ConfigError(
+            f"augment.cutmix: {run.augment.cutmix} with augment.mixup={run.augment.mixup}; no "
+            "sample is mixed twice, so together they are 1 at most"
         )
     fitting = {"detect": "standard", "classify": "classify"}[kind]
     if run.augment.kind not in (fitting, "none"):

@@ -105,6 +105,7 @@ def test_bytes_are_payload_times_the_collectives_factor(ranks, plain):
     ring = (2 * 1 / 2 + 2 * 1 / 2 / 2) * 8 * 2 * parameters
     assert sent(4, topology="hierarchical").pop() == pytest.approx(ring, rel=1e-3)
     assert sent(4, aggregate="median") == {3 * 8 * 2 * parameters}
+    assert sent(4, aggregate="median", compress="bf16") == {3 * 2 * 2 * parameters}
     for compress in ("powersgd", "topk"):
         assert 0 < sent(2, compress=compress, **LOSSY).pop() < plain[2][1] / 5
 
@@ -212,12 +213,37 @@ def test_a_run_that_goes_on_is_the_same_to_the_bit(strategy, ranks):
 
 
 @pytest.mark.parametrize(
-    ("saved", "reopened"), [(LEAVING[0], APART[0]), (APART[0], {}), (LEAVING[1], {})], ids=str
+    ("saved", "reopened"),
+    [
+        *((LEAVING[0], APART[0]), (APART[0], {}), (LEAVING[1], {})),
+        *((LEAVING[0], LEAVING[1]), (LEAVING[1], LEAVING[0])),
+        (LEAVING[0], LEAVING[0] | {"powersgd_rank": 1}),
+        *((APART[0], APART[1]), (APART[1], APART[0])),
+    ],
+    ids=str,
 )
 def test_another_mode_drops_what_ranks_held_and_says_so(saved, reopened, ranks):
     for _, common, said in ranks(2).run(go_on, saved, reopened):
         assert said == DROPPED
         assert common < 0.1
+
+
+def scales(strategy):
+    """Let the loss scale of one rank fall, save, and go on; return what each rank has then."""
+    first = learner_of(strategy, "fp16")
+    scale = first.strategy.precision.scale
+    scale.fill_(64.0 if first.strategy.place.rank else 128.0)
+    saved, everywhere = first.collect(), [first.strategy.collect_own(first.tensors())]
+    torch.distributed.broadcast_object_list(everywhere)
+    second = learner_of(strategy, "fp16")
+    second.load(saved)
+    assert second.strategy.load_own(everywhere[0], second.tensors()) is None
+    alone = everywhere[0].get("loss_scale")
+    return second.strategy.precision.scale.item(), None if alone is None else alone.item()
+
+
+def test_ranks_apart_keep_their_own_loss_scales(ranks):
+    assert ranks(2).run(scales, APART[0]) == [(128.0, 128.0), (64.0, 128.0)]
 
 
 # -- weights that meet ----------------------------------------------------------------
@@ -303,17 +329,6 @@ def test_rules_hold_against_a_rank_that_sends_minus_ten_times_its_gradient(ranks
     torch.testing.assert_close(gradient("mean", -10.0), (3 - 10) / 4 * honest)
     for rule in sorted(AGGREGATES.keys() - {"mean"}):
         torch.testing.assert_close(gradient(rule, -10.0), honest)
-
-
-@pytest.mark.parametrize("rule", sorted(AGGREGATES.keys() - {"mean"}))
-def test_a_rule_needs_enough_ranks(rule, ranks):
-    assert ranks(2).run(refused, rule) == [True, True]
-
-
-def refused(rule):
-    with pytest.raises(ConfigError, match=rf"^strategy.aggregate: {rule} with 2 processes, 1 of"):
-        learner_of({"aggregate": rule})
-    return True
 
 
 @pytest.mark.parametrize(

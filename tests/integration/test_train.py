@@ -2,7 +2,10 @@ import csv
 import errno
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +31,7 @@ from visiontrain.engine.weights import load_weights
 from visiontrain.prepare import prepare
 from visiontrain.recipe import Run
 
+ROOT = Path(__file__).parents[2]
 CPU = Place(torch.device("cpu"))
 PROMISED = {
     *("task", "split", "images", "names", "map", "map50", "map75", "per_class", "epochs", "steps"),
@@ -352,3 +356,18 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
 def test_freezing_everything_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="freeze: 10; the model has 10 blocks"):
         prepared(tmp_path, freeze=10)
+
+
+@pytest.mark.parametrize("mode", ["single", "ddp"])
+def test_a_run_goes_on_when_nobody_reads_it_any_more(tmp_path, mode):
+    words = ["data=tiny", "data.train_images=8", "data.val_images=4", "imgsz=64", "batch=4"]
+    words += ["epochs=2", "device=cpu", "workers=0", "plots=false", f"strategy={mode}"]
+    command = [sys.executable, "-m", "visiontrain", "train", *words, f"out={tmp_path / 'run'}"]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **both) as started:
+        assert "images to train on" in started.stdout.readline()
+        started.stdout.close()  # as `| head -1` does
+        said = started.stderr.read()
+        assert started.wait() == 0, said
+    assert said == ""
+    assert (tmp_path / "run/metrics.json").is_file()

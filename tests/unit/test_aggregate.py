@@ -5,7 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visiontrain.strategies.aggregate import AGGREGATES, least_ranks
+from visiontrain.core.errors import ConfigError
+from visiontrain.strategies.aggregate import AGGREGATES
+from visiontrain.strategies.config import DDP, check_votes, least_ranks
 
 ROBUST = sorted(AGGREGATES.keys() - {"mean"})
 WRONG = {
@@ -77,3 +79,14 @@ def test_the_least_number_of_ranks_is_where_a_rule_begins_to_hold(name):
     parts = [torch.ones(least, 2)]
     parts[0][0] = 1e6
     assert AGGREGATES[name](parts, 1)[0].tolist() == [1, 1]
+
+
+def test_too_few_ranks_and_ranks_without_an_image_are_refused():
+    check_votes(DDP(), 1, 0)
+    check_votes(DDP(aggregate="krum"), 4, 4)
+    with pytest.raises(ConfigError, match=r"median on 2; it takes 3 processes or more$"):
+        check_votes(DDP(aggregate="median"), 2, 8)
+    with pytest.raises(ConfigError, match=r"krum on 4; it takes 5 .* while strategy.faulty=2$"):
+        check_votes(DDP(aggregate="krum", faulty=2), 4, 8)
+    with pytest.raises(ConfigError, match="batch: 3 in a micro-batch for 4 processes"):
+        check_votes(DDP(aggregate="median"), 4, 3)

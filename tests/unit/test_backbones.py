@@ -9,9 +9,10 @@ import torch
 from visiontrain.core.errors import CheckpointError, ConfigError
 from visiontrain.core.interfaces import IMAGE
 from visiontrain.models import pretrained as packages
-from visiontrain.models.backbones import create, timm_body
-from visiontrain.models.config import YoloN
+from visiontrain.models.backbones import create, normalise, timm_body
+from visiontrain.models.config import Timm, YoloN
 from visiontrain.models.registry import build_model, check_input, pretrained
+from visiontrain.models.timm_classifier import assembled
 
 MAPS = (
     *("resnet18", "resnet50d", "seresnet50", "wide_resnet50_2", "efficientnet_b0"),
@@ -137,3 +138,25 @@ def test_the_manifest_names_what_is_there():
         assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
         assert timm.is_model(name)
         assert {"package", "license"} <= entry.keys()
+
+
+WHOLE = (
+    *("resnet10t", "resnet18", "resnet26", "tf_efficientnet_lite0"),
+    *("mobilenetv3_small_050", "mobilenetv3_large_075", "convnext_atto", "convnext_femto"),
+    *("swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "deit_tiny_patch16_224"),
+    "regnetx_002",  # not taken apart
+)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_classifier_computes_what_timm_computes(name):
+    torch.manual_seed(0)
+    net = create(name, num_classes=7)
+    images = torch.rand(1, 3, 224, 224)
+    model = assembled(net, Timm(backbone=name)).eval()
+    with torch.no_grad():
+        want = net.eval()(normalise(net)(images))
+        assert torch.equal(model(images), want)
+    assert want.shape == (1, 7)
+    parameters = sum(p.numel() for p in net.parameters())
+    assert sum(p.numel() for p in model.parameters()) == parameters

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from visiontrain.core.errors import StorageError
+from visiontrain.strategies import stacks
 from visiontrain.strategies.heartbeat import UNSEEN, Note, is_lost, judge
 from visiontrain.strategies.stacks import ProcessHandle
 
@@ -43,10 +45,19 @@ def test_a_rank_that_never_showed_anything_is_silent():
     assert judge(first, first, me=0).ranks == [1]
 
 
+def test_the_last_place_of_ours_is_shown_before_a_librarys():
+    ours = [f'  File "{Path(stacks.__file__)}", line {line} in save' for line in (1, 2)]
+    theirs = [f'  File "lib/numpy.py", line {line} in load' for line in range(9)]
+    assert stacks.innermost([*ours, *theirs], 3) == [ours[1], *theirs[-3:]]
+    assert stacks.innermost([*theirs, *ours], 3) == [theirs[-1], *ours]
+    assert stacks.innermost(theirs, 3) == theirs[-3:]
+
+
 def test_only_errors_of_the_group_ask_for_a_culprit():
     assert is_lost(RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer"))
     assert not is_lost(RuntimeError("CUDA out of memory"))
     assert not is_lost(KeyError("x"))
+    assert not is_lost(StorageError("/data/gloo/run: cannot be written"))
 
 
 PROCESS = """

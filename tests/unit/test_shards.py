@@ -1,6 +1,10 @@
 """Checkpoints that every process writes a part of."""
 
+import errno
+import os
 import subprocess
+import time
+from pathlib import Path
 from threading import Event, Thread
 
 import pytest
@@ -160,3 +164,26 @@ def test_a_process_that_does_not_come_is_not_waited_for_forever(store, monkeypat
         store.complete(draft, empty(2), WORLD, give_up)
     assert names(store) == ["last", "step-000001"]
     assert store.newest().snapshot.step == 1
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_full_disk_is_known_at_once_also_without_room_for_a_word(tmp_path, monkeypatch, room):
+    """What was written of the shard is given back, so that the others need not wait."""
+    shard = Shard(0, 1, pieces(0))
+
+    def fill(path, rows, metadata):
+        path.write_bytes(b"some of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shards, "write_tensors", fill)
+    if not room:
+        monkeypatch.setattr(Path, "write_text", lambda path, text, **_: path.touch())
+    with pytest.raises(StorageError, match=r"(?i)no space"):
+        write_shard(tmp_path, shard)
+    assert not (tmp_path / shard.file).exists()
+    began = time.monotonic()
+    with pytest.raises(
+        StorageError, match=r"(?i)no space" if room else "could not be written; make"
+    ):
+        shards.wait_for_shards(tmp_path, 1, Event())
+    assert time.monotonic() - began < 5

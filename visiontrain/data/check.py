@@ -39,6 +39,7 @@ class SplitReport:
     backgrounds: int = 0  # images without a box
     rotated: int = 0  # images that EXIF turns
     classes: dict[str, int] = field(default_factory=dict)  # name -> boxes
+    noun: str = "box"  # what `boxes` counts: labels of whole images, too
     sizes: dict[str, int] = field(default_factory=dict)  # "640x480" -> images, most frequent first
     defects: tuple[Defect, ...] = ()
     problem: str | None = None  # why it cannot be read at all
@@ -152,6 +153,7 @@ def _check_split(split: str, table: Table, seen: dict[bytes, str], *, decode: bo
         backgrounds=int((np.diff(table.offsets) == 0).sum()),
         rotated=sum(item.rotated for item in looks),
         classes=dict(zip(table.names, counts, strict=True)),
+        noun="box" if table.task == "detect" else "label",
         sizes=dict(sizes.most_common()),
         defects=(*table.defects, *damaged, *repeated),
     )
@@ -180,17 +182,17 @@ def _split_lines(split: SplitReport) -> list[str]:
     if split.problem is not None:
         return [f"{split.split}: not read: {split.problem}"]
     ignored = f" ({split.ignored} crowd or difficult)" if split.ignored else ""
-    lines = [
-        f"{split.split}: {counted(split.images, 'image')}, {counted(split.boxes, 'box')}{ignored}, "
-        f"{counted(split.backgrounds, 'image')} without a box, {split.rotated} turned by EXIF"
-    ]
+    held = f"{counted(split.images, 'image')}, {counted(split.boxes, split.noun)}{ignored}"
+    without = f"{counted(split.backgrounds, 'image')} without a {split.noun}"
+    lines = [f"{split.split}: {held}, {without}, {split.rotated} turned by EXIF"]
     lines.append("  classes: " + ", ".join(f"{name} {n:,}" for name, n in split.classes.items()))
     common = list(split.sizes.items())[:EXAMPLES]
     more = f" and {len(split.sizes) - EXAMPLES} more" if len(split.sizes) > EXAMPLES else ""
     lines.append("  sizes: " + ", ".join(f"{size} ({n:,})" for size, n in common) + more)
     if split.images and split.backgrounds > BACKGROUND * split.images:
         lines.append(
-            "  more than half of the images have no box: are the labels where they belong?"
+            f"  more than half of the images have no {split.noun}: are the labels where they "
+            "belong?"
         )
     return [*lines, *_defect_lines(split.defects)]
 

@@ -26,6 +26,11 @@ __all__ = ["Plan", "Step", "eval_batches", "resolve_workers", "steps_per_epoch",
 class Training(Protocol):
     """What a run trains on."""
 
+    @property
+    def table(self) -> Table:
+        """Images and labels."""
+        ...
+
     def __len__(self) -> int: ...
 
     def cell(self, keys: Sequence[Key], step: int) -> Batch:

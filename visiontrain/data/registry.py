@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from visiontrain.data.coco import CocoReader
+from visiontrain.data.csv import CsvReader
 from visiontrain.data.description import Description, Reader
 from visiontrain.data.digits import DigitReader
 from visiontrain.data.folder import FolderReader
-from visiontrain.data.listing import CsvReader
 from visiontrain.data.voc import VocReader
 from visiontrain.data.yolo import YoloReader
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from visiontrain.data.class_dataset import LabelledEval, LabelledTraining
 from visiontrain.data.config import AugmentSection
 from visiontrain.data.dataset import EvalSet, TrainSet
-from visiontrain.data.labelled import LabelledEval, LabelledTraining
 from visiontrain.data.loader import Scoring, Training
 from visiontrain.data.table import Table
 

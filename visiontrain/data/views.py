@@ -49,24 +49,29 @@ class SmallViews:
 
     def __init__(self, table: Table, side: int, config: ClassifyAugment) -> None:
         self.config = config
-        self.reach = round(config.translate * side)  # pixels
         self.pixels, self.rows = squares(table, side)
 
     def __call__(self, rows: Rows, stream: Stream) -> tuple[Pixels, Rows]:
-        """Look pictures up; shifts mirror the border."""
-        found = self.rows[rows]
-        draws = uniforms((*stream, "move"), rows, 3)
-        side, reach = self.pixels.shape[1], self.reach
-        shifts = (draws[:, :2] * (2 * reach + 1)).astype(np.int64) - reach  # (B, 2)
-        across = _mirrored(np.arange(side) + shifts[:, :1], side)  # (B, S)
-        down = _mirrored(np.arange(side) + shifts[:, 1:], side)
-        across = np.where(
-            flipped(rows, stream, self.config.fliplr)[:, None], across[:, ::-1], across
-        )
-        over = draws[:, 2] < self.config.flipud
-        down = np.where(over[:, None], down[:, ::-1], down)
+        """Look pictures up, pixel by pixel."""
+        found, side = self.rows[rows], self.pixels.shape[1]
+        down, across = moves(rows, stream, side, self.config)
         index = (found[:, None] * side + down)[:, :, None] * side + across[:, None, :]
         return self.pixels.reshape(-1, 3).take(index, axis=0), found
+
+
+def moves(rows: Rows, stream: Stream, side: int, config: ClassifyAugment) -> tuple[Rows, Rows]:
+    """Draw shifts and flips.
+
+    Returns:
+        which lines and which columns each moved picture is made of, (B, S) each; shifts mirror
+        the border.
+    """
+    reach, draws = round(config.translate * side), uniforms((*stream, "move"), rows, 3)
+    shifts = (draws[:, :2] * (2 * reach + 1)).astype(np.int64) - reach  # (B, 2)
+    across, down = (_mirrored(np.arange(side) + shifts[:, k : k + 1], side) for k in (0, 1))
+    left, over = flipped(rows, stream, config.fliplr), draws[:, 2] < config.flipud
+    across = np.where(left[:, None], across[:, ::-1], across)
+    return np.where(over[:, None], down[:, ::-1], down), across
 
 
 def _mirrored(index: Rows, side: int) -> Rows:
@@ -141,15 +146,13 @@ class FileViews:
     def __call__(self, rows: Rows, stream: Stream) -> tuple[Pixels, Rows]:
         """Read and change each."""
         boxes = uniforms((*stream, "crop"), rows, 2 * TRIES + 2)
-        shifts = uniforms((*stream, "move"), rows, 3)
         policy = uniforms((*stream, "policy"), rows, 6)
-        left = flipped(rows, stream, self.config.fliplr)
+        down, across = moves(rows, stream, self.side, self.config)
         pictures, found = [], []
         for k, row in enumerate(rows.tolist()):
             read, image = self.reader.readable(row)
             found.append(read)
-            view = self._cropped(image, boxes[k])
-            view = self._moved(view, shifts[k], leftright=bool(left[k]))
+            view = self._cropped(image, boxes[k])[down[k]][:, across[k]]
             if self.config.auto != "none":
                 view = apply_policy(view, self.config.auto, policy[k])
             if self.colours is not None:
@@ -162,16 +165,6 @@ class FileViews:
             return centre(image, self.side)
         x, y, width, height = random_crop(image.shape[1], image.shape[0], self.config.crop, draws)
         return resized(image[y : y + height, x : x + width], self.side)
-
-    def _moved(self, view: Pixels, draws: NDArray[np.float64], *, leftright: bool) -> Pixels:
-        reach = round(self.config.translate * self.side)
-        if reach:
-            x, y = (draws[:2] * (2 * reach + 1)).astype(int) - reach
-            index = np.arange(self.side)
-            view = view[_mirrored(index + y, self.side)][:, _mirrored(index + x, self.side)]
-        if leftright:
-            view = view[:, ::-1]
-        return np.ascontiguousarray(view[::-1] if draws[2] < self.config.flipud else view)
 
 
 def random_crop(

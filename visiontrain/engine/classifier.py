@@ -10,8 +10,9 @@ import torch
 
 from visiontrain.core.interfaces import Task, VisionModel
 from visiontrain.core.types import ClassScores
-from visiontrain.data.labelled import batch_of
+from visiontrain.data.class_dataset import batch_of
 from visiontrain.data.views import centre
+from visiontrain.engine.evaluate import seen
 from visiontrain.engine.pictures import Picture, Pixels, batches
 
 
@@ -46,9 +47,7 @@ class Classifier:
         """Score every class in `images` by one forward pass, or two if mirrored."""
         squares = np.stack([centre(image, self.imgsz) for image in images])
         batch = batch_of(squares, [[]] * len(images), np.arange(len(images))).to(self.device)
-        outputs = self.model(batch.images)
-        if self.task.mirrored:
-            outputs = (outputs + self.model(batch.images.flip(3))) / 2
+        outputs = seen(lambda placed: self.model(placed.images), batch, self.task)
         found = self.task.decode(outputs, batch)
         return [
             replace(one, scores=one.scores.cpu(), names=self.names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -75,7 +76,7 @@ def evaluate(
         strategy.level(model)  # the averages of BatchNorm statistics differ by rank
         for batch in batches:
             placed = batch.to(strategy.place.device, strategy.precision.images)
-            outputs = outputs_of(learner, model, placed)
+            outputs = seen(partial(strategy.forward, model), placed, learner.task)
             if outputs is not None:
                 predictions = learner.task.decode(outputs, placed)
                 real = [i for i, valid in enumerate(batch.valid.tolist()) if valid]
@@ -88,10 +89,13 @@ def evaluate(
     return Evaluation(strategy.broadcast(metrics), rows)
 
 
-def outputs_of(learner: Scorable, model: VisionModel, batch: Batch) -> Any:
-    """Run the model on a placed batch, mirrored too if the task says so; None without outputs."""
-    outputs = learner.strategy.forward(model, batch)
-    if not learner.task.mirrored:
+def seen(forward: Callable[[Batch], Any], batch: Batch, task: Task) -> Any:
+    """Return outputs on a placed batch, the mean with those mirrored if the task says so.
+
+    None on a process that holds no outputs.
+    """
+    outputs = forward(batch)
+    if not task.mirrored:
         return outputs
-    other = learner.strategy.forward(model, replace(batch, images=batch.images.flip(3)))
+    other = forward(replace(batch, images=batch.images.flip(3)))
     return None if outputs is None else (outputs + other) / 2

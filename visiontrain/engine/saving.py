@@ -106,10 +106,15 @@ class Saver:
         """Wait for this process's own writing; whether it worked is told by what comes next."""
         self.writer.rest()
 
-    def close(self) -> None:
-        """Leave no thread behind, however the run ended; wait for bytes, not for processes."""
+    def close(self, *, wait: bool = True) -> None:
+        """Leave no thread behind, however the run ended; wait for bytes, not for processes.
+
+        Args:
+            wait: else what is being written is left unfinished: a draft, never half a checkpoint.
+        """
         self._give_up.set()
-        self.writer.rest()
+        if wait:
+            self.writer.rest()
 
     def _whole(self, snapshot: Snapshot) -> Job | None:
         """Collect the state on the main process; return what writes it there."""

@@ -69,6 +69,7 @@ def write_shard(draft: Path, shard: Shard) -> None:
             replace_file(draft / f"{shard.file}{WRITTEN}", digest.encode())
     except StorageError as error:
         with suppress(OSError):
+            (draft / shard.file).unlink(missing_ok=True)  # makes room for the note
             (draft / f"{shard.file}{FAILED}").write_text(str(error), encoding="utf-8")
         raise
 
@@ -93,8 +94,9 @@ def wait_for_shards(draft: Path, world: int, give_up: Event) -> dict[str, str]:
         over = give_up.is_set() or time.monotonic() > end
         for name in missing:
             failed = draft / f"{name}{FAILED}"
-            if failed.exists() and (why := failed.read_text(encoding="utf-8")):
-                raise StorageError(why)
+            if failed.exists():  # empty where there was no room even for that
+                why = failed.read_text(encoding="utf-8")
+                raise StorageError(why or f"{draft / name}: could not be written; make room")
         if over:
             raise StorageError(
                 f"{draft}: {missing[0]} was not written; see whether its process has room and "

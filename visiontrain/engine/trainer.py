@@ -56,16 +56,20 @@ class Trainer:
             StorageError: when the folder cannot be written.
             CheckpointError: when the folder's checkpoints cannot be used.
         """
-        exit_code = 1
+        exit_code, wait = 1, True
         with self.signals:
             try:
                 self._open()
                 stopped = self._train()
                 outcome = Outcome({}, stopped) if stopped else self._finish()
                 exit_code = outcome.exit_code
+            except KeyboardInterrupt:  # a second Ctrl-C must not wait for a disk
+                wait = False
+                raise
+            else:
                 return outcome
             finally:
-                self.parts.saver.close()
+                self.parts.saver.close(wait=wait)
                 self.parts.progress.close()
                 for logger in self.parts.loggers:
                     logger.close(exit_code=exit_code)

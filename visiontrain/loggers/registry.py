@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 
 from rich.console import Console
@@ -33,9 +35,19 @@ def build_loggers(config: LogConfig) -> list[Logger]:
     return [Guarded(LOGGERS[name](config)) for name in names]
 
 
+class Lasting(Console):
+    """A terminal or pipe that may go away: the run goes on, its record is results.csv."""
+
+    def on_broken_pipe(self) -> None:
+        """Write no more, instead of ending the program as rich does."""
+        self.quiet = True
+        # Also for what Python flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def build_progress(config: LogConfig) -> Progress:
     """Make what a person watches: live bars on a terminal, plain lines elsewhere, or nothing."""
     if "console" not in config.to:
         return Silent()
-    console = Console(highlight=False)
+    console = Lasting(highlight=False)
     return PlainProgress(console) if is_plain(console) else ConsoleProgress(console)

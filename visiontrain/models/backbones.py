@@ -19,6 +19,7 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.models.blocks import make_norm
 from visiontrain.models.body import STRIDES, Body, Level, chain
 from visiontrain.models.config import Norm
+from visiontrain.models.pretrained import installed_weights
 
 Blocks = dict[str, nn.Module]
 Taps = dict[int, str]  # stride -> the block whose output is the map
@@ -198,6 +199,19 @@ def create(name: str, *, hub: bool = False, num_classes: int = 0, **keys: Any) -
             f"model.pretrained: the weights of {name} cannot be downloaded ({first}); "
             "model.pretrained=none starts from random ones"
         ) from error
+
+
+def create_pretrained(name: str, *, hub: bool) -> Any:
+    """Make timm's network `name`, without a classifier, with its pretrained weights.
+
+    Raises:
+        ConfigError: there are none, or they cannot be downloaded.
+        CheckpointError: the file is damaged.
+    """
+    net = create(name, hub=hub)
+    if not hub:
+        net.load_state_dict(installed_weights(name, net.state_dict()))
+    return net
 
 
 def taken_apart(net: Any, norm: Norm) -> tuple[Blocks, Taps] | None:

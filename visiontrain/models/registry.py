@@ -141,22 +141,18 @@ def pretrained(config: ModelConfig) -> dict[str, Tensor]:
         ConfigError: there are none, or they cannot be downloaded.
         CheckpointError: the file is damaged.
     """
-    if isinstance(config, Timm):
-        from visiontrain.models.timm_classifier import pretrained_classifier  # noqa: PLC0415
-
-        return pretrained_classifier(config)
     if isinstance(config, TorchvisionConfig | ResNetTiny) or config.backbone is None:
         return {}
     if config.pretrained == "none":
         return {}
-    from visiontrain.models.backbones import create, pretrained_tensors  # noqa: PLC0415 - seconds
-    from visiontrain.models.pretrained import installed_weights  # noqa: PLC0415
-    from visiontrain.models.uncut import PREFIX, features_of  # noqa: PLC0415
+    from visiontrain.models.backbones import create_pretrained, pretrained_tensors  # noqa: PLC0415
+    from visiontrain.models.timm_classifier import assembled  # noqa: PLC0415
+    from visiontrain.models.uncut import PREFIX, features_of  # noqa: PLC0415 - seconds
 
     hub = config.pretrained == "hub"
-    net = create(config.backbone, hub=hub)
-    if not hub:
-        net.load_state_dict(installed_weights(config.backbone, net.state_dict()))
+    net = create_pretrained(config.backbone, hub=hub)
+    if isinstance(config, Timm):
+        return dict(assembled(net, config).state_dict())
     tensors = pretrained_tensors(net, config.norm)
     if tensors:
         return tensors

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from visiontrain.models.backbones import Blocks, Tokens, create, normalise, staged, with_norm
@@ -126,27 +125,3 @@ def assembled(net: Any, config: Timm) -> Classifier:
     blocks = take_apart(net)
     blocks["stem"] = nn.Sequential(normalise(net), blocks["stem"])
     return Classifier(blocks, tuple(f"blocks.{name}." for name in blocks if name != "head"))
-
-
-def pretrained_classifier(config: Timm) -> dict[str, Tensor]:
-    """Return pretrained tensors by the names they have in a classifier; not the decision's.
-
-    Raises:
-        ConfigError: there are none, or they cannot be downloaded.
-        CheckpointError: the file is damaged.
-    """
-    if config.pretrained == "none":
-        return {}
-    from visiontrain.models.pretrained import installed_weights  # noqa: PLC0415
-
-    hub = config.pretrained == "hub"
-    net = create(config.backbone, hub=hub)
-    if not hub:
-        net.load_state_dict(installed_weights(config.backbone, net.state_dict()))
-    return assembled(net, config).state_dict()
-
-
-def normal_size(config: Timm) -> int:
-    """Return the side of the pictures that a network was made for, pixels."""
-    with torch.device("meta"):
-        return int(create(config.backbone).pretrained_cfg["input_size"][1])

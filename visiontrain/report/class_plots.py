@@ -33,14 +33,14 @@ SHOWN = 16  # pictures
 def class_plots(table: Table, rows: Tensor, folder: Path) -> list[Path]:
     """Draw all that a classifier's rows of a split show."""
     if table.several:
-        return [scores_picture(table, rows, folder / "val_predictions.png")]
+        return [scores_picture(table, rows, folder / "examples.png")]
     array = unique_rows(rows)
     matrix, shares = confusion(table, array).T, folder / "confusion_matrix_normalized.png"
     return [
         confusion_plot(matrix, table.names, folder / "confusion_matrix.png"),
         confusion_plot(matrix, table.names, shares, normalized=True),
         calibration_plot(table, array, folder / "calibration.png"),
-        mistakes_picture(table, array, folder / "val_predictions.png"),
+        mistakes_picture(table, array, folder / "examples.png"),
     ]
 
 

@@ -23,6 +23,11 @@ from visiontrain.report.pictures import CONFIDENCE
 from visiontrain.report.plots import OVERLAP
 
 MEANINGS = {  # of metrics.json, in the order shown
+    "top1": ("Top-1", "share of images whose likeliest class is right"),
+    "top5": ("Top-5", "share of images whose class is among the five likeliest"),
+    "balanced": ("Mean recall", "recall of each class, mean over classes"),
+    "loss": ("Loss", "mean of -log of the probability given to the truth"),
+    "ece": ("Calibration error", "how far confidence is from accuracy, mean over images"),
     "map": ("mAP50-95", "average precision, mean over classes and overlaps 0.5 to 0.95"),
     "map50": ("mAP50", "average precision at overlap 0.5"),
     "map75": ("mAP75", "average precision at overlap 0.75: boxes have to fit well"),
@@ -40,7 +45,7 @@ MEANINGS = {  # of metrics.json, in the order shown
     "f1": ("F1", "harmonic mean of the two, highest at the best confidence"),
     "conf": ("Best confidence", "the confidence to cut at: here mean F1 is highest"),
 }
-CARDS = ("map", "map50", "precision", "recall")
+CARDS = ("top1", "top5", "balanced", "map", "map50", "precision", "recall")
 CAPTIONS = {  # of plots/, in the order shown; names end in .png
     "results": "Losses, scores, learning rate and speed over epochs.",
     "pr_curve": "Precision by recall: the area under a curve is its average precision.",
@@ -52,6 +57,10 @@ CAPTIONS = {  # of plots/, in the order shown; names end in .png
     f"{CONFIDENCE} and overlap {OVERLAP}.",
     "confusion_matrix_normalized": "The same as shares of each column: the diagonal is what was "
     "found and named right.",
+    "calibration": "How often predictions of a confidence are right: on the line, confidence is "
+    "what it says.",
+    "examples": "Predicted classes of single pictures, with their confidence; first the mistakes "
+    "that were made most surely.",
     "labels": "What the labels hold: boxes per class, where they lie, how large they are.",
     "train_batch": "Training images as the model sees them, with their labels.",
     "val_predictions": "Labels, and to the right of each the predictions scored above "
@@ -185,7 +194,10 @@ def in_words(files: RunFiles) -> list[str]:
     metrics, said = files.metrics, []
     recall, precision, conf = (_finite(metrics.get(k)) for k in ("recall", "precision", "conf"))
     split = metrics.get("split", "validation")
-    if recall is not None and precision is not None:
+    top1, every = _finite(metrics.get("top1")), _finite(metrics.get("images"))
+    if top1 is not None and every is not None:
+        said.append(f"Of the {every:,.0f} {split} images, {top1:.1%} are classified right.")
+    if recall is not None and precision is not None and metrics.get("task") != "classify":
         where = f" (at confidence {conf:.2g})" if conf is not None else ""
         said.append(
             f"Of the objects in the {split} images, {recall:.0%} are found; of what is reported, "
@@ -219,15 +231,16 @@ def _effort(files: RunFiles) -> list[str]:
             counted(int(_finite(metrics.get("processes")) or 1), "process"),
         )
         said.append(f"The run took {duration(seconds)} for {counts[0]}{by}, {counts[1]}{pace}.")
+    best = "top1" if "top1" in metrics else "map"
     scored = [
         (value, row.get("epoch", "?"))
         for row in files.epochs
-        for value in [_finite(row.get("val/map"))]
+        for value in [_finite(row.get(f"val/{best}"))]
         if value is not None
     ]
     if len(scored) > 1:
         value, epoch = max(scored, key=lambda pair: pair[0])
-        score = f"{MEANINGS['map'][0]} {value:.3f}"
+        score = f"{MEANINGS[best][0]} {value:.3f}"
         said.append(f"The best epoch was {epoch} of {len(files.epochs)} ({score}).")
     return said
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.futures import Future
 
-from visiontrain.core.errors import ConfigError
 from visiontrain.strategies.exchange import Bucket, Memory, Units
 from visiontrain.strategies.wire import Wire, pending
 
@@ -72,11 +71,6 @@ AGGREGATES: dict[str, Rule] = {
 }
 
 
-def least_ranks(name: str, faulty: int) -> int:
-    """Return how many ranks a rule needs, `faulty` of them wrong."""
-    return faulty + 3 if name == "krum" else 2 * faulty + 1
-
-
 @dataclass(slots=True)
 class Robust:
     """Gathers all gradients on every rank, each divided by its rank's own counts, and judges.
@@ -92,14 +86,6 @@ class Robust:
     memories: Mapping[str, Memory] = field(default_factory=dict)
     _gathered: list[Tensor] = field(default_factory=list)  # a bucket each, (W, N)
     _wanted: list[Future[Tensor]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        least, world = least_ranks(self.name, self.faulty), self.wire.place.world
-        if world < least:
-            raise ConfigError(
-                f"strategy.aggregate: {self.name} with {world} processes, {self.faulty} of them "
-                f"wrong; it needs {least}, see strategy.faulty"
-            )
 
     def reduce(self, bucket: Bucket) -> Future[Tensor]:
         """Gather; with the last bucket, as a rule may need all, say what comes of each."""

@@ -91,7 +91,9 @@ class Strategy:
             named: the learner's tensors, as `Learner.tensors` gives them.
         """
         del named
-        return self.collect(self.precision.tensors(), everywhere=False)
+        # Never a mean over ranks: a loss scale is a power of two.
+        own = self.precision.tensors() if self.place.is_main else {}
+        return {name: on_cpu(tensor) for name, tensor in own.items()}
 
     def load_own(self, saved: Mapping[str, Tensor], named: NamedParts) -> str | None:
         """Take back what `collect_own` returned; say what could not be used. Collective."""

@@ -138,3 +138,34 @@ def check_data_parallel(config: DDP) -> None:
         raise ConfigError(
             f"strategy.outer: {config.outer}; weights only meet with strategy.sync_every=2 or more"
         )
+
+
+def least_ranks(name: str, faulty: int) -> int:
+    """Return how many ranks a rule needs, `faulty` of them wrong."""
+    return faulty + 3 if name == "krum" else 2 * faulty + 1
+
+
+def check_votes(config: DDP, world: int, images: int) -> None:
+    """Refuse a rule among too few ranks, or ranks that would vote without an image.
+
+    Args:
+        config: of the mode.
+        world: ranks on all machines.
+        images: in the smallest micro-batch of a whole step.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    name, least = config.aggregate, least_ranks(config.aggregate, config.faulty)
+    if name == "mean":
+        return
+    if world < least:
+        among = "" if name == "median" else f" while strategy.faulty={config.faulty}"
+        raise ConfigError(
+            f"strategy.aggregate: {name} on {world}; it takes {least} processes or more{among}"
+        )
+    if images < world:
+        raise ConfigError(
+            f"batch: {images} in a micro-batch for {world} processes; under strategy.aggregate="
+            f"{name} each needs an image of its own, take a larger batch or a smaller accumulate"
+        )

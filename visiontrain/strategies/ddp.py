@@ -116,6 +116,11 @@ class DDP(Processes):
 
     # -- state --------------------------------------------------------------------
 
+    @property
+    def _way(self) -> str:
+        """What memories are good for: another compression, or rank, keeps others."""
+        return f"{self._config.compress}-{self._config.powersgd_rank}"
+
     def sync_buffers(self, model: VisionModel) -> None:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
@@ -124,7 +129,9 @@ class DDP(Processes):
         """Add what the exchange remembers, of each rank."""
         memories = self._later.memories.items()
         own = {
-            f"{kind}/{name}": t for kind, memory in memories for name, t in memory.state().items()
+            f"{self._way}/{kind}/{name}": tensor
+            for kind, memory in memories
+            for name, tensor in memory.state().items()
         }
         return super().collect_own(named) | comm.gather_named(own, self.place.device)
 
@@ -132,11 +139,10 @@ class DDP(Processes):
         """Take it back, if there were as many ranks."""
         super().load_own(saved, named)
         mine = comm.own_part(saved, self.place.rank, self.place.world)
-        memories = self._later.memories
-        if mine is None or not all(name.split("/")[0] in memories for name in mine):
+        if mine is None or not all(name.startswith(f"{self._way}/") for name in mine):
             return DROPPED
-        for kind, memory in memories.items():
-            held = comm.under(mine, f"{kind}/")
+        for kind, memory in self._later.memories.items():
+            held = comm.under(mine, f"{self._way}/{kind}/")
             memory.load({name: tensor.to(self.place.device) for name, tensor in held.items()})
         return None
 

@@ -15,9 +15,9 @@ from typing import Any, Self
 
 import torch.distributed as dist
 
-from visiontrain.core.errors import RankError
+from visiontrain.core.errors import RankError, VisiontrainError
 from visiontrain.strategies.environment import Launched
-from visiontrain.strategies.stacks import ProcessHandle, StackWriter
+from visiontrain.strategies.stacks import ProcessHandle, StackWriter, innermost
 
 DEPTH = 12  # innermost frames that are shown
 LOOK = 2  # intervals in which a rank must show that it lives
@@ -29,6 +29,8 @@ WAITS = ("/torch/distributed/", "/torch/autograd/graph.py")
 
 def is_lost(error: BaseException) -> bool:
     """Tell whether an error is that of a rank whose peer is gone, or does not come."""
+    if isinstance(error, VisiontrainError):  # ours, whatever words it has
+        return False
     return isinstance(error, dist.DistError) or any(text in str(error) for text in LOST)
 
 
@@ -241,7 +243,7 @@ def _frames_of(trace: TracebackType | None) -> Places:
 
 def _lines(places: Places) -> Sequence[str]:
     """Write places as faulthandler does, so that editors find them."""
-    last = list(places)[-DEPTH:]
-    return [
-        f'  File "{code.co_filename}", line {line} in {code.co_qualname}' for code, line in last
+    frames = [
+        f'  File "{code.co_filename}", line {line} in {code.co_qualname}' for code, line in places
     ]
+    return innermost(frames, DEPTH)

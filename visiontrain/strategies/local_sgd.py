@@ -73,7 +73,8 @@ class LocalSGD(Processes):
 
     def collect_own(self, named: NamedParts) -> StateDict:
         """Add all that ranks hold apart: weights, averages, moments, the outer optimizer."""
-        own = {f"{part}/{name}": t for part, some in named.items() for name, t in some.items()}
+        parts = {**named, "precision": self.precision.tensors()}
+        own = {f"{part}/{name}": t for part, some in parts.items() for name, t in some.items()}
         outer = {f"outer/{name}": tensor for name, tensor in self._outer.state().items()}
         gathered = comm.gather_named(own | outer, self.place.device)
         return super().collect_own(named) | gathered
@@ -81,15 +82,19 @@ class LocalSGD(Processes):
     def load_own(self, saved: Named, named: NamedParts) -> str | None:
         """Take it back; with another number of ranks all go on from the mean that is loaded."""
         super().load_own(saved, named)
+        # Before ranks part again: it starts from what they have in common.
+        self._outer.start({name: named["model"][name] for name in self._outer.names})
         mine = comm.own_part(saved, self.place.rank, self.place.world) or {}
         if not comm.under(mine, "model/"):
-            self._outer.start({name: named["model"][name] for name in self._outer.names})
             return DROPPED if any(name.startswith("rank") for name in saved) else None
-        for part, some in named.items():
-            self.scatter({name: mine[f"{part}/{name}"] for name in some}, some)
-        self._outer.load(
-            {n: t.to(self.place.device) for n, t in comm.under(mine, "outer/").items()}
-        )
+        for part, some in {**named, "precision": self.precision.tensors()}.items():
+            own = comm.under(mine, f"{part}/")
+            if some.keys() <= own.keys():  # else the run had another precision
+                self.scatter(own, some)
+        outer = comm.under(mine, "outer/")
+        if outer.keys() != self._outer.state().keys():  # another outer optimizer's
+            return DROPPED
+        self._outer.load({name: tensor.to(self.place.device) for name, tensor in outer.items()})
         return None
 
 

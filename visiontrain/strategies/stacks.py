@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 WRITING_S = 1.0  # for a process to write where it is
+PACKAGE = f'"{Path(__file__).parents[1]}{os.sep}'  # in frames of ours
 FRAME = re.compile(r'  File ".*", line \d+ in ')
 
 
@@ -66,7 +67,7 @@ class ProcessHandle:
         for part in text.split("\n\n"):
             title, *lines = part.strip("\n").splitlines() or [""]
             if re.search(rf"hread 0x0*{self.thread:x}\b", title):
-                return [line for line in lines if FRAME.match(line)][:depth][::-1]
+                return innermost([line for line in lines if FRAME.match(line)][::-1], depth)
         return ()
 
     def _is_here(self) -> bool:
@@ -85,6 +86,13 @@ class ProcessHandle:
             return file
         file.close()
         return None
+
+
+def innermost(frames: Sequence[str], depth: int) -> Sequence[str]:
+    """Return the last `depth` frames; where they are all a library's, the last of ours before."""
+    last = frames[-depth:]
+    ours = [frame for frame in frames if PACKAGE in frame]
+    return last if not ours or set(ours) & set(last) else [ours[-1], *last]
 
 
 class StackWriter:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Task
+from visiontrain.data.table import Table
 from visiontrain.models.body import strides_from
 from visiontrain.models.config import ModelConfig, TorchvisionConfig, YoloConfig
 from visiontrain.tasks.classify import ClassifyTask
@@ -40,3 +42,17 @@ TASKS: dict[str, Callable[[Any, int, Any], Task]] = {"detect": detect, "classify
 def build_task(config: TaskConfig, num_classes: int, model: ModelConfig) -> Task:
     """Make the task `config` names, for the outputs of `model`."""
     return TASKS[config.kind](config, num_classes, model)
+
+
+def as_task(table: Table, config: TaskConfig) -> Table:
+    """Return a table as the task takes it: with one class an image, or any number.
+
+    Raises:
+        ConfigError: one is asked for, where images have several.
+    """
+    several = isinstance(config, ClassifyConfig) and config.several
+    if table.several and not several:
+        raise ConfigError(
+            "task.several: false, but images of the data set have several classes; leave it out"
+        )
+    return replace(table, several=several)

@@ -1,0 +1,113 @@
+"""Classification as it is used: from a folder to a trained classifier, by Python and by keys."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from layouts import PICTURES, save, write_csv, write_folder
+
+import visiontrain as vt
+from visiontrain.core.errors import ConfigError
+
+SMALL = {"epochs": 1, "batch": 4, "imgsz": 32, "device": "cpu", "workers": 0, "log": {"to": []}}
+TINY = {"kind": "resnet_tiny", "widths": [8, 8, 8]}
+
+
+def test_digits_are_learned(tmp_path):
+    run = vt.train(
+        task="classify",
+        data="digits",
+        out=tmp_path / "run",
+        epochs=3,
+        workers=0,
+        device="cpu",
+        model={"kind": "resnet_tiny", "widths": [16, 32, 32]},
+        log={"to": [], "plots": False},
+    )
+    assert run.metrics["task"] == "classify"
+    assert run.metrics["images"] == 270
+    assert run.metrics["top1"] > 0.7  # by chance 0.1
+    assert run.metrics["top5"] > run.metrics["top1"] or run.metrics["top1"] == 1
+
+
+def test_a_folder_of_classes_becomes_a_classifier_that_predicts(tmp_path):
+    """Nobody says that it is classification."""
+    source = write_folder(tmp_path / "pets")
+    run = vt.train(data=source, model=TINY, out=tmp_path / "run", **SMALL)
+    assert run.config.task.kind == "classify"
+    assert {p.name for p in (run.folder / "plots").iterdir()} == {
+        *("results.png", "labels.png", "calibration.png", "confusion_matrix.png"),
+        *("confusion_matrix_normalized.png", "examples.png", "train_batch0.png"),
+    }
+    assert "Top-1" in (run.folder / "report.html").read_text()
+    again = vt.val(weights=run.folder, save_json=True, out=tmp_path / "val", log={"plots": False})
+    assert again.metrics["top1"] == run.metrics["top1"]
+    scores = json.loads((tmp_path / "val/scores.json").read_text())
+    assert [row["likeliest"][0] in ("cat", "dog") for row in scores] == [True] * 4
+    classifier = vt.load(run.folder, device="cpu")
+    (found,) = classifier.predict([np.zeros((40, 60, 3), np.uint8)])
+    assert float(found.scores.sum()) == pytest.approx(1)
+    assert found.top(1)[0][0] in ("cat", "dog")
+    told = vt.predict(weights=run.folder, source=f"{source}/val/cat", out=tmp_path / "said")
+    assert [len(row["classes"]) for row in told.rows] == [2, 2]
+    assert (tmp_path / "said/images/a.jpg").is_file()
+    with pytest.raises(ConfigError, match="save_json: COCO has no results of classes"):
+        vt.predict(weights=run.folder, source=source, save_json=True, out=tmp_path / "no")
+
+
+def test_images_of_several_classes(tmp_path):
+    source = write_csv(tmp_path / "pets")
+    for split in ("train", "val"):
+        rows = "a,1,1\nb,0,1\nc,0,0\nd,1,0\n"
+        text = "image,cat,dog\n" + "".join(f"{split}/{r[0]}.jpg{r[1:]}\n" for r in rows.split())
+        (tmp_path / f"pets/{split}.csv").write_text(text)
+    run = vt.train(data=source, model=TINY, out=tmp_path / "run", **SMALL)
+    assert run.config.task.several
+    assert 0 <= run.metrics["map"] <= 1
+    assert run.metrics["per_class"]["dog"]["images"] == 2
+    (found,) = vt.load(run.folder, device="cpu").predict([np.zeros((40, 60, 3), np.uint8)])
+    assert ((found.scores > 0) & (found.scores < 1)).all()
+    with pytest.raises(ConfigError, match=r"task.several: false, but images of the data set have"):
+        vt.train(data=source, model=TINY, task={"several": False}, out=tmp_path / "no", **SMALL)
+    one = vt.train(
+        data=write_folder(tmp_path / "single"),
+        model=TINY,
+        task={"several": True},
+        out=tmp_path / "one",
+        **SMALL,
+    )
+    assert 0 <= one.metrics["map"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"model": "faster_rcnn"}, "model: faster_rcnn finds objects; take model=yolo_n"),
+        ({"augment": "standard"}, "augment: standard with task=classify; take augment=classify"),
+        ({"augment": {"mixup": 0.6, "cutmix": 0.6}}, "augment.cutmix: 0.6 with augment.mixup=0.6"),
+        ({"single_cls": True}, "data.single_cls: True; it changes nothing here"),
+        ({"model": {"kind": "yolo_n", "backbone": "resnet18"}}, "model.backbone: resnet18; it"),
+        ({"task": {"class_weights": [1.0]}}, "task.class_weights: 1 of them for 2 classes"),
+    ],
+)
+def test_what_is_made_for_boxes_is_refused(tmp_path, keys, message):
+    source = write_folder(tmp_path / "pets")
+    with pytest.raises(ConfigError, match=message):
+        vt.train(data=source, out=tmp_path / "run", **{**SMALL, **keys})
+
+
+def test_a_classifier_is_no_detector(tmp_path):
+    with pytest.raises(ConfigError, match="model: resnet_tiny classifies whole images; take"):
+        vt.train(data="tiny", model="resnet_tiny", out=tmp_path / "run")
+
+
+def test_mirrored_pictures_score_alike(tmp_path):
+    source = write_folder(tmp_path / "pets")
+    run = vt.train(data=source, model=TINY, task={"flip": True}, out=tmp_path / "run", **SMALL)
+    classifier = vt.load(run.folder, device="cpu")
+    picture = save(PICTURES[0], tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    one, other = classifier.predict([pixels, pixels[:, ::-1].copy()])
+    torch.testing.assert_close(one.scores, other.scores)
+    assert classifier.predict(picture)[0].names == ("cat", "dog")
