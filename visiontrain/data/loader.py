@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -21,6 +22,8 @@ from visiontrain.data.sampler import Key, Plan, StepKeys, step_keys, steps_per_e
 from visiontrain.data.table import Table
 
 __all__ = ["Plan", "Step", "eval_batches", "resolve_workers", "steps_per_epoch", "train_steps"]
+
+PICKS_SIGNALS = sys.platform == "linux"  # elsewhere nothing tells who sent a signal
 
 
 class Training(Protocol):
@@ -128,7 +131,26 @@ def _load(dataset: Dataset[Any], keys: Iterator[Any], workers: int) -> Iterator[
         worker_init_fn=_start_worker,
         prefetch_factor=2 if workers else None,
     )
-    return _items(iter(loader))
+    with _sigterm_held():
+        answers = iter(loader)
+    return _items(answers)
+
+
+@contextmanager
+def _sigterm_held() -> Iterator[None]:
+    """Block SIGTERM here, so that processes that start meanwhile never had it unblocked.
+
+    Blocked only in `_start_worker`, it would find those that are still starting, and any thread
+    that a library started before.
+    """
+    if not PICKS_SIGNALS:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _items(answers: Iterator[Any]) -> Iterator[Any]:
@@ -174,8 +196,9 @@ def _start_worker(worker: int) -> None:
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if sys.platform == "linux":  # elsewhere nothing tells who sent a signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if PICKS_SIGNALS:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a spawned one starts without
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # if a thread of a library's unblocks it
         threading.Thread(target=_obey_parent, daemon=True).start()
     # Last: a thread that these start must have the signals blocked, too.
     cv2.setNumThreads(0)
