@@ -157,7 +157,7 @@ def without_boxes(table, bare):
     return replace(table, offsets=np.cumsum([0, *counts]), **kept)
 
 
-def build(run_json, place):
+def build(run_json, place, objects):
     """Make a learner and its steps, with the mistake that `mutant` names."""
     run = json.loads(run_json)
     learner = make_learner(place, run)
@@ -187,8 +187,8 @@ def run_traced(job_json, place):
     """Trace a training at `place`; return a row per image and head: step, id, head, checksum."""
     noting = []
 
-    def build_noting(run_json, place):
-        learner, steps = build(run_json, place)
+    def build_noting(run_json, place, objects):
+        learner, steps = build(run_json, place, objects)
         noting.append(learner)
         return learner, steps
 
@@ -213,16 +213,16 @@ def run_traced(job_json, place):
 
     DetectTask.loss, DetectTask._assign = loss, assign
     try:
-        assert trace(job_json, place, build_noting) == 0
+        assert trace(job_json, place, {}, build_noting) == 0
     finally:
         DetectTask.loss, DetectTask._assign = originals
     table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
     return sorted(noting[0].strategy.gather(table).tolist())
 
 
-def entry(job_json, place):
+def entry(job_json, place, objects):
     """Be one started process of `Parity.measure`."""
-    return trace(job_json, place, build)
+    return trace(job_json, place, {}, build)
 
 
 # -- mistakes that other trainers make ------------------------------------------------

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
         StorageError,
         VisiontrainError,
     )
-    from visiontrain.core.types import ClassScores, Detections
+    from visiontrain.core.interfaces import Logger, VisionModel
+    from visiontrain.core.own import Data
+    from visiontrain.core.types import Batch, ClassScores, Detections, Sample
+    from visiontrain.data.own import TorchData
     from visiontrain.engine.classifier import Classifier
     from visiontrain.engine.detector import Detector
     from visiontrain.prediction import Predicted
@@ -27,20 +30,26 @@ __version__ = "0.1.0"
 
 # Where each name lives. Importing the package imports none of them: torch takes seconds.
 _HOMES = {
+    "Batch": "core.types",
     "CheckpointError": "core.errors",
     "ClassScores": "core.types",
     "Classifier": "engine.classifier",
     "Comparison": "report.compare",
     "ConfigError": "core.errors",
+    "Data": "core.own",
     "DataError": "core.errors",
     "Detections": "core.types",
     "Detector": "engine.detector",
     "DivergedError": "core.errors",
+    "Logger": "core.interfaces",
     "OutOfMemoryError": "core.errors",
     "Predicted": "prediction",
     "RankError": "core.errors",
+    "Sample": "core.types",
     "StorageError": "core.errors",
+    "TorchData": "data.own",
     "TrainedRun": "api",
+    "VisionModel": "core.interfaces",
     "VisiontrainError": "core.errors",
     "compare": "api",
     "load": "api",
@@ -50,20 +59,26 @@ _HOMES = {
 }
 
 __all__ = [
+    "Batch",
     "CheckpointError",
     "ClassScores",
     "Classifier",
     "Comparison",
     "ConfigError",
+    "Data",
     "DataError",
     "Detections",
     "Detector",
     "DivergedError",
+    "Logger",
     "OutOfMemoryError",
     "Predicted",
     "RankError",
+    "Sample",
     "StorageError",
+    "TorchData",
     "TrainedRun",
+    "VisionModel",
     "VisiontrainError",
     "__version__",
     "compare",

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
+
+import numpy as np
+from torch import Tensor, nn
 
 from visiontrain import commands, comparison, prediction
 from visiontrain.compare_config import USES as COMPARE_USES
 from visiontrain.compare_config import CompareConfig
 from visiontrain.core.config import Below, from_keys, read_preset
+from visiontrain.core.interfaces import Logger
+from visiontrain.core.own import Data, passed, taken_apart
 from visiontrain.core.shipped import shipped
+from visiontrain.core.types import Batch, Sample
 from visiontrain.engine.classifier import Classifier
 from visiontrain.engine.detector import Detector
 from visiontrain.engine.run_folder import RunFolder
@@ -25,15 +31,18 @@ from visiontrain.report.compare import Comparison
 from visiontrain.strategies.environment import is_first
 
 Keys = Mapping[str, Any]  # the keys of a section
+OF_MODEL = ("model.kind", "model.own")  # of a model that was passed: what the weights are of
 _log = logging.getLogger(__name__).info
 
 
 class TrainKeys(TypedDict, total=False):
     """The keys of `train` and `val`, aliases included; sections as a main value or a mapping."""
 
-    data: str | Path | Keys
-    augment: str | Keys
-    model: str | Keys
+    data: str | Path | Keys | Data
+    augment: str | Keys | Callable[[Sample, np.random.Generator], Sample]
+    model: str | Keys | nn.Module | Callable[[int], nn.Module]
+    loss: Callable[[Any, Batch], Tensor]
+    logger: Callable[[Mapping[str, float], int], Any] | Logger
     task: str | Keys
     optim: str | Keys
     strategy: str | Keys
@@ -106,6 +115,7 @@ class CompareKeys(TrainKeys, total=False):
 class LoadKeys(TypedDict, total=False):
     """The keys of `load`: what counts as a detection, and where to compute."""
 
+    model: nn.Module | Callable[[int], nn.Module]
     conf: float
     iou: float
     nms: bool
@@ -154,7 +164,9 @@ def train(preset: str | Path | None = None, /, **keys: Unpack[TrainKeys]) -> Tra
     Raises:
         VisiontrainError: with one line that says where, what it got, and what would do.
     """
-    run, exit_code = commands.train(lambda: _run("train", preset, keys, below))
+    whole = taken_apart(keys)
+    objects = passed(whole)
+    run, exit_code = commands.train(lambda: _run("train", preset, whole, below), objects)
     folder = folder_of(run)
     return _result(run, folder.best if folder.best.is_file() else folder.last, exit_code)
 
@@ -165,7 +177,10 @@ def val(preset: str | Path | None = None, /, **keys: Unpack[TrainKeys]) -> Train
     Raises:
         VisiontrainError: with one line that says where, what it got, and what would do.
     """
-    run, exit_code = commands.validate(lambda: _run("val", preset, keys))
+    whole = taken_apart(keys)
+    objects = passed(whole)
+    whole = {key: value for key, value in whole.items() if key not in OF_MODEL}  # weights say it
+    run, exit_code = commands.validate(lambda: _run("val", preset, whole), objects)
     weights = Path(run.weights or "")
     return _result(run, RunFolder(weights).best if weights.is_dir() else weights, exit_code)
 
@@ -185,7 +200,7 @@ def compare(preset: str | Path | None = None, /, **keys: Unpack[CompareKeys]) ->
         VisiontrainError: before anything starts, with one line, when a run cannot be as asked.
     """
     base = None if preset is None else read_preset(CompareConfig, str(preset), shipped("cfg"))
-    config = from_keys(CompareConfig, keys, base, COMPARE_USES, comparison.below)
+    config = from_keys(CompareConfig, taken_apart(keys), base, COMPARE_USES, comparison.below)
     return comparison.compare(config, _log)
 
 
@@ -198,7 +213,9 @@ def predict(**keys: Unpack[PredictKeys]) -> Predicted:
         KeyboardInterrupt: at Ctrl-C, when what was found before is written.
         VisiontrainError: with one line that says where, what it got, and what would do.
     """
-    return commands.predict(from_keys(PredictConfig, keys), _log)
+    whole = taken_apart(keys)
+    rest = {key: value for key, value in whole.items() if key not in OF_MODEL}
+    return commands.predict(from_keys(PredictConfig, rest), _log, passed(whole))
 
 
 def load(weights: str | Path, **keys: Unpack[LoadKeys]) -> Detector | Classifier:
@@ -207,10 +224,13 @@ def load(weights: str | Path, **keys: Unpack[LoadKeys]) -> Detector | Classifier
     Raises:
         VisiontrainError: with one line that says where, what it got, and what would do.
     """
-    return prediction.load(from_keys(DetectorConfig, {**keys, "weights": weights}))
+    whole = taken_apart(keys)
+    rest = {key: value for key, value in whole.items() if key not in OF_MODEL}
+    config = from_keys(DetectorConfig, {**rest, "weights": weights})
+    return prediction.load(config, passed(whole))
 
 
-def _run(verb: str, preset: str | Path | None, keys: TrainKeys, below: Below | None = None) -> Run:
+def _run(verb: str, preset: str | Path | None, keys: Keys, below: Below | None = None) -> Run:
     base = None if preset is None else read_preset(Run, str(preset), shipped("cfg"))
     return from_keys(Run, keys, base, USES[verb], below)
 

@@ -12,6 +12,7 @@ from visiontrain import __version__
 from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.core.interfaces import Progress, VisionModel
 from visiontrain.core.memory import peak_rss_mb
+from visiontrain.core.own import Objects, with_objects
 from visiontrain.core.types import Batch, ClassRows, Outcome, Place
 from visiontrain.data.config import sides
 from visiontrain.data.defects import counted
@@ -40,6 +41,7 @@ from visiontrain.engine.weights import Weights, WeightsMeta, digest, load_weight
 from visiontrain.loggers.console import Silent
 from visiontrain.loggers.registry import build_loggers, build_progress
 from visiontrain.metrics.registry import EVALUATORS
+from visiontrain.models.config import OwnModel
 from visiontrain.models.registry import build_model, check_input, pretrained, public
 from visiontrain.prepare import (
     config_sha256,
@@ -107,7 +109,8 @@ def check_statistics(run: Run, images: int, strategy: Strategy) -> None:
     """
     last = images % run.batch or min(images, run.batch)
     share = last // (strategy.micro_batches(run.accumulate) * strategy.place.shard[1])
-    if run.model.norm == "batch" and share < 2 and min(sides(run.imgsz, run.augment)) == 32:
+    norm = "batch" if isinstance(run.model, OwnModel) else run.model.norm
+    if norm == "batch" and share < 2 and min(sides(run.imgsz, run.augment)) == 32:
         key = "imgsz" if run.imgsz == 32 else "augment.multi_scale"
         raise ConfigError(
             f"{key}: a side of 32 pixels, where BatchNorm needs two images, but shares of an "
@@ -160,9 +163,9 @@ def heading(
     ]
 
 
-def build_traced(run_json: str, place: Place) -> tuple[Learner, Iterator[Step]]:
+def build_traced(run_json: str, place: Place, objects: Objects) -> tuple[Learner, Iterator[Step]]:
     """Make what `visiontrain parity` trains with: a fresh learner and its steps."""
-    run = Run.model_validate_json(run_json)
+    run = with_objects(Run.model_validate_json(run_json), objects)
     spec = open_dataset(run.data, run.task.kind)
     table = spec.table("train")
     strategy = build_strategy(run.strategy, place, run.precision)
@@ -287,10 +290,10 @@ def build_saver(run: Run, spec: DataSpec, learner: Learner, images: int) -> Save
     """Make what writes weights and checkpoints."""
     meta = WeightsMeta(
         task=run.task.kind,
-        model=run.model.model_dump(),
+        model=run.model.model_dump(mode="json"),
         names=list(spec.names),
         imgsz=run.imgsz,
-        task_config=run.task.model_dump(),
+        task_config=run.task.model_dump(mode="json"),
         config_sha256=config_sha256(run),
         version=__version__,
     )
@@ -329,7 +332,8 @@ def score(run: Run, place: Place) -> int:
     progress = build_progress(run.log) if place.is_main else Silent()
     for line in spec.remarks({run.split: table}):
         progress.message(line)
-    model = filled(weights, str(run.weights))
+    own = run.model.own.value if isinstance(run.model, OwnModel) else None
+    model = filled(weights, str(run.weights), own)
     strategy.setup(model)
     trained = Trained(strategy, build_task(run.task, len(table.names), run.model), model)
     evaluation = score_set(run, trained, scoring_set(table, run.imgsz))

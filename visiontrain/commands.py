@@ -10,6 +10,7 @@ from pathlib import Path
 from visiontrain.core.config import build as build_config
 from visiontrain.core.config import merge
 from visiontrain.core.errors import ConfigError, DataError
+from visiontrain.core.own import Objects, objects_of, with_objects
 from visiontrain.data.defects import printable
 from visiontrain.data.open import open_dataset
 from visiontrain.engine.parity import Parity, Report
@@ -44,30 +45,42 @@ from visiontrain.strategies.member import once
 WORKER = "visiontrain.worker"  # sits above this module and is only named here
 
 
-def train(run: Run | Callable[[], Run]) -> tuple[Run, int]:
+def train(run: Run | Callable[[], Run], objects: Objects | None = None) -> tuple[Run, int]:
     """Train as `run` says; return the run as it was settled, and the exit code.
 
     Args:
         run: the config, or what reads it. Under a launcher only rank 0 calls that: others may
             not see the folder of a run that goes on.
+        objects: of the user's, which the config names; default: those in it.
 
     Raises:
         VisiontrainError: with one line for the user.
     """
-    return _start(lambda: prepare(run() if callable(run) else run), "main")
+    given = objects_of(run) if isinstance(run, Run) else objects or {}
+    return _start(lambda: prepare(run() if callable(run) else run), "main", given)
 
 
-def validate(run: Run | Callable[[], Run]) -> tuple[Run, int]:
+def validate(run: Run | Callable[[], Run], objects: Objects | None = None) -> tuple[Run, int]:
     """Score `run.weights` on `run.split`; take and return as `train`.
 
     Raises:
         VisiontrainError: with one line for the user.
     """
-    return _start(lambda: prepare_validation(run() if callable(run) else run), "validate")
+    given = objects_of(run) if isinstance(run, Run) else objects or {}
+
+    def made() -> Run:
+        return run() if callable(run) else run
+
+    return _start(lambda: prepare_validation(made(), given), "validate", given)
 
 
-def predict(config: PredictConfig, say: Say) -> Predicted:
+def predict(config: PredictConfig, say: Say, objects: Objects | None = None) -> Predicted:
     """Predict on `config.source`; `say` is told of files that can't be read, and the end.
+
+    Args:
+        config: what to do.
+        say: shows one line to a person.
+        objects: of the user's: a model of their own, where the weights are of one.
 
     Raises:
         VisiontrainError: with one line for the user.
@@ -83,7 +96,8 @@ def predict(config: PredictConfig, say: Say) -> Predicted:
     config = from_text(text)
     folder = folder_of_prediction(config)
     try:
-        code = launch.run(mode_of(config), config.device, _entry("predict"), text)
+        mode, entry = mode_of(config), _entry("predict")
+        code = launch.run(mode, config.device, entry, text, objects or {})
     except Exception:
         if is_first():
             folder.discard_unused()
@@ -113,20 +127,21 @@ def _refuse_half_a_launcher() -> None:
         )
 
 
-def _start(make: Callable[[], Run], entry: str) -> tuple[Run, int]:
+def _start(make: Callable[[], Run], entry: str, objects: Objects) -> tuple[Run, int]:
     """Prepare a run once, then call `worker.entry` in every process that its mode needs."""
     _refuse_half_a_launcher()
 
     def settled(before: str | None) -> str:
         run = None if before is None else restarted(before)
-        return _filled(run or make(), entry).model_dump_json()
+        run = with_objects(run, objects) if run else make()
+        return _filled(run, entry).model_dump_json()
 
     text = once(entry, settled)
-    run = Run.model_validate_json(text)
+    run = with_objects(Run.model_validate_json(text), objects)
     try:
         # Under a launcher every process comes here.
         with folder_of(run).held() if is_first() else nullcontext():
-            return run, launch.run(run.strategy, run.device, _entry(entry), text)
+            return run, launch.run(run.strategy, run.device, _entry(entry), text, objects)
     except Exception:
         if is_first() and not run.resume:
             folder_of(run).discard_unused()
@@ -179,5 +194,6 @@ def parity(
         steps=steps,
         precisions=precisions,
         controls=controls,
+        objects=objects_of(run),
     )
     return comparison.measure()

@@ -18,6 +18,7 @@ from visiontrain.app import initial_sha256
 from visiontrain.compare_config import CompareConfig, Mode, modes, run_of, shared_keys
 from visiontrain.core.config import build, merge
 from visiontrain.core.errors import CheckpointError, ConfigError, VisiontrainError
+from visiontrain.core.own import objects_of, with_objects
 from visiontrain.core.yaml_loader import dump_yaml, load_yaml
 from visiontrain.engine.durable import replace_file, storing, to_json
 from visiontrain.engine.run_folder import RunFolder, claim
@@ -92,7 +93,7 @@ def _asked_for(config: CompareConfig) -> tuple[Tree, CompareConfig]:
     given["resume"] = goes_on(given, ASKED)
     if given["resume"]:
         given = merge(CompareConfig, _read_asked(config.out), given)
-    config = build(CompareConfig, given)
+    config = with_objects(build(CompareConfig, given), objects_of(config))
     if config.batch < 0:
         raise ConfigError(
             f"batch: {config.batch}; what fits differs from mode to mode, take a number"

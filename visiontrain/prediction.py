@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from visiontrain.core.errors import ConfigError
+from visiontrain.core.own import NONE, Objects
 from visiontrain.core.types import ClassScores, Detections, Place, Prediction
 from visiontrain.data.defects import counted
 from visiontrain.data.inputs import Input, find_inputs
@@ -68,15 +69,25 @@ class Predicted:
         return f"{images}{left_out}, {objects}, {speed:.1f} images/s: {self.folder}"
 
 
-def load(config: DetectorConfig) -> Detector | Classifier:
+def load(config: DetectorConfig, objects: Objects = NONE) -> Detector | Classifier:
     """Read the weights that `config` names, ready for use on its device.
+
+    Args:
+        config: which weights, and how to use them.
+        objects: of the user's: a model of their own, where the weights are of one.
 
     Raises:
         CheckpointError: when the weights can't be used.
         ConfigError: when there is no such device.
     """
     decoding = {key: getattr(config, key) for key in ("conf", "iou", "nms", "max_det")}
-    return load_predictor(config.weights, decoding, imgsz=config.imgsz, device=config.device)
+    return load_predictor(
+        config.weights,
+        decoding,
+        imgsz=config.imgsz,
+        device=config.device,
+        model=objects.get("model.own"),
+    )
 
 
 # -- before any process starts ----------------------------------------------------------
@@ -142,7 +153,7 @@ class Share:
     signal: int  # that ended it; 0 for none
 
 
-def predict_share(config: PredictConfig, place: Place) -> int:
+def predict_share(config: PredictConfig, place: Place, objects: Objects) -> int:
     """Predict in one process of a prepared prediction; return the exit code.
 
     Raises:
@@ -151,7 +162,7 @@ def predict_share(config: PredictConfig, place: Place) -> int:
     strategy = build_strategy(mode_of(config), place, "fp32")
     # Fainter ones are asked for too, to tell how near the rest came.
     asked = {"conf": min(config.conf, FAINT), "device": str(place.device)}
-    predictor = load(config.model_copy(update=asked))
+    predictor = load(config.model_copy(update=asked), objects)
     inputs = agreed(find_inputs(config.source), strategy)
     reader = ShotReader(inputs, config.batch, config.vid_stride, config.max_pixels)
     writer = ShotWriter(config, folder_of(config).path, predictor.names, inputs)

@@ -12,6 +12,7 @@ import torch
 from visiontrain import __version__
 from visiontrain.core.config import build, merge, read_tree
 from visiontrain.core.errors import ConfigError
+from visiontrain.core.own import NONE, Objects, refuse_missing, with_objects
 from visiontrain.core.shipped import shipped
 from visiontrain.core.yaml_loader import dump_yaml, load_yaml
 from visiontrain.data.config import sides
@@ -76,7 +77,9 @@ def settled(run: Run) -> Run:
     if given["resume"] and run.batch < 0 < base.get("batch", 0):
         given["batch"] = base["batch"]  # chosen once
     # A file that a validation left may name another split; training scores this one.
-    run = with_batch(_settle(merge(Run, base, given) | {"split": "val"}))
+    run = _settle(merge(Run, base, given) | {"split": "val"})
+    refuse_missing(run, 'visiontrain.train("config.yaml", {})')
+    run = with_batch(run)
     check_group(run)
     return run
 
@@ -162,8 +165,12 @@ def restarted(text: str) -> Run | None:
     return run
 
 
-def prepare_validation(run: Run) -> Run:
+def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
     """Settle a validation as `prepare` does a run; what is open comes from the weights.
+
+    Args:
+        run: what was asked for.
+        objects: the user's: a model of their own, where the weights are of one.
 
     Raises:
         VisiontrainError: when the folder, the weights or the data cannot be used.
@@ -171,7 +178,7 @@ def prepare_validation(run: Run) -> Run:
     if run.weights is None:
         raise ConfigError("weights: none given; add weights=FILE or the folder of a run")
     meta = load_weights(run.weights).meta
-    task = {**meta.task_config, "kind": meta.task}
+    task = {**meta.task_config, "kind": meta.task, "loss": None}
     base: Tree = {"imgsz": meta.imgsz, "task": task, "name": "val", "augment": {"kind": "none"}}
     old = _run_of(Path(run.weights))
     if old is not None:
@@ -182,7 +189,10 @@ def prepare_validation(run: Run) -> Run:
     source = given.get("data", {}).get("source")
     if source is not None and _absolute(source) != base.get("data", {}).get("source"):
         base.pop("data", None)  # what it says, such as a cap, is meant for other data
-    run = _settle(merge(Run, base, given) | {"model": dict(meta.model), "resume": False})
+    tree = merge(Run, base, given) | {"model": dict(meta.model), "resume": False}
+    tree["task"] = {**tree["task"], "loss": None}  # nothing is trained
+    run = with_objects(_settle(tree), objects)
+    refuse_missing(run, "visiontrain.val(weights=WEIGHTS, {})")
     run = _placed(run, claim(run.out, Path(run.project) / meta.task, run.name))
     write_config(run)
     return run

@@ -10,6 +10,7 @@ import torch
 from visiontrain import app
 from visiontrain.core.errors import OutOfMemoryError, StorageError
 from visiontrain.core.memory import forget_peak, kept_memory
+from visiontrain.core.own import NONE, Objects, with_objects
 from visiontrain.core.types import Place
 from visiontrain.engine.durable import FULL, full_disk
 from visiontrain.engine.parity import trace
@@ -20,7 +21,7 @@ from visiontrain.recipe import Run
 CPU_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in RuntimeErrors
 
 
-def main(run_json: str, place: Place) -> int:
+def main(run_json: str, place: Place, objects: Objects = NONE) -> int:
     """Train; return the exit code.
 
     Raises:
@@ -28,24 +29,24 @@ def main(run_json: str, place: Place) -> int:
         KeyboardInterrupt: at a second Ctrl-C: at once, without saving.
     """
     forget_peak()
-    run = Run.model_validate_json(run_json)
+    run = with_objects(Run.model_validate_json(run_json), objects)
     with explained(run, _less_memory(run)), kept_memory():
         return app.fit(run, place)
 
 
-def validate(run_json: str, place: Place) -> int:
+def validate(run_json: str, place: Place, objects: Objects = NONE) -> int:
     """Score a run's weights; return the exit code.
 
     Raises:
         VisiontrainError: with one line for the user.
     """
     forget_peak()
-    run = Run.model_validate_json(run_json)
+    run = with_objects(Run.model_validate_json(run_json), objects)
     with explained(run, f"set batch={max(1, run.batch // 2)}, or a smaller imgsz"), kept_memory():
         return app.score(run, place)
 
 
-def predict(config_json: str, place: Place) -> int:
+def predict(config_json: str, place: Place, objects: Objects = NONE) -> int:
     """Find objects in this process's share of the pictures; return the exit code.
 
     Raises:
@@ -53,12 +54,12 @@ def predict(config_json: str, place: Place) -> int:
     """
     config = from_text(config_json)
     with fitting(f"{config.batch} images", f"set batch={max(1, config.batch // 2)}"):
-        return predict_share(config, place)
+        return predict_share(config, place, objects)
 
 
-def traced(job_json: str, place: Place) -> int:
+def traced(job_json: str, place: Place, objects: Objects = NONE) -> int:
     """Be one process of a training that `visiontrain parity` traces; return the exit code."""
-    return trace(job_json, place, app.build_traced)
+    return trace(job_json, place, objects, app.build_traced)
 
 
 @contextmanager

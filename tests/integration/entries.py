@@ -10,7 +10,7 @@ import torch.distributed as dist
 from visiontrain.core.errors import DataError
 
 
-def agree(run_json, place):
+def agree(run_json, place, objects):
     """Check the group, then return the code that the caller wants."""
     ones = torch.ones(1)
     dist.all_reduce(ones)
@@ -21,7 +21,7 @@ def agree(run_json, place):
     return int(run_json)
 
 
-def crash(run_json, place):
+def crash(run_json, place, objects):
     """Fail on the last rank while the others wait for it."""
     if place.rank == place.world - 1:
         if run_json == "kill":
@@ -31,7 +31,7 @@ def crash(run_json, place):
     return 0
 
 
-def wait(run_json, place):
+def wait(run_json, place, objects):
     """Stop like a trainer: note the signal, return the code that says `saved`."""
     received = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -42,7 +42,7 @@ def wait(run_json, place):
     return 130 if received[0] == signal.SIGINT else 75
 
 
-def stop_rank_0(_, place):
+def stop_rank_0(_, place, objects):
     """Stop rank 0 as a debugger does, while the others wait for it."""
     dist.barrier()
     if place.rank == 0:

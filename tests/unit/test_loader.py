@@ -15,7 +15,7 @@ import torch
 from memory import memory_table
 
 from visiontrain.core.errors import DataError
-from visiontrain.core.types import Sample
+from visiontrain.core.types import Item
 from visiontrain.data.collate import collate
 from visiontrain.data.config import AugmentConfig, NoAugment
 from visiontrain.data.dataset import EvalSet, TrainSet
@@ -159,7 +159,7 @@ def test_a_broken_image_is_scored_under_its_own_id_as_grey(caplog):
 def test_collate_pads_targets_and_puts_channels_first():
     random = np.random.default_rng(1)
     samples = [
-        Sample(
+        Item(
             random.integers(0, 256, (8, 8, 3), np.uint8),
             random.random((count, 6)).astype(np.float32),
             np.arange(5, dtype=np.float32) + count,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -178,6 +178,7 @@ class ImageSource(Protocol):
         ...
 
 
+@runtime_checkable
 class Logger(Protocol):
     """Somewhere to write numbers and pictures. Built on the main process only."""
 

@@ -5,7 +5,7 @@ B images of a micro-batch, M target rows (padded), N detections, H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,19 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Sample:
+    """One image and its labels, as a data set of a user's own gives it.
+
+    Without boxes it is for classification: `classes` is what the whole image shows, one class or
+    any number of them.
+    """
+
+    image: NDArray[np.uint8]  # (H, W, 3) RGB
+    classes: int | Sequence[int] | NDArray[np.integer]  # of the image; with boxes of each, (M,)
+    boxes: NDArray[np.floating] | Sequence[Sequence[float]] | None = None  # (M, 4): xyxy, pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
     """One image, ready to be collated."""
 
     image: NDArray[np.uint8]  # (H, W, 3) RGB

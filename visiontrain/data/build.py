@@ -166,20 +166,38 @@ def build(
     usable[list(labels.dropped)] = False
     boxes = judge(boxes.keep(usable[boxes.image]), seen.sizes)
     rows = np.flatnonzero(usable)
-    counts = np.bincount(boxes.image, minlength=len(usable))[usable]
+    numbers = np.cumsum(usable) - 1  # of the rows that stay
+    return table_of(
+        names,
+        FileImages(images.paths.select(rows), images.max_pixels),
+        seen.sizes[rows],
+        replace(boxes, image=numbers[boxes.image]),
+        (*seen.defects, *labels.defects, *judge.defects),
+    )
+
+
+def table_of(
+    names: Sequence[str],
+    images: ImageSource,
+    sizes: NDArray[np.int32],
+    boxes: Boxes,
+    defects: Sequence[Defect] = (),
+) -> Table:
+    """Make a table of images of `sizes` (N, 2) and judged boxes, in the order of the images."""
+    counts = np.bincount(boxes.image, minlength=len(sizes))
     own = np.prod(boxes.box[:, 2:] - boxes.box[:, :2], axis=1)
     plausible = (boxes.area >= 0) & (boxes.area <= LARGEST)  # also: not NaN
     return Table(
         names=tuple(names),
-        images=FileImages(images.paths.select(rows), images.max_pixels),
-        sizes=seen.sizes[rows],
+        images=images,
+        sizes=sizes,
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=boxes.box.astype(np.float32),
         classes=boxes.label.astype(np.int32),
         crowd=boxes.crowd,
         difficult=boxes.difficult,
         area=np.where(plausible, boxes.area, own).astype(np.float32),
-        defects=(*seen.defects, *labels.defects, *judge.defects),
+        defects=tuple(defects),
     )
 
 

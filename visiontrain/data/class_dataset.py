@@ -51,7 +51,8 @@ class LabelledTraining:
     ) -> None:
         del epochs  # nothing changes towards the end
         self.table, self.imgsz, self.seed = table, imgsz, seed
-        self.config = augment if isinstance(augment, ClassifyAugment) else PLAIN
+        plain = PLAIN.model_copy(update={"own": augment.own})
+        self.config = augment if isinstance(augment, ClassifyAugment) else plain
         self.views = build_views(table, imgsz, self.config)
 
     def __len__(self) -> int:

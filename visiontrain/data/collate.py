@@ -7,20 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from visiontrain.core.types import Batch, Sample
+from visiontrain.core.types import Batch, Item
 
 
-def collate(samples: Sequence[Sample], side: int) -> Batch:
+def collate(samples: Sequence[Item], side: int) -> Batch:
     """Stack samples; targets are padded with class -1. None at all become one empty image."""
     if not samples:
         blank = np.zeros((side, side, 3), np.uint8)
         frame = np.array([1, 0, 0, side, side], np.float32)
-        empty = Sample(blank, np.zeros((0, 6), np.float32), frame, -1)
+        empty = Item(blank, np.zeros((0, 6), np.float32), frame, -1)
         return _stack([empty], valid=0.0)
     return _stack(samples, valid=1.0)
 
 
-def _stack(samples: Sequence[Sample], *, valid: float) -> Batch:
+def _stack(samples: Sequence[Item], *, valid: float) -> Batch:
     most = max(1, *(len(sample.targets) for sample in samples))
     targets = torch.zeros(len(samples), most, 6)
     targets[..., 0] = -1

@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from visiontrain.core.config import Section
+from visiontrain.core.own import Own
+
+OWN = "a change of yours to each image before all others, passed in Python: train(augment=...)"
 
 
 class DataConfig(Section):
@@ -37,6 +40,9 @@ class DataConfig(Section):
     strict: bool = Field(False, description="stop at the first bad image or label")
     max_pixels: int = Field(
         64_000_000, ge=1, description="refuse larger images from their header, before decoding"
+    )
+    own: Own | None = Field(
+        None, description="data sets of yours, passed in Python: train(data=...)"
     )
 
 
@@ -73,6 +79,7 @@ class AugmentConfig(Section):
         [],
         description="albumentations' image transforms by name: [{name: Blur, blur_limit: 5}]",
     )
+    own: Own | None = Field(None, description=OWN)
 
 
 def sides(imgsz: int, augment: AugmentConfig | ClassifyAugment | NoAugment) -> range:
@@ -113,11 +120,13 @@ class ClassifyAugment(Section):
         [],
         description="albumentations' image transforms by name: [{name: Blur, blur_limit: 5}]",
     )
+    own: Own | None = Field(None, description=OWN)
 
     @property
     def moves_only(self) -> bool:
         """Whether pictures are at most shifted and flipped before parts are erased or mixed."""
-        return not (self.crop < 1 or self.coloured or self.custom or self.auto != "none")
+        changed = self.coloured or self.custom or self.auto != "none" or self.own is not None
+        return self.crop == 1 and not changed
 
     @property
     def coloured(self) -> bool:
@@ -129,6 +138,7 @@ class NoAugment(Section):
     """Training images as they are."""
 
     kind: Literal["none"] = "none"
+    own: Own | None = Field(None, description=OWN)
 
 
 AugmentSection = Annotated[AugmentConfig | ClassifyAugment | NoAugment, Field(discriminator="kind")]

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visiontrain.core.seed import generator
-from visiontrain.core.types import Batch, Sample
+from visiontrain.core.types import Batch, Item
 from visiontrain.data.augment import Augment
 from visiontrain.data.collate import collate
 from visiontrain.data.config import AugmentConfig, AugmentSection, sides
 from visiontrain.data.letterbox import boxed, letterbox
 from visiontrain.data.mosaic import Placement, blank, place, tiles
+from visiontrain.data.own_change import Found, changed
 from visiontrain.data.reader import Reader
 from visiontrain.data.sampler import Key
 from visiontrain.data.table import Table
@@ -34,14 +35,14 @@ class EvalSet:
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Item:
         """Return image `index`; an unreadable one is replaced, under its own id, by grey."""
         image = self.reader.read(index)
         if image is None:
             width, height = (int(side) for side in self.table.sizes[index])
             image = np.full((height, width, 3), 114, np.uint8)
         square, frame = letterbox(image, self.imgsz)
-        return Sample(square, boxed(self.table.targets(index), frame), frame, index)
+        return Item(square, boxed(self.table.targets(index), frame), frame, index)
 
     def cell(self, rows: Sequence[int]) -> Batch:
         """Return the images of `rows`; a blank one for none."""
@@ -57,6 +58,7 @@ class TrainSet:
         self.table, self.imgsz, self.seed, self.epochs = table, imgsz, seed, epochs
         self.reader, self.sides = Reader(table), sides(imgsz, augment)
         self.change = Augment(augment) if isinstance(augment, AugmentConfig) else None
+        self.own = augment.own.value if augment.own is not None else None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -74,29 +76,38 @@ class TrainSet:
         sized = self.at(step)
         return collate([sized[key] for key in keys], sized.imgsz)
 
-    def __getitem__(self, key: Key) -> Sample:
+    def __getitem__(self, key: Key) -> Item:
         """Return the sample of `key`: (epoch, row)."""
         epoch, wanted = key
-        row, image = self.reader.readable(wanted)
+        found = self._read(wanted, epoch)
+        row = found.row
         if self.change is None:
-            square, frame = letterbox(image, self.imgsz)
-            return Sample(square, boxed(self.table.targets(row), frame), frame, row)
+            square, frame = letterbox(found.image, self.imgsz)
+            return Item(square, boxed(found.targets, frame), frame, row)
         config = self.change.config
-        made = self._placed((row, image), key, config)
+        made = self._placed(found, key, config)
         for name, share, join in (
             ("mixup", config.mixup, blend),
             ("paste", config.copy_paste, paste),
         ):
             random = generator(self.seed, name, epoch, wanted)
             if share and random.random() < share:
-                other = self.reader.readable(int(random.integers(len(self.table))))
+                other = self._read(int(random.integers(len(self.table))), epoch, wanted, name)
                 made = join(made, self._placed(other, key, config, name), random)
         square, rows = self.change(*made, (self.seed, epoch, wanted))
         side = self.imgsz
-        return Sample(square, rows, np.array([1, 0, 0, side, side], np.float32), row)
+        return Item(square, rows, np.array([1, 0, 0, side, side], np.float32), row)
+
+    def _read(self, wanted: int, *stream: int | str) -> Found:
+        """Read an image and its targets; the user's own change draws by `stream` and row."""
+        row, image = self.reader.readable(wanted)
+        found = Found(row, image, self.table.targets(row))
+        if self.own is None:
+            return found
+        return changed(found, self.own, generator(self.seed, "own", *stream, row))
 
     def _placed(
-        self, found: tuple[int, Pixels], key: Key, config: AugmentConfig, *more: str
+        self, found: Found, key: Key, config: AugmentConfig, *more: str
     ) -> tuple[Pixels, Rows]:
         """Put an image, alone or with three others, on a canvas, which is then turned or tilted."""
         epoch, wanted = key
@@ -104,38 +115,47 @@ class TrainSet:
         with_mosaic = self.epochs - min(config.close_mosaic, self.epochs // 2)
         random = generator(self.seed, "place", epoch, wanted, *more)
         mosaic = epoch < with_mosaic and random.random() < config.mosaic
-        square, rows = (self._four if mosaic else self._one)(*found, random, config)
+        square, rows = (
+            self._four(found, random, config, (epoch, wanted, *more))
+            if mosaic
+            else self._one(found, random, config)
+        )
         if warps(config):
             square, rows = warp(square, rows, draw_matrix(config, self.imgsz, random))
         return square, rows
 
     def _one(
-        self, row: int, image: Pixels, random: np.random.Generator, config: AugmentConfig
+        self, found: Found, random: np.random.Generator, config: AugmentConfig
     ) -> tuple[Pixels, Rows]:
         """Zoom and shift one image."""
         side = self.imgsz
-        height, width = image.shape[:2]
+        height, width = found.image.shape[:2]
         scale = side / max(height, width) * _zoom(random, config)
         shift = random.uniform(-config.translate, config.translate, 2) * side
         x, y = (side - width * scale) / 2 + shift[0], (side - height * scale) / 2 + shift[1]
         canvas = blank(side)
         where = Placement(scale, float(x), float(y), (0, 0, side, side))
-        return canvas, place(image, self.table.targets(row), where, canvas)
+        return canvas, place(found.image, found.targets, where, canvas)
 
     def _four(
-        self, row: int, image: Pixels, random: np.random.Generator, config: AugmentConfig
+        self,
+        found: Found,
+        random: np.random.Generator,
+        config: AugmentConfig,
+        stream: tuple[int | str, ...],
     ) -> tuple[Pixels, Rows]:
         """Put the image and three others around a point near the middle."""
         side = self.imgsz
         drawn = random.integers(len(self.table), size=3)
-        chosen = [(row, image), *(self.reader.readable(int(partner)) for partner in drawn)]
-        sizes = [(pixels.shape[1], pixels.shape[0]) for _, pixels in chosen]
+        partners = enumerate(drawn.tolist())
+        chosen = [found, *(self._read(row, *stream, "tile", k) for k, row in partners)]
+        sizes = [(one.image.shape[1], one.image.shape[0]) for one in chosen]
         centre = random.uniform(side * 0.25, side * 0.75, 2)
         canvas = blank(side)
         where = tiles(sizes, side, _zoom(random, config), (float(centre[0]), float(centre[1])))
         parts = [
-            place(pixels, self.table.targets(r), spot, canvas)
-            for (r, pixels), spot in zip(chosen, where, strict=True)
+            place(one.image, one.targets, spot, canvas)
+            for one, spot in zip(chosen, where, strict=True)
         ]
         return canvas, np.concatenate(parts)
 

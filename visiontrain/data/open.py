@@ -14,6 +14,7 @@ import numpy as np
 
 from visiontrain.core.config import datasets_folder
 from visiontrain.core.errors import ConfigError, DataError
+from visiontrain.core.own import Data, Own, refuse_missing
 from visiontrain.core.shipped import shipped
 from visiontrain.core.yaml_loader import load_yaml
 from visiontrain.data import coco, folder, voc
@@ -23,6 +24,7 @@ from visiontrain.data.config import DataConfig
 from visiontrain.data.defects import counted, describe, fatal, printable, summary
 from visiontrain.data.description import IGNORED, Choice, Description, Reader
 from visiontrain.data.images import FileImages
+from visiontrain.data.own import OwnReader
 from visiontrain.data.registry import FORMATS
 from visiontrain.data.scan import decode_all
 from visiontrain.data.table import Table
@@ -90,6 +92,8 @@ class DataSpec:
 
     def how_to_add(self, split: str) -> str:
         """Return what would give the data set a split that it lacks."""
+        if self.config.own is not None:
+            return f"give Data({split}=...)"
         listed = f"ImageSets/Main/{split}.txt, or " if self.format == "voc" else ""
         return f"add {listed}`{split}:` to the data set's YAML"
 
@@ -133,6 +137,8 @@ def open_dataset(config: DataConfig, task: str | None = None) -> DataSpec:
         ConfigError: The description cannot be used, or not for `task`.
         DataError: There is none, or what it names is missing.
     """
+    if config.own is not None:
+        return _own(config, config.own, task)
     environment = datasets_folder()
     place = _find(config.source, environment)
     description = replace(_describe(place, config, environment), task=task)
@@ -140,12 +146,7 @@ def open_dataset(config: DataConfig, task: str | None = None) -> DataSpec:
     if kind not in FORMATS:
         raise description.fail("format", f"got {kind!r}", f"one of {', '.join(FORMATS)}")
     reader = FORMATS[kind](description)
-    if task not in (None, reader.task):
-        holds = "boxes" if reader.task == "detect" else "labels of whole images"
-        raise ConfigError(
-            f"task: {task}, but {description.where} ({kind}) holds {holds}; take "
-            f"task={reader.task} or other data"
-        )
+    _check_task(task, reader, f"{description.where} ({kind})")
     key = "defaults" if reader.task == "detect" else "defaults_classify"
     defaults = description.values.get(key, {})
     if not isinstance(defaults, dict):
@@ -162,6 +163,37 @@ def open_dataset(config: DataConfig, task: str | None = None) -> DataSpec:
         config=config,
         reader=reader,
     )
+
+
+def _own(config: DataConfig, own: Own, task: str | None) -> DataSpec:
+    """Open data sets that were passed in Python."""
+    refuse_missing(config, 'visiontrain.train("config.yaml", {})', "data.")
+    if not isinstance(own.value, Data):
+        raise ConfigError(
+            f"data: {own.ref}; pass visiontrain.Data(train=..., val=..., names=[...])"
+        )
+    reader = OwnReader(own.value, own.ref)
+    _check_task(task, reader, own.ref)
+    return DataSpec(
+        source=own.ref,
+        names=("object",) if config.single_cls else reader.names,
+        format="Python",
+        task=reader.task,
+        root=reader.root,
+        splits=MappingProxyType(dict(reader.splits)),
+        defaults=MappingProxyType({}),
+        notes=(),
+        config=config,
+        reader=reader,
+    )
+
+
+def _check_task(task: str | None, reader: Reader, where: str) -> None:
+    if task not in (None, reader.task):
+        holds = "boxes" if reader.task == "detect" else "labels of whole images"
+        raise ConfigError(
+            f"task: {task}, but {where} holds {holds}; take task={reader.task} or other data"
+        )
 
 
 def shipped_sets() -> dict[str, Path]:

@@ -10,10 +10,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visiontrain.core.seed import uniforms
+from visiontrain.core.seed import generator, uniforms
 from visiontrain.data.augment import Colours
 from visiontrain.data.config import ClassifyAugment
 from visiontrain.data.letterbox import GREY
+from visiontrain.data.own_change import repainted
 from visiontrain.data.policy import apply_policy
 from visiontrain.data.reader import Reader
 from visiontrain.data.table import Table
@@ -152,6 +153,8 @@ class FileViews:
         for k, row in enumerate(rows.tolist()):
             read, image = self.reader.readable(row)
             found.append(read)
+            if self.config.own is not None:
+                image = self._own(image, read, generator(*stream, "own", row))
             view = self._cropped(image, boxes[k])[down[k]][:, across[k]]
             if self.config.auto != "none":
                 view = apply_policy(view, self.config.auto, policy[k])
@@ -159,6 +162,12 @@ class FileViews:
                 view = self.colours(view, (*stream, row))
             pictures.append(view)
         return np.stack(pictures), np.array(found, np.int64)
+
+    def _own(self, image: Pixels, row: int, random: np.random.Generator) -> Pixels:
+        table = self.reader.table
+        assert self.config.own is not None
+        classes = table.classes[table.rows(row)].astype(np.int64)
+        return repainted(image, classes, self.config.own.value, random)
 
     def _cropped(self, image: Pixels, draws: NDArray[np.float64]) -> Pixels:
         if self.config.crop == 1:

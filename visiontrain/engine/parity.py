@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch.backends import cudnn
 
 from visiontrain.core.errors import ConfigError, RankError
+from visiontrain.core.own import Objects
 from visiontrain.core.types import Place
 from visiontrain.data.loader import Step
 from visiontrain.engine.learner import Learner
@@ -106,13 +107,15 @@ class Job:
 
 
 Parts = tuple[Learner, Iterable[Step]]
-Build = Callable[[str, Place], Parts]  # (run as JSON, place) -> a fresh learner and its steps
+Build = Callable[
+    [str, Place, Objects], Parts
+]  # (run as JSON, place, objects) -> a fresh learner and its steps
 
 
-def trace(job_json: str, place: Place, build: Build) -> int:
+def trace(job_json: str, place: Place, objects: Objects, build: Build) -> int:
     """Be a process of one traced training: the part of the worker that knows the engine."""
     job = Job(**json.loads(job_json))
-    learner, steps = build(json.dumps(job.run), place)
+    learner, steps = build(json.dumps(job.run), place, objects)
     if job.permute is not None:
         steps = permuted(steps, job.permute)
     # GPUs else convolve in TF32, ten bits short of what fp32 promises.
@@ -135,6 +138,7 @@ class Parity:
         seeds: how many permuted controls to make, at least and at most.
         precisions: what to train in, where not in fp64 and as configured.
         controls: a folder that keeps what one device did, for other modes of the same run.
+        objects: the user's, that `run` names.
     """
 
     run: Mapping[str, Any]
@@ -144,6 +148,7 @@ class Parity:
     seeds: tuple[int, int] = (5, 20)
     precisions: Sequence[str] = ()
     controls: Path | None = None
+    objects: Objects = field(default_factory=dict)
 
     def measure(self) -> Report:
         """Train with the mode and with one device, in each precision.
@@ -215,7 +220,8 @@ class Parity:
         run = {**self.run, "strategy": mode.model_dump(), **change}
         with tempfile.TemporaryDirectory(prefix="visiontrain-") as folder:
             job = Job(run, self.steps, folder, permute)
-            code = launch.run(mode, self.run["device"], self.entry, job.to_json())
+            device, text = self.run["device"], job.to_json()
+            code = launch.run(mode, device, self.entry, text, self.objects)
             if code:
                 raise RankError(f"parity: {mode.kind} ended with exit code {code} before its time")
             return Trace.load(Path(folder))

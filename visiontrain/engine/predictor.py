@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from visiontrain.core.errors import CheckpointError
 from visiontrain.core.explain import short
 from visiontrain.core.interfaces import VisionModel
+from visiontrain.core.own import refuse_missing, with_objects
 from visiontrain.core.section import kind_of, sections
 from visiontrain.engine.classifier import Classifier
 from visiontrain.engine.detector import Detector
@@ -28,6 +29,7 @@ def load_predictor(
     *,
     imgsz: int | None = None,
     device: str = "auto",
+    model: Any = None,
 ) -> Detector | Classifier:
     """Read weights and make them ready for use.
 
@@ -37,21 +39,22 @@ def load_predictor(
             another task are left out.
         imgsz: side of the square input; None takes the one trained at.
         device: auto, cpu, cuda, or the number of a GPU.
+        model: the user's own, where the weights are of one.
 
     Raises:
         CheckpointError: when the file can't be used.
-        ConfigError: when there is no such device.
+        ConfigError: when there is no such device, or the user's model is missing.
     """
     weights = load_weights(path)
     meta, place = weights.meta, devices(device)[0]
-    model = filled(weights, str(path)).to(place).eval()
-    described = model_config(weights, str(path))
+    described = model_config(weights, str(path), model)
+    net = filled(weights, str(path), model).to(place).eval()
     # A head without one-to-one scores always needs suppression.
     nms = bool(decoding.get("nms")) or described.suppressed
     config = _task_config(meta, {**decoding, "nms": nms}, str(path))
     task = build_task(config, len(meta.names), described)
     kind = Detector if meta.task == "detect" else Classifier
-    return kind(meta.task, model, task, tuple(meta.names), imgsz or meta.imgsz, place)
+    return kind(meta.task, net, task, tuple(meta.names), imgsz or meta.imgsz, place)
 
 
 def _task_config(meta: WeightsMeta, decoding: Mapping[str, Any], where: str) -> TaskConfig:
@@ -59,7 +62,7 @@ def _task_config(meta: WeightsMeta, decoding: Mapping[str, Any], where: str) -> 
     own = {key: value for key, value in decoding.items() if key in section.model_fields}
     try:
         return TypeAdapter(TaskConfig).validate_python(
-            {**meta.task_config, **own, "kind": meta.task}
+            {**meta.task_config, **own, "kind": meta.task, "loss": None}
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -70,13 +73,20 @@ def _task_config(meta: WeightsMeta, decoding: Mapping[str, Any], where: str) -> 
         ) from error
 
 
-def filled(weights: Weights, where: str) -> VisionModel:
+def filled(weights: Weights, where: str, own: Any = None) -> VisionModel:
     """Make the model that `weights` describes, and give it the tensors.
 
+    Args:
+        weights: the file's content.
+        where: the file's name, for errors.
+        own: the user's own model, where the weights are of one.
+
     Raises:
-        CheckpointError: when they do not fit exactly; `where` names the file.
+        CheckpointError: when they do not fit exactly.
+        ConfigError: the user's model is missing.
     """
-    model = build_model(model_config(weights, where), len(weights.meta.names), weights.meta.task)
+    described = model_config(weights, where, own)
+    model = build_model(described, len(weights.meta.names), weights.meta.task)
     try:
         model.load_state_dict(weights.tensors)
     except RuntimeError as error:
@@ -87,16 +97,20 @@ def filled(weights: Weights, where: str) -> VisionModel:
     return model
 
 
-def model_config(weights: Weights, where: str) -> ModelConfig:
-    """Return the model that `weights` names.
+def model_config(weights: Weights, where: str, own: Any = None) -> ModelConfig:
+    """Return the model that `weights` names; arguments as for `filled`.
 
     Raises:
-        CheckpointError: this version has none such; `where` names the file.
+        CheckpointError: this version has none such.
+        ConfigError: the user's model is missing.
     """
     try:
-        return TypeAdapter(ModelConfig).validate_python(weights.meta.model)
+        found: ModelConfig = TypeAdapter(ModelConfig).validate_python(weights.meta.model)
     except ValidationError as error:
         raise CheckpointError(
             f"weights: {where} holds a model that this version does not know "
             f"({short(weights.meta.model)}); use the version that wrote it"
         ) from error
+    found = with_objects(found, {} if own is None else {"own": own})
+    refuse_missing(found, "visiontrain.load(WEIGHTS, {})", "model.")
+    return found

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from visiontrain.core.config import Section
+from visiontrain.core.own import Own
 
 
 class LogConfig(Section):
@@ -20,4 +21,7 @@ class LogConfig(Section):
     wandb_project: str = Field("visiontrain", description="wandb: project")
     wandb_mode: Literal["auto", "offline", "online", "disabled"] = Field(
         "auto", description="wandb: auto is online only when WANDB_API_KEY is set"
+    )
+    own: Own | None = Field(
+        None, description="a logger of yours, passed in Python: train(logger=...)"
     )

@@ -8,10 +8,13 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Logger, Progress
+from visiontrain.core.own import Own
 from visiontrain.loggers.config import LogConfig
 from visiontrain.loggers.console import ConsoleProgress, PlainProgress, Silent, is_plain
 from visiontrain.loggers.csv import CsvLogger
+from visiontrain.loggers.function import FunctionLogger
 from visiontrain.loggers.guard import Guarded
 from visiontrain.loggers.tensorboard import TensorboardLogger
 from visiontrain.loggers.wandb import WandbLogger
@@ -32,7 +35,26 @@ def build_loggers(config: LogConfig) -> list[Logger]:
         ConfigError: when a logger's package is not installed.
     """
     names = ["csv", *(name for name in dict.fromkeys(config.to) if name != "console")]
-    return [Guarded(LOGGERS[name](config)) for name in names]
+    loggers = [LOGGERS[name](config) for name in names]
+    if config.own is not None:
+        loggers.append(own_logger(config.own))
+    return [Guarded(logger) for logger in loggers]
+
+
+def own_logger(own: Own) -> Logger:
+    """Return a logger of the user's: an object with all verbs, or a function of (row, step).
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if isinstance(own.value, Logger):
+        return own.value
+    if callable(own.value):
+        return FunctionLogger(own.value)
+    raise ConfigError(
+        f"logger: {own.ref}; pass a function of (row, step), or an object with the methods of "
+        "visiontrain.Logger"
+    )
 
 
 class Lasting(Console):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from visiontrain.core.config import Section
+from visiontrain.core.own import Own
 
 Norm = Literal["batch", "sync", "group", "frozen"]
 
@@ -138,9 +139,27 @@ class Timm(ForClasses):
     )
 
 
+class OwnModel(Section):
+    """A model of yours, passed in Python: train(model=...)."""
+
+    kind: Literal["object"] = "object"
+    own: Own = Field(description="a model of yours, passed in Python: train(model=...)")
+    head: Literal["dual", "nms"] = Field(
+        "dual", description="dual needs no suppression in use; nms leaves the one-to-one branch out"
+    )
+    finest: Literal[4, 8] = Field(
+        8, description="stride of the finest level; 4 finds smaller objects and costs time"
+    )
+
+    @property
+    def suppressed(self) -> bool:
+        """Whether its detections always need suppression."""
+        return self.head == "nms"
+
+
 YoloConfig = YoloN | YoloS | YoloM | YoloL | YoloX
 TorchvisionConfig = Fcos | RetinaNet | FasterRcnn
 ClassifierConfig = ResNetTiny | Timm
 ModelConfig = Annotated[
-    YoloConfig | TorchvisionConfig | ClassifierConfig, Field(discriminator="kind")
+    YoloConfig | TorchvisionConfig | ClassifierConfig | OwnModel, Field(discriminator="kind")
 ]

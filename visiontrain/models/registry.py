@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import VisionModel
 from visiontrain.models.body import own_body, strides_from
-from visiontrain.models.classifier import resnet_tiny, yolo_classifier
+from visiontrain.models.classifier import Classifier, resnet_tiny, yolo_classifier
 from visiontrain.models.config import (
     ClassifierConfig,
     ModelConfig,
+    OwnModel,
     ResNetTiny,
     Timm,
     TorchvisionConfig,
@@ -69,15 +71,40 @@ def of_timm(config: Timm, num_classes: int) -> VisionModel:
     return timm_classifier(config, num_classes)
 
 
+def own(config: OwnModel, num_classes: int) -> VisionModel:
+    """Make a model of the user's.
+
+    Raises:
+        ConfigError: it is no model, and no function that makes one.
+    """
+    given = config.own.value
+    if isinstance(given, nn.Module):
+        made = deepcopy(given)  # a run may make several
+    elif callable(given):
+        made = given(num_classes)
+    else:
+        made = given
+    if isinstance(made, VisionModel):
+        return made
+    if isinstance(made, nn.Module):
+        return Classifier({"model": made})
+    raise ConfigError(
+        f"model: {config.own.ref} is a {type(made).__name__}; pass a torch module, or a function "
+        "that takes the number of classes and returns one"
+    )
+
+
 Builder = Callable[[Any, int], VisionModel]
 MODELS: dict[str, Builder] = {
     **dict.fromkeys(SIZES, yolo),
+    "object": own,
     **dict.fromkeys(("fcos", "retinanet", "faster_rcnn"), foreign),
 }
 CLASSIFIERS: dict[str, Builder] = {
     **dict.fromkeys(SIZES, on_yolo),
     "resnet_tiny": tiny,
     "timm": of_timm,
+    "object": own,
 }
 BUILDERS: Mapping[str, Mapping[str, Builder]] = {"detect": MODELS, "classify": CLASSIFIERS}
 
@@ -115,7 +142,7 @@ def check_input(config: ModelConfig, side: int, task: str = "detect") -> None:
     if task == "classify" or isinstance(config, ClassifierConfig):
         check_classifier(config, side)
         return
-    if isinstance(config, TorchvisionConfig) or config.backbone is None:
+    if isinstance(config, TorchvisionConfig | OwnModel) or config.backbone is None:
         return
     with torch.device("meta"):  # shapes alone, nothing is computed
         model = build_model(config, 1)
@@ -141,7 +168,7 @@ def pretrained(config: ModelConfig) -> dict[str, Tensor]:
         ConfigError: there are none, or they cannot be downloaded.
         CheckpointError: the file is damaged.
     """
-    if isinstance(config, TorchvisionConfig | ResNetTiny) or config.backbone is None:
+    if isinstance(config, TorchvisionConfig | ResNetTiny | OwnModel) or config.backbone is None:
         return {}
     if config.pretrained == "none":
         return {}

@@ -24,10 +24,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from visiontrain.core.errors import RankError
+from visiontrain.core.own import NONE, Objects
 from visiontrain.core.types import Place
 from visiontrain.strategies.config import DDP, FSDP, Group, Pipeline, Single, StrategyConfig
 from visiontrain.strategies.devices import devices, threads
 from visiontrain.strategies.environment import LOOPBACK, cpu_threads, launched
+from visiontrain.strategies.handover import hand_over, handed_over
 from visiontrain.strategies.meeting import located
 from visiontrain.strategies.member import Entry, describe, error_again, join
 from visiontrain.strategies.rendezvous import LOOPBACK_ONLY, register
@@ -43,8 +45,10 @@ BOOT = (
 )
 
 
-def run(config: StrategyConfig, device: str, entry: Entry, run_json: str) -> int:
-    """Call `entry(run_json, place)` in every process that the mode needs; return its exit code.
+def run(
+    config: StrategyConfig, device: str, entry: Entry, run_json: str, objects: Objects = NONE
+) -> int:
+    """Call `entry(run_json, place, objects)` in every process of the mode; return its exit code.
 
     One device runs in this process. Other modes start `config.processes` of them through torch
     elastic, or, under a launcher, join the processes that it started. When one of those started
@@ -56,20 +60,23 @@ def run(config: StrategyConfig, device: str, entry: Entry, run_json: str) -> int
         device: as `devices` reads it.
         entry: a module's function; it is imported anew in every process.
         run_json: handed to `entry`.
+        objects: of the user's, handed to `entry`.
 
     Raises:
+        ConfigError: an object cannot be handed to another process.
         RankError: a process failed; the message names its rank and ends with its traceback.
         VisiontrainError: whatever `entry` raised for the user.
     """
     if isinstance(config, Single):
-        return entry(run_json, Place(devices(device)[0]))
+        return entry(run_json, Place(devices(device)[0]), objects)
     told = located()
     if told is not None:
         count = config.threads or cpu_threads(told.local_world or told.world)
         if count:
             torch.set_num_threads(count)
-        return join(config, device, entry, run_json)
+        return join(config, device, entry, run_json, objects)
     with tempfile.TemporaryDirectory(prefix="visiontrain-") as folder:
+        hand_over(objects, Path(folder))
         return _start(config, device, entry, run_json, Path(folder))
 
 
@@ -94,7 +101,8 @@ def child(job: dict[str, Any]) -> None:
     config = GROUPS[job["config"]["kind"]](**job["config"])
     module, name = job["entry"]
     try:
-        code = join(config, job["device"], getattr(import_module(module), name), job["run"])
+        call = getattr(import_module(module), name)
+        code = join(config, job["device"], call, job["run"], handed_over(folder))
         report: dict[str, Any] = {"code": code}
     except KeyboardInterrupt:
         report = {"code": 128 + signal.SIGINT}

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from visiontrain.core import errors
 from visiontrain.core.errors import ConfigError, RankError, VisiontrainError
+from visiontrain.core.own import Objects
 from visiontrain.core.types import Place
 from visiontrain.strategies.attempt import keep
 from visiontrain.strategies.config import Group, Pipeline
@@ -24,13 +25,13 @@ from visiontrain.strategies.environment import launched
 from visiontrain.strategies.heartbeat import Heartbeat, is_lost
 from visiontrain.strategies.meeting import PATIENCE, Meeting, meeting
 
-Entry = Callable[[str, Place], int]
+Entry = Callable[[str, Place, Objects], int]  # (run as JSON, place, the user's objects)
 LAST_WORD = timedelta(minutes=1)  # for the others to hear why rank 0 ends
 TAIL = 12  # lines of a failed rank's traceback that are shown
 _turn, _group = count(), count()
 
 
-def join(config: Group, device: str, entry: Entry, run_json: str) -> int:
+def join(config: Group, device: str, entry: Entry, run_json: str, objects: Objects) -> int:
     """Join the group that the environment describes, run `entry`, leave; return its exit code.
 
     Raises:
@@ -47,7 +48,7 @@ def join(config: Group, device: str, entry: Entry, run_json: str) -> int:
     place = Place(local, told.rank, told.world, shard, main, told.local_world)
     with Heartbeat(met.store, told, config.timeout_s) as heartbeat:
         try:
-            return _work(heartbeat, local, lambda: entry(run_json, place))
+            return _work(heartbeat, local, lambda: entry(run_json, place, objects))
         except Exception as error:
             cause = heartbeat.cause(error)
             if cause is None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from visiontrain.core.config import Section
+from visiontrain.core.own import Own
 
 
 class DetectConfig(Section):
@@ -23,6 +24,9 @@ class DetectConfig(Section):
     iou: float = Field(0.7, ge=0, le=1, description="overlap above which nms=true merges")
     nms: bool = Field(False, description="suppress overlaps; the one-to-one head needs none")
     max_det: int = Field(300, ge=1, description="detections kept per image")
+    loss: Own | None = Field(
+        None, description="a loss of yours in the place of ours, passed in Python: train(loss=...)"
+    )
 
 
 class ClassifyConfig(Section):
@@ -39,6 +43,9 @@ class ClassifyConfig(Section):
         False, description="an image may have any number of classes; the data say so themselves"
     )
     flip: bool = Field(False, description="score pictures also mirrored, and take the mean")
+    loss: Own | None = Field(
+        None, description="a loss of yours in the place of ours, passed in Python: train(loss=...)"
+    )
 
 
 TaskConfig = Annotated[DetectConfig | ClassifyConfig, Field(discriminator="kind")]

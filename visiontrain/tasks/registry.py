@@ -10,14 +10,17 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Task
 from visiontrain.data.table import Table
 from visiontrain.models.body import strides_from
-from visiontrain.models.config import ModelConfig, TorchvisionConfig, YoloConfig
+from visiontrain.models.config import ModelConfig, OwnModel, TorchvisionConfig, YoloConfig
 from visiontrain.tasks.classify import ClassifyTask
 from visiontrain.tasks.config import ClassifyConfig, DetectConfig, TaskConfig
 from visiontrain.tasks.detect import DetectTask
+from visiontrain.tasks.own_loss import OwnLossTask
 from visiontrain.tasks.torchvision_detect import TorchvisionTask
 
 
-def detect(config: DetectConfig, classes: int, model: YoloConfig | TorchvisionConfig) -> Task:
+def detect(
+    config: DetectConfig, classes: int, model: YoloConfig | TorchvisionConfig | OwnModel
+) -> Task:
     """Make what fits the outputs of the model's family."""
     if isinstance(model, TorchvisionConfig):
         return TorchvisionTask(config, model.kind)
@@ -41,7 +44,10 @@ TASKS: dict[str, Callable[[Any, int, Any], Task]] = {"detect": detect, "classify
 
 def build_task(config: TaskConfig, num_classes: int, model: ModelConfig) -> Task:
     """Make the task `config` names, for the outputs of `model`."""
-    return TASKS[config.kind](config, num_classes, model)
+    task = TASKS[config.kind](config, num_classes, model)
+    if config.loss is None or config.loss.value is None:  # predictions need no loss
+        return task
+    return OwnLossTask(task, config.loss.value)
 
 
 def as_task(table: Table, config: TaskConfig) -> Table:

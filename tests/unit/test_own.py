@@ -1,0 +1,182 @@
+"""Objects that users pass: named, recorded, handed on, and what is said when they do not fit."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import visiontrain as vt
+from visiontrain.core.config import build, from_keys
+from visiontrain.core.errors import ConfigError, DataError
+from visiontrain.core.own import named, objects_of, refuse_missing, taken_apart, with_objects
+from visiontrain.core.types import Loss
+from visiontrain.data.config import DataConfig
+from visiontrain.data.open import open_dataset
+from visiontrain.data.own_change import Found, changed
+from visiontrain.loggers.config import LogConfig
+from visiontrain.loggers.registry import build_loggers
+from visiontrain.models.config import OwnModel
+from visiontrain.models.registry import build_model
+from visiontrain.recipe import Run
+from visiontrain.strategies.handover import hand_over, handed_over
+from visiontrain.tasks.classify import ClassifyTask
+from visiontrain.tasks.config import ClassifyConfig
+from visiontrain.tasks.own_loss import OwnLossTask
+
+GREY = np.full((20, 30, 3), 128, np.uint8)
+
+
+def darker(sample, random):
+    return vt.Sample(sample.image // 2, sample.classes, sample.boxes)
+
+
+def opened(*samples, names=("cat", "dog"), **keys):
+    own = named("data", vt.Data(list(samples), list(samples), names))
+    return open_dataset(DataConfig(own=own, **keys))
+
+
+def test_a_config_keeps_the_name_and_runs_keep_the_object():
+    run = from_keys(Run, taken_apart({"augment": darker, "model": nn.Flatten(), "epochs": 3}))
+    text = run.model_dump_json(exclude_unset=True)
+    assert json.loads(text)["augment"]["own"] == {"kind": "object", "ref": "test_own:darker"}
+    back = Run.model_validate_json(text)
+    assert back == run
+    with pytest.raises(ConfigError) as error:
+        refuse_missing(back, 'visiontrain.train("config.yaml", {})')
+    assert 'visiontrain.train("config.yaml", augment=darker, model=Flatten)' in str(error.value)
+    whole = with_objects(back, objects_of(run))
+    assert whole.augment.own.value is darker
+    assert objects_of(whole) == objects_of(run)
+
+
+@pytest.mark.parametrize("key", ["augment.own", "data.own", "task.loss", "log.own"])
+def test_names_from_files_are_never_imported(key):
+    section, _, name = key.partition(".")
+    with pytest.raises(ConfigError, match="pass it in Python"):
+        build(Run, {section: {name: "os:system"}})
+
+
+def test_a_lambda_has_no_name():
+    with pytest.raises(ConfigError, match="loss: a lambda"):
+        taken_apart({"loss": lambda outputs, batch: outputs})
+
+
+def test_objects_reach_other_processes_with_their_code(tmp_path):
+    factor = 3
+
+    class Times:
+        def __call__(self, value):
+            return factor * value
+
+    hand_over({"augment.own": Times()}, tmp_path)
+    assert handed_over(tmp_path)["augment.own"](5) == 15
+    with open(tmp_path / "open", "w") as file, pytest.raises(ConfigError, match="logger: "):  # noqa: PTH123
+        hand_over({"log.own": file}, tmp_path)
+
+
+def test_boxes_become_a_table():
+    spec = opened(
+        vt.Sample(GREY, [1, 0], [[2, 3, 12, 13], [-5, 0, 40, 20]]), vt.Sample(GREY[:10], [], [])
+    )
+    table = spec.table("train")
+    assert (spec.task, table.names) == ("detect", ("cat", "dog"))
+    assert table.sizes.tolist() == [[30, 20], [30, 10]]
+    assert table.offsets.tolist() == [0, 2, 2]
+    assert table.boxes.tolist() == [[2, 3, 12, 13], [0, 0, 30, 20]]  # clipped
+    assert [defect.kind for defect in table.defects] == ["box-outside"]
+    assert np.array_equal(table.images.read(1), GREY[:10])
+
+
+def test_classes_become_a_table():
+    one = opened(vt.Sample(GREY, 1), vt.Sample(GREY, 0)).table("train")
+    assert (one.task, one.several, one.classes.tolist()) == ("classify", False, [1, 0])
+    some = opened(vt.Sample(GREY, [0, 1]), vt.Sample(GREY, [])).table("train")
+    assert (some.several, some.offsets.tolist()) == (True, [0, 2, 2])
+
+
+@pytest.mark.parametrize(
+    ("sample", "reason"),
+    [
+        (vt.Sample(GREY, 2), "train[1]: class 2; `names` has 2 classes"),
+        (vt.Sample(GREY, [0, 1]), "train[1]: 2 classes, where the first sample"),
+        (vt.Sample(GREY / 255, 0), "train[1]: image: float64 (20, 30, 3); give a numpy array"),
+        ((GREY, 0), "train[1]: a tuple; return a visiontrain.Sample, or wrap"),
+    ],
+)
+def test_what_is_no_sample_is_named(sample, reason):
+    with pytest.raises(DataError) as error:
+        opened(vt.Sample(GREY, 0), sample).table("train")
+    assert str(error.value).startswith(reason)
+
+
+def test_an_error_of_the_users_is_one_line():
+    class Broken(list):
+        def __getitem__(self, index):
+            raise FileNotFoundError("a.png")
+
+    with pytest.raises(DataError, match=r"train\[0\]: FileNotFoundError: a.png; mend it"):
+        open_dataset(DataConfig(own=named("data", vt.Data(Broken([1]), Broken([1]), "ab"))))
+
+
+def test_torch_data_sets_are_understood():
+    boxes = torch.tensor([[1.0, 2, 3, 4]])
+    items = [
+        (torch.rand(3, 8, 9), torch.tensor(1)),
+        (GREY[..., 0], 0),
+        (torch.zeros(1, 8, 9), {"boxes": boxes, "labels": torch.tensor([1])}),
+    ]
+    data = vt.TorchData(items)
+    assert [data[k].image.shape for k in range(len(data))] == [(8, 9, 3), (20, 30, 3), (8, 9, 3)]
+    assert [data[0].classes, data[1].classes, data[2].classes.tolist()] == [1, 0, [1]]
+    assert data[2].boxes.tolist() == boxes.tolist()
+    assert np.allclose(data[0].image / 255, items[0][0].permute(1, 2, 0), atol=0.002)
+    with pytest.raises(ConfigError, match="convert="):
+        vt.TorchData([("name", GREY)])[0]
+
+
+def test_changes_of_the_users_stay_inside_the_image():
+    def doubled(sample, random):
+        return vt.Sample(sample.image[:10], sample.classes, np.asarray(sample.boxes) * 2)
+
+    rows = np.array([[3, 1, 1, 4, 4, 1], [2, 10, 10, 14, 14, 1]], np.float32)
+    found = changed(Found(0, GREY, rows), doubled, np.random.default_rng(0))
+    assert found.targets.tolist() == [[3, 2, 2, 8, 8, 1]]  # the other one is cut away
+
+
+def test_a_loss_is_one_number_for_each_image_that_counts():
+    batch = vt.Batch(
+        *(torch.zeros(3, 3, 8, 8), torch.zeros(3, 1, 6), torch.arange(3), torch.zeros(3, 5)),
+        valid=torch.tensor([1.0, 1, 0]),
+    )
+    logits = torch.tensor([[1.0, 2], [3, 4], [5, 6]], requires_grad=True)
+    task = OwnLossTask(ClassifyTask(ClassifyConfig(), 2), lambda outputs, _: outputs.sum(1))
+    loss = task.loss(logits, batch, 0.5)
+    assert isinstance(loss, Loss)
+    assert (loss.terms["all/loss"].item(), loss.counts["all"].item()) == (10, 2)
+    wrong = OwnLossTask(task.task, lambda outputs, _: outputs.mean())
+    with pytest.raises(ConfigError, match=r"loss: returned a tensor \(\) for 3 images"):
+        wrong.loss(logits, batch, 0.5)
+
+
+def test_models_are_modules_or_make_them():
+    instance = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    model = build_model(OwnModel(own=named("model", instance)), 4, "classify")
+    assert torch.equal(model(torch.ones(1, 3, 2, 2)), instance(torch.ones(1, 3, 2, 2)))
+    assert model.blocks["model"][1].weight is not instance[1].weight  # runs do not share it
+    with pytest.raises(ConfigError, match="model: builtins:print is a NoneType; pass a torch"):
+        build_model(OwnModel(own=named("model", print)), 4, "classify")
+
+
+def test_a_function_is_a_logger():
+    seen = []
+
+    def note(row, step):
+        seen.append((step, row))
+
+    *_, logger = build_loggers(LogConfig(to=[], own=named("logger", note)))
+    logger.log({"val/map": 0.5}, 8)
+    assert seen == [(8, {"val/map": 0.5})]
+    with pytest.raises(ConfigError, match="logger: builtins:list"):
+        build_loggers(LogConfig(to=[], own=named("logger", [1])))

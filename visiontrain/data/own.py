@@ -1,0 +1,214 @@
+"""Data sets of a user's own, passed in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from visiontrain.core.errors import ConfigError, DataError
+from visiontrain.core.explain import short
+from visiontrain.core.own import Data, DataSet
+from visiontrain.core.types import Sample
+from visiontrain.data.build import Judge, Labels, arrays, table_of, whole_images
+from visiontrain.data.defects import counted
+from visiontrain.data.description import SPLITS, Choice, unique_names
+from visiontrain.data.table import Table
+
+Pixels = NDArray[np.uint8]
+NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
+
+
+class OwnReader:
+    """Data sets in Python, read once at the start for their labels and sizes."""
+
+    notes: tuple[str, ...] = ()
+    root = Path()
+
+    def __init__(self, data: Data, where: str) -> None:
+        sets = {split: getattr(data, split) for split in SPLITS}
+        self.splits: Mapping[str, Any] = {k: v for k, v in sets.items() if v is not None}
+        for split, dataset in self.splits.items():
+            if not len(dataset):
+                raise DataError(f"data: {split}: {where} has no samples; give some")
+        self.names = unique_names([str(name) for name in data.names], "data")
+        first = OwnImages(data.train, "train", range(1)).sample(0)
+        self.task = "classify" if first.boxes is None else "detect"
+        self.several = self.task == "classify" and not np.isscalar(first.classes)
+
+    def read(self, split: str, choice: Choice) -> Table:
+        """Read every sample once for its size and its labels; pixels are not kept.
+
+        Raises:
+            DataError: a sample cannot be read, or is none.
+        """
+        dataset: DataSet = self.splits[split]
+        rows = choice.rows(len(dataset))
+        images = OwnImages(dataset, split, rows)
+        sizes = np.empty((len(rows), 2), np.int32)
+        samples = []
+        for row in range(len(rows)):
+            sample = images.sample(row)
+            sizes[row] = sample.image.shape[1::-1]
+            samples.append(replace(sample, image=NO_PIXELS))
+        if self.task == "classify":
+            return self._classes(images, sizes, [sample.classes for sample in samples])
+        return self._boxes(images, sizes, samples)
+
+    def _classes(self, images: OwnImages, sizes: NDArray[np.int32], labels: Sequence[Any]) -> Table:
+        given = [np.atleast_1d(np.asarray(label, np.int64)) for label in labels]
+        counts = np.array([len(label) for label in given], np.int64)
+        classes = np.concatenate(given)
+        bad = np.flatnonzero((classes < 0) | (classes >= len(self.names)))
+        if len(bad):
+            row = int(np.searchsorted(np.cumsum(counts), bad[0], side="right"))
+            raise DataError(f"{images.name(row)}: {_no_class(int(classes[bad[0]]), self.names)}")
+        if not self.several and (counts != 1).any():
+            row = int(np.flatnonzero(counts != 1)[0])
+            raise DataError(
+                f"{images.name(row)}: {counted(int(counts[row]), 'class')}, where the first sample "
+                "has a single number; give every one a list for several classes an image"
+            )
+        return whole_images(self.names, images, sizes, classes, counts, several=self.several)
+
+    def _boxes(
+        self, images: OwnImages, sizes: NDArray[np.int32], samples: Sequence[Sample]
+    ) -> Table:
+        labels = Labels()
+        for row, sample in enumerate(samples):
+            for box, label in zip(*boxes_of(sample, images.name(row)), strict=True):
+                labels.add(row, int(label), box)
+        judge = Judge(self.names, images.name, single_cls=False)
+        boxes = judge(arrays(labels), sizes)
+        return table_of(self.names, images, sizes, boxes, judge.defects)
+
+
+def _no_class(label: int, names: Sequence[str]) -> str:
+    return f"class {label}; `names` has {counted(len(names), 'class')}, numbered from 0"
+
+
+def boxes_of(sample: Sample, where: str) -> tuple[list[Any], NDArray[np.int64]]:
+    """Return the boxes of a sample as tuples, and their classes (M,).
+
+    Raises:
+        DataError: they do not go together; `where` names the sample.
+    """
+    boxes = np.asarray(sample.boxes if sample.boxes is not None else [], np.float64)
+    boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
+    classes = np.asarray(sample.classes, np.int64).reshape(-1)
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or len(classes) != len(boxes):
+        raise DataError(
+            f"{where}: boxes of shape {boxes.shape} and {counted(len(classes), 'class')}; give "
+            "boxes (M, 4) and M classes"
+        )
+    return [tuple(box) for box in boxes.tolist()], classes
+
+
+@dataclass(frozen=True, slots=True)
+class OwnImages:
+    """An ImageSource of a user's data set."""
+
+    dataset: DataSet
+    split: str
+    rows: Sequence[int] | NDArray[np.int64]  # which samples are used
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, row: int) -> str:
+        """Name sample `row`."""
+        return f"{self.split}[{int(self.rows[row])}]"
+
+    def read(self, row: int) -> Pixels:
+        """Return the image of sample `row` (H, W, 3).
+
+        Raises:
+            DataError: the data set raised something, or gave no image.
+        """
+        return self.sample(row).image
+
+    def sample(self, row: int) -> Sample:
+        """Return sample `row`; raise as `read` does."""
+        where = self.name(row)
+        try:
+            sample = self.dataset[int(self.rows[row])]
+        except Exception as error:
+            reason = short(f"{type(error).__name__}: {error}")
+            raise DataError(f"{where}: {reason}; mend it in the data set") from error
+        if not isinstance(sample, Sample):
+            raise DataError(
+                f"{where}: a {type(sample).__name__}; return a visiontrain.Sample, or wrap a "
+                "torch Dataset in visiontrain.TorchData"
+            )
+        image = sample.image
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+            got = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
+            raise DataError(f"{where}: image: {got}; give a numpy array of uint8, (H, W, 3), RGB")
+        return sample
+
+
+# -- torch's data sets -----------------------------------------------------------------
+
+
+class TorchData:
+    """A torch `Dataset` as a data set of ours.
+
+    Understood are items (image, class) and (image, {"boxes": (M, 4) xyxy, "labels": (M,)}), as
+    torchvision's data sets give them; images as PIL's, as arrays (H, W, 3) or as tensors
+    (3, H, W), of uint8, or floats in [0, 1].
+    """
+
+    def __init__(self, dataset: Any, convert: Callable[[Any], Sample] | None = None) -> None:
+        """Wrap a data set.
+
+        Args:
+            dataset: the torch Dataset, without random transforms: what is random is drawn here.
+            convert: turns one of its items into a `Sample`, where they are others.
+        """
+        self.dataset = dataset
+        self.convert = convert or from_torch
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return item `index` as a sample."""
+        return self.convert(self.dataset[index])
+
+
+def from_torch(item: Any) -> Sample:
+    """Turn an item as torchvision's data sets give it into a sample.
+
+    Raises:
+        ConfigError: it is another; a function of the user's has to tell what it is.
+    """
+    match item:
+        case (image, {"boxes": boxes, "labels": labels}):
+            return Sample(_pixels(image), _array(labels), _array(boxes))
+        case (image, int() | np.integer() as label):
+            return Sample(_pixels(image), int(label))
+        case (image, Tensor() as label) if label.ndim == 0:
+            return Sample(_pixels(image), int(label))
+    raise ConfigError(
+        f"data: an item {short(item)}; give TorchData(dataset, convert=...) a function that turns "
+        "it into a visiontrain.Sample"
+    )
+
+
+def _array(value: Any) -> NDArray[Any]:
+    return value.numpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+def _pixels(image: Any) -> Pixels:
+    """Turn an image into (H, W, 3) uint8."""
+    pixels = image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) else np.asarray(image)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if np.issubdtype(pixels.dtype, np.floating):
+        pixels = (pixels * 255).round().clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))

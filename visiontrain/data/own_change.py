@@ -1,0 +1,71 @@
+"""A change of a user's own to each image and its labels, before all others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visiontrain.core.errors import ConfigError
+from visiontrain.core.types import Sample
+
+Pixels = NDArray[np.uint8]
+OwnChange = Callable[[Sample, np.random.Generator], Sample]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An image of a table as it was read."""
+
+    row: int
+    image: Pixels  # (H, W, 3)
+    targets: NDArray[np.float32]  # (M, 6): class, xyxy in pixels of `image`, weight
+
+
+def changed(found: Found, change: OwnChange, random: np.random.Generator) -> Found:
+    """Let the user's function change an image and its boxes, which are clipped to it.
+
+    Raises:
+        ConfigError: it does not return a sample.
+    """
+    rows = found.targets
+    sample = change(Sample(found.image, rows[:, 0].astype(np.int64), rows[:, 1:5]), random)
+    image = _image_of(sample)
+    boxes = np.asarray([] if sample.boxes is None else sample.boxes, np.float32).reshape(-1, 4)
+    classes = np.asarray(sample.classes, np.float32).reshape(-1)
+    if len(classes) != len(boxes):
+        raise ConfigError(
+            f"augment: returned {len(boxes)} boxes and {len(classes)} classes; return as many"
+        )
+    boxes = boxes.clip(0, np.tile(image.shape[1::-1], 2)).astype(np.float32)
+    whole = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    targets = np.hstack([classes[:, None], boxes, np.ones_like(classes[:, None])])[whole]
+    return replace(found, image=image, targets=targets)
+
+
+def repainted(
+    image: Pixels, classes: NDArray[np.int64], change: OwnChange, random: np.random.Generator
+) -> Pixels:
+    """Let the user's function change an image with classes, which stay.
+
+    Raises:
+        ConfigError: it does not return a sample, or other classes.
+    """
+    sample = change(Sample(image, classes), random)
+    pixels = _image_of(sample)
+    if not np.array_equal(np.atleast_1d(sample.classes), classes):
+        raise ConfigError("augment: changed the classes of an image; they belong to the data set")
+    return pixels
+
+
+def _image_of(sample: Sample) -> Pixels:
+    if not isinstance(sample, Sample):
+        raise ConfigError(
+            f"augment: returned a {type(sample).__name__}; return a visiontrain.Sample"
+        )
+    image = sample.image
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+        raise ConfigError("augment: returned no image of uint8, (H, W, 3)")
+    return image

@@ -1,0 +1,42 @@
+"""Objects of the user's on their way to the processes that this one starts."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import cloudpickle
+
+from visiontrain.core.errors import ConfigError
+from visiontrain.core.explain import short
+from visiontrain.core.own import ARGUMENTS, Objects
+
+FILE = "objects"
+
+
+def hand_over(objects: Objects, folder: Path) -> None:
+    """Write objects for `handed_over`, if there are any.
+
+    Classes and functions of a script or a notebook go with their code, so that nothing needs to be
+    imported from there. The folder is this user's alone and lives as long as the processes: no
+    pickle ever comes from data, a config or another machine.
+
+    Raises:
+        ConfigError: an object cannot be pickled.
+    """
+    for key, value in objects.items():
+        try:
+            cloudpickle.dumps(value)
+        except Exception as error:
+            raise ConfigError(
+                f"{ARGUMENTS[key]}: {short(str(error))}; other processes need a copy of it: open "
+                "files, locks and the like where they are used"
+            ) from error
+    if objects:
+        (folder / FILE).write_bytes(cloudpickle.dumps(dict(objects)))
+
+
+def handed_over(folder: Path) -> Objects:
+    """Read what the process that started this one has written for it."""
+    path = folder / FILE
+    return pickle.loads(path.read_bytes()) if path.exists() else {}  # noqa: S301 - see `hand_over`

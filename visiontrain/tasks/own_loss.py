@@ -1,0 +1,73 @@
+"""A loss of a user's own in the place of a task's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visiontrain.core.errors import ConfigError
+from visiontrain.core.interfaces import Task
+from visiontrain.core.types import Batch, Loss, Prediction
+
+HEAD = "all"  # one count divides the one term
+TERM = f"{HEAD}/loss"
+OwnLoss = Callable[[Any, Batch], Tensor]  # (a model's training outputs, batch) -> (B,)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLossTask:
+    """A task whose loss is a function of the user's, with one number for each image.
+
+    The step divides by the images of the whole batch, over all processes: so it is the same in
+    every mode, however the batch is cut.
+    """
+
+    task: Task
+    function: OwnLoss
+    heads: tuple[str, ...] = (HEAD,)
+    terms: tuple[str, ...] = (TERM,)
+
+    @property
+    def best(self) -> str:
+        """The metric that picks the best checkpoint."""
+        return self.task.best
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether outputs are the mean of those on images and on their mirror images."""
+        return self.task.mirrored
+
+    def head_of(self, parameter: str) -> str:
+        """Name the head that trains `parameter`: there is one."""
+        del parameter
+        return HEAD
+
+    def loss(self, outputs: Any, batch: Batch, progress: float) -> Loss:
+        """Add up what the function says of the images that count.
+
+        Raises:
+            ConfigError: it does not return one number for each image.
+        """
+        del progress
+        each = self.function(outputs, batch)
+        if not isinstance(each, Tensor) or each.shape != batch.valid.shape:
+            got = f"a tensor {tuple(each.shape)}" if isinstance(each, Tensor) else type(each)
+            raise ConfigError(
+                f"loss: returned {got} for {len(batch)} images; return one number for each, (B,)"
+            )
+        valid = batch.valid.to(each.dtype)
+        # Outputs it leaves out must have gradients, too: modes sum those of all parameters.
+        unused = sum(torch.sum(output) * 0 for output in _listed(outputs))
+        return Loss({TERM: (each * valid).sum() + unused}, {HEAD: valid.sum()})
+
+    def decode(self, outputs: Any, batch: Batch) -> Sequence[Prediction]:
+        """Turn evaluation outputs into predictions as the task does."""
+        return self.task.decode(outputs, batch)
+
+
+def _listed(outputs: Any) -> Sequence[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
