@@ -92,7 +92,7 @@ def _validated(given: Any) -> Own:
             return given
         case {"kind": "object", "ref": str(ref), **rest} if not rest:
             return Own(ref)
-    raise PydanticCustomError("own", "an object of yours; pass it in Python, see docs/python.md")
+    raise PydanticCustomError("own", "an object of yours; pass it in Python, see docs/api.md")
 
 
 def _written(own: Own) -> dict[str, str]:
