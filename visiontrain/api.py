@@ -122,6 +122,8 @@ class LoadKeys(TypedDict, total=False):
     max_det: int
     imgsz: int | None
     device: str
+    tile: int | None
+    overlap: float | None
 
 
 class PredictKeys(LoadKeys, total=False):

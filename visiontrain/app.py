@@ -29,6 +29,7 @@ from visiontrain.data.loader import (
 from visiontrain.data.open import DataSpec, open_dataset
 from visiontrain.data.samples import scoring_set, training_set
 from visiontrain.data.table import Table
+from visiontrain.data.tiles import TiledEval
 from visiontrain.engine.checkpoint import CheckpointStore
 from visiontrain.engine.evaluate import Evaluation, Scorable, Trained, evaluate
 from visiontrain.engine.learner import Learner, start_average
@@ -74,10 +75,10 @@ def build(run: Run, place: Place) -> Trainer:
         VisiontrainError: when the data, the model or the mode cannot be used.
     """
     strategy = build_strategy(run.strategy, place, run.precision)
-    spec, (training, scored) = read_tables(run, ("train", "val"), strategy)
-    validation = scoring_set(scored, run.imgsz)
+    spec, (whole, scored) = read_tables(run, ("train", "val"), strategy)
+    training, validation = spec.cut(whole), scoring_set(scored, run.imgsz, run.data.tiling)
     progress = build_progress(run.log) if place.is_main else Silent()
-    for line in spec.remarks({"train": training, "val": validation.table}):
+    for line in spec.remarks({"train": whole, "val": scored}):
         progress.message(line)
     check_statistics(run, len(training), strategy)
     schedule = Schedule(run.optim, run.epochs, len(training), run.batch)
@@ -167,7 +168,7 @@ def build_traced(run_json: str, place: Place, objects: Objects) -> tuple[Learner
     """Make what `visiontrain parity` trains with: a fresh learner and its steps."""
     run = with_objects(Run.model_validate_json(run_json), objects)
     spec = open_dataset(run.data, run.task.kind)
-    table = spec.table("train")
+    table = spec.cut(spec.table("train"))
     strategy = build_strategy(run.strategy, place, run.precision)
     schedule = Schedule(run.optim, run.epochs, len(table), run.batch)
     model = build_fresh(run, spec.names, Silent())
@@ -283,17 +284,22 @@ def score_set(
     """Score the learner on a data set, unless `asked` says to stop. Collective."""
     place = learner.strategy.place
     batches = eval_batches(data, run.batch, place.shard, loaders(run, place))
-    return evaluate(learner, batches, EVALUATORS[run.task.kind](data.table), asked)
+    evaluator = EVALUATORS[run.task.kind](data.table)
+    if isinstance(data, TiledEval):
+        return evaluate(learner, batches, evaluator, asked, data.merge)
+    return evaluate(learner, batches, evaluator, asked)
 
 
 def build_saver(run: Run, spec: DataSpec, learner: Learner, images: int) -> Saver:
     """Make what writes weights and checkpoints."""
+    tiling = run.data.tiling
     meta = WeightsMeta(
         task=run.task.kind,
         model=run.model.model_dump(mode="json"),
         names=list(spec.names),
         imgsz=run.imgsz,
         task_config=run.task.model_dump(mode="json"),
+        tile=None if tiling is None else [tiling.side, tiling.overlap],
         config_sha256=config_sha256(run),
         version=__version__,
     )
@@ -336,7 +342,7 @@ def score(run: Run, place: Place) -> int:
     model = filled(weights, str(run.weights), own)
     strategy.setup(model)
     trained = Trained(strategy, build_task(run.task, len(table.names), run.model), model)
-    evaluation = score_set(run, trained, scoring_set(table, run.imgsz))
+    evaluation = score_set(run, trained, scoring_set(table, run.imgsz, run.data.tiling))
     outcome = Outcome(evaluation.metrics, 0, evaluation.rows)
     finish(run, outcome, strategy, table, progress)
     return 0

@@ -23,6 +23,17 @@ class DetectorConfig(Section):
         None, ge=32, multiple_of=32, description="side of the square input; default: as trained"
     )
     device: str = Field("auto", description="auto, cpu, cuda, or a GPU number")
+    tile: int | None = Field(
+        None,
+        ge=0,
+        description="cut pictures into squares of so many pixels; default: as trained; 0: whole",
+    )
+    overlap: float | None = Field(
+        None,
+        ge=0,
+        le=0.9,
+        description="overlap of neighbouring tiles, share of the side; default: as trained, or 0.2",
+    )
 
     @field_validator("iou")
     @classmethod

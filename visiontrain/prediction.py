@@ -87,6 +87,8 @@ def load(config: DetectorConfig, objects: Objects = NONE) -> Detector | Classifi
         imgsz=config.imgsz,
         device=config.device,
         model=objects.get("model.own"),
+        tile=config.tile,
+        overlap=config.overlap,
     )
 
 

@@ -217,7 +217,8 @@ def with_batch(run: Run) -> Run:
 
     check_input(run.model, run.imgsz, run.task.kind)
     device = devices(run.device)[0]
-    table = open_dataset(run.data, run.task.kind).table("train")
+    spec = open_dataset(run.data, run.task.kind)
+    table = spec.cut(spec.table("train"))
     with torch.device("meta"):
         model = build_model(run.model, len(table.names), run.task.kind)
     if run.recompute:

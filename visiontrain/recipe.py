@@ -38,6 +38,8 @@ FIXED = (  # what a run that goes on cannot change: its state and its place in t
     ("data", "train_images"),
     ("data", "fraction"),
     ("data", "single_cls"),
+    ("data", "tile"),
+    ("data", "overlap"),
     ("freeze",),
     ("ema",),
     ("optim", "kind"),
@@ -95,7 +97,7 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
     "train": tuple(name for name in Run.model_fields if name != "split"),
     "val": (
         *("data.source", "data.val_images", "data.single_cls", "data.workers", "data.cache"),
-        *("data.cache_dir", "data.strict", "data.max_pixels"),
+        *("data.cache_dir", "data.strict", "data.max_pixels", "data.tile", "data.overlap"),
         *(f"strategy.{name}" for name in ("kind", "processes", "threads", "cuts", "offload")),
         *("strategy.timeout_s", "strategy.max_restarts"),
         *("task.conf", "task.iou", "task.nms", "task.max_det", "task.flip", "log.plots"),
@@ -140,6 +142,8 @@ IDLE: Sequence[tuple[str, Callable[[Run], bool], str]] = (  # key, whether it is
         "add model.backbone",
     ),
     ("data.single_cls", lambda run: run.task.kind == "detect", "take task=detect"),
+    ("data.tile", lambda run: run.task.kind == "detect", "take task=detect"),
+    ("data.overlap", lambda run: run.data.tile is not None, "add data.tile"),
     *(
         (f"model.{key}", lambda run: run.task.kind == "detect" or timm(run), advice)
         for key, advice in (

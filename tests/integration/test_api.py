@@ -29,8 +29,10 @@ def test_typed_keys_are_those_of_the_config():
     assert TrainKeys.__annotations__.keys() == Run.model_fields.keys() | ALIASES.keys() | objects
     compared = CompareConfig.model_fields.keys() | ALIASES.keys()
     assert CompareKeys.__annotations__.keys() == compared
-    assert PredictKeys.__annotations__.keys() == PredictConfig.model_fields.keys()
-    assert LoadKeys.__annotations__.keys() == DetectorConfig.model_fields.keys() - {"weights"}
+    assert PredictKeys.__annotations__.keys() == PredictConfig.model_fields.keys() | {"model"}
+    assert LoadKeys.__annotations__.keys() == DetectorConfig.model_fields.keys() - {"weights"} | {
+        "model"
+    }
 
 
 def test_docs_run_as_they_stand(tmp_path, monkeypatch, capsys):

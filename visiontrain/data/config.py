@@ -9,6 +9,7 @@ from pydantic import Field
 
 from visiontrain.core.config import Section
 from visiontrain.core.own import Own
+from visiontrain.ops.tiles import Tiling
 
 OWN = "a change of yours to each image before all others, passed in Python: train(augment=...)"
 
@@ -41,9 +42,20 @@ class DataConfig(Section):
     max_pixels: int = Field(
         64_000_000, ge=1, description="refuse larger images from their header, before decoding"
     )
+    tile: int | None = Field(
+        None, ge=32, description="cut images into squares of so many pixels, for small objects"
+    )
+    overlap: float = Field(
+        0.2, ge=0, le=0.9, description="overlap of neighbouring tiles, share of the side"
+    )
     own: Own | None = Field(
         None, description="data sets of yours, passed in Python: train(data=...)"
     )
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How images are cut, if they are."""
+        return None if self.tile is None else Tiling.of(self.tile, self.overlap)
 
 
 class AugmentConfig(Section):

@@ -28,6 +28,7 @@ from visiontrain.data.own import OwnReader
 from visiontrain.data.registry import FORMATS
 from visiontrain.data.scan import decode_all
 from visiontrain.data.table import Table
+from visiontrain.data.tiles import tiled
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")  # looked for in a folder
 
@@ -80,6 +81,11 @@ class DataSpec:
         if self.config.strict and isinstance(table.images, FileImages):
             decode_all(table.images)
         return keep_images(table, self.config.cache, cache_folder(self.config.cache_dir))
+
+    def cut(self, table: Table) -> Table:
+        """Return what to train on of a table: its images, or tiles of them."""
+        tiling = self.config.tiling
+        return table if tiling is None else tiled(table, tiling).table
 
     def remarks(self, tables: Mapping[str, Table]) -> list[str]:
         """Return what a user should know before training on the tables of these splits."""

@@ -9,6 +9,8 @@ from visiontrain.data.config import AugmentSection
 from visiontrain.data.dataset import EvalSet, TrainSet
 from visiontrain.data.loader import Scoring, Training
 from visiontrain.data.table import Table
+from visiontrain.data.tiles import TiledEval
+from visiontrain.ops.tiles import Tiling
 
 TRAINING: Mapping[str, type[TrainSet | LabelledTraining]] = {
     "detect": TrainSet,
@@ -27,6 +29,8 @@ def training_set(
     return TRAINING[table.task](table, imgsz, augment, seed=seed, epochs=epochs)
 
 
-def scoring_set(table: Table, imgsz: int) -> Scoring:
-    """Return what is scored: every image once, nothing random."""
+def scoring_set(table: Table, imgsz: int, tiling: Tiling | None = None) -> Scoring:
+    """Return what is scored: every image once, or every tile of it; nothing random."""
+    if tiling is not None:
+        return TiledEval(table, imgsz, tiling)
     return SCORING[table.task](table, imgsz)

@@ -12,6 +12,10 @@ from visiontrain.core.interfaces import Task, VisionModel
 from visiontrain.core.types import Batch, Detections
 from visiontrain.data.letterbox import letterbox
 from visiontrain.engine.pictures import Picture, Pixels, batches
+from visiontrain.metrics.rows import BOX, CLASS, SCORE, to_rows
+from visiontrain.ops.tiles import Tiling, merge_rows
+
+TILES = 8  # in a forward pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,7 @@ class Detector:
     names: tuple[str, ...]  # a detection's class indexes this
     imgsz: int  # side of the square input, pixels
     device: torch.device
+    tiling: Tiling | None = None  # how pictures are cut
 
     def predict(self, images: Picture | Sequence[Picture], *, batch: int = 8) -> list[Detections]:
         """Find objects, `batch` pictures at a time.
@@ -40,9 +45,30 @@ class Detector:
         """
         return [found for part in batches(images, batch) for found in self.detect(part)]
 
-    @torch.inference_mode()
     def detect(self, images: Sequence[Pixels]) -> list[Detections]:
-        """Find objects in `images` by one forward pass."""
+        """Find objects in `images` by one forward pass, or one of each few tiles."""
+        if self.tiling is None:
+            return self._look(images)
+        return [self._in_tiles(image, self.tiling) for image in images]
+
+    def _in_tiles(self, image: Pixels, tiling: Tiling) -> Detections:
+        rects = tiling.rects(image.shape[1], image.shape[0])
+        found: list[Detections] = []
+        for start in range(0, len(rects), TILES):
+            some = rects[start : start + TILES].tolist()
+            found += self._look([image[y1:y2, x1:x2] for x1, y1, x2, y2 in some])
+        whole = merge_rows(
+            to_rows(found, torch.arange(len(rects))).numpy(),
+            np.zeros(len(rects), np.int64),
+            rects.astype(np.float64),
+        )
+        rows = torch.from_numpy(whole[np.argsort(-whole[:, SCORE], kind="stable")]).float()
+        merged = Detections(rows[:, BOX], rows[:, SCORE], rows[:, CLASS].long())
+        return self._named(merged)
+
+    @torch.inference_mode()
+    def _look(self, images: Sequence[Pixels]) -> list[Detections]:
+        """Find objects in pictures by one forward pass."""
         batch = self._batch(images).to(self.device)
         found = self.task.decode(self.model(batch.images), batch)
         return [self._named(objects) for objects in found if isinstance(objects, Detections)]

@@ -58,6 +58,7 @@ def evaluate(
     batches: Iterable[Batch],
     evaluator: Evaluator,
     asked: Callable[[], bool] | None = None,
+    merge: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> Evaluation:
     """Score the averaged weights (or the plain ones where there is no average). Collective.
 
@@ -67,6 +68,7 @@ def evaluate(
             only fills a place.
         evaluator: a fresh one, over the whole split's ground truth.
         asked: collective; tells after each batch whether to stop.
+        merge: turns the rows of all ranks into rows of whole images, where parts were looked at.
 
     Raises:
         Stopped: when `asked` said so.
@@ -83,7 +85,7 @@ def evaluate(
                 evaluator.update([predictions[i] for i in real], batch.ids[real])
             if asked is not None and asked():
                 raise Stopped
-    rows = strategy.gather(evaluator.rows())
+    rows = merge(strategy.gather(evaluator.rows()))
     rows = rows[rows[:, 0].argsort(stable=True)]  # files are written in this order
     metrics = evaluator.compute(rows) if strategy.place.is_main else {}
     return Evaluation(strategy.broadcast(metrics), rows)

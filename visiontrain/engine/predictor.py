@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from visiontrain.core.errors import CheckpointError
+from visiontrain.core.errors import CheckpointError, ConfigError
 from visiontrain.core.explain import short
 from visiontrain.core.interfaces import VisionModel
 from visiontrain.core.own import refuse_missing, with_objects
@@ -18,18 +18,23 @@ from visiontrain.engine.detector import Detector
 from visiontrain.engine.weights import Weights, WeightsMeta, load_weights
 from visiontrain.models.config import ModelConfig
 from visiontrain.models.registry import build_model
+from visiontrain.ops.tiles import Tiling
 from visiontrain.strategies.devices import devices
 from visiontrain.tasks.config import TaskConfig
 from visiontrain.tasks.registry import build_task
 
+OVERLAP = 0.2  # of tiles, share of the side
 
-def load_predictor(
+
+def load_predictor(  # noqa: PLR0913 - what a user may say of it
     path: str | Path,
     decoding: Mapping[str, Any],
     *,
     imgsz: int | None = None,
     device: str = "auto",
     model: Any = None,
+    tile: int | None = None,
+    overlap: float | None = None,
 ) -> Detector | Classifier:
     """Read weights and make them ready for use.
 
@@ -40,6 +45,8 @@ def load_predictor(
         imgsz: side of the square input; None takes the one trained at.
         device: auto, cpu, cuda, or the number of a GPU.
         model: the user's own, where the weights are of one.
+        tile: side of the tiles that pictures are cut into, pixels; None as trained, 0 for none.
+        overlap: of tiles, share of the side; None as trained.
 
     Raises:
         CheckpointError: when the file can't be used.
@@ -53,8 +60,30 @@ def load_predictor(
     nms = bool(decoding.get("nms")) or described.suppressed
     config = _task_config(meta, {**decoding, "nms": nms}, str(path))
     task = build_task(config, len(meta.names), described)
-    kind = Detector if meta.task == "detect" else Classifier
-    return kind(meta.task, net, task, tuple(meta.names), imgsz or meta.imgsz, place)
+    names, side = tuple(meta.names), imgsz or meta.imgsz
+    tiling = tiling_of(meta, tile, overlap)
+    if meta.task == "detect":
+        return Detector(meta.task, net, task, names, side, place, tiling)
+    return Classifier(meta.task, net, task, names, side, place)
+
+
+def tiling_of(meta: WeightsMeta, tile: int | None, overlap: float | None) -> Tiling | None:
+    """Return how pictures are cut: as asked, else as they were in training.
+
+    Raises:
+        ConfigError: an overlap, or tiles of a classifier, where nothing is cut.
+    """
+    trained = None if meta.tile is None else Tiling(*meta.tile)
+    side = tile if tile is not None else trained.side if trained else 0
+    if tile and meta.task != "detect":
+        raise ConfigError(f"tile: {tile}; weights that classify whole images, leave it out")
+    if not side:
+        if overlap is not None:
+            raise ConfigError(f"overlap: {overlap}; it changes nothing here, add tile=640")
+        return None
+    if overlap is None and trained is not None and side == trained.side:
+        return trained
+    return Tiling.of(side, OVERLAP if overlap is None else overlap)
 
 
 def _task_config(meta: WeightsMeta, decoding: Mapping[str, Any], where: str) -> TaskConfig:

@@ -38,6 +38,7 @@ class WeightsMeta:
     imgsz: int  # pixels
     task_config: Mapping[str, Any] = field(default_factory=dict)
     norm: Mapping[str, Any] = field(default_factory=lambda: dict(RGB))
+    tile: Sequence[int] | None = None  # side and overlap of the tiles it was trained on, pixels
     license: str = ""  # of the weights, as far as its maker states one
     metrics: Mapping[str, Any] = field(default_factory=dict)  # on the validation split
     epoch: int = 0
@@ -160,9 +161,19 @@ def _unusable(meta: WeightsMeta) -> str | None:
         "imgsz": isinstance(meta.imgsz, int) and meta.imgsz > 0 and meta.imgsz % 32 == 0,
         "task_config": isinstance(meta.task_config, dict),
         "norm": meta.norm == RGB,
+        "tile": _is_tile(meta.tile),
     }
     bad = [f"{key} {short(repr(getattr(meta, key)))}" for key, fine in good.items() if not fine]
     return f"{bad[0]}, which this version can't use" if bad else None
+
+
+def _is_tile(value: Any) -> bool:
+    match value:
+        case None:
+            return True
+        case [int(side), int(overlap)]:
+            return 0 <= overlap < side
+    return False
 
 
 @dataclass(frozen=True, slots=True)
