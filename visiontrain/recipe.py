@@ -96,7 +96,14 @@ class Run(Section):
 USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest would change nothing
     "train": tuple(name for name in Run.model_fields if name != "split"),
     "val": (
-        *("data.source", "data.val_images", "data.single_cls", "data.workers", "data.cache"),
+        *(
+            "data.source",
+            "data.own",
+            "data.val_images",
+            "data.single_cls",
+            "data.workers",
+            "data.cache",
+        ),
         *("data.cache_dir", "data.strict", "data.max_pixels", "data.tile", "data.overlap"),
         *(f"strategy.{name}" for name in ("kind", "processes", "threads", "cuts", "offload")),
         *("strategy.timeout_s", "strategy.max_restarts"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,13 +53,14 @@ class OwnLossTask:
             ConfigError: it does not return one number for each image.
         """
         del progress
-        each = self.function(outputs, batch)
+        each = self.function(outputs, labelled(batch))
         if not isinstance(each, Tensor) or each.shape != batch.valid.shape:
             got = f"a tensor {tuple(each.shape)}" if isinstance(each, Tensor) else type(each)
             raise ConfigError(
                 f"loss: returned {got} for {len(batch)} images; return one number for each, (B,)"
             )
         valid = batch.valid.to(each.dtype)
+        each = torch.where(valid > 0, each, torch.zeros_like(each))
         # Outputs it leaves out must have gradients, too: modes sum those of all parameters.
         unused = sum(torch.sum(output) * 0 for output in _listed(outputs))
         return Loss({TERM: (each * valid).sum() + unused}, {HEAD: valid.sum()})
@@ -67,6 +68,14 @@ class OwnLossTask:
     def decode(self, outputs: Any, batch: Batch) -> Sequence[Prediction]:
         """Turn evaluation outputs into predictions as the task does."""
         return self.task.decode(outputs, batch)
+
+
+def labelled(batch: Batch) -> Batch:
+    """Give images that only fill a place the first class, which functions for classes need."""
+    targets = batch.targets.clone()
+    first = targets[:, :1, 0]  # (B, 1), or (B, 0) where no image has a target
+    targets[:, :1, 0] = torch.where(batch.valid[:, None] > 0, first, torch.zeros_like(first))
+    return replace(batch, targets=targets)
 
 
 def _listed(outputs: Any) -> Sequence[Tensor]:
