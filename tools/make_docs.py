@@ -19,7 +19,15 @@ from visiontrain.compare_config import OWN as COMPARED
 from visiontrain.compare_config import USES as COMPARE_USES
 from visiontrain.compare_config import CompareConfig
 from visiontrain.core.keys import ALIASES, MAIN_FIELD
-from visiontrain.core.section import Section, all_keys, annotation_of, kind_of, sections
+from visiontrain.core.own import KIND, Own
+from visiontrain.core.section import (
+    Section,
+    all_keys,
+    annotation_of,
+    kind_of,
+    options,
+    sections,
+)
 from visiontrain.core.shipped import presets
 from visiontrain.predict_config import PredictConfig
 from visiontrain.recipe import USES, Run
@@ -124,8 +132,11 @@ def rows(
     for key in sorted(all_keys(root), key=lambda key: "." in key):
         if sections(annotation_of(root, key)) or not used(key, uses):
             continue
+        if Own in options(annotation_of(root, key)):
+            continue  # nothing to type: passed in Python
         field, kinds = field_of(root, key)
         if key.endswith(".kind"):
+            kinds = [k for k in kinds if kind_of(k) != KIND]  # an object cannot be typed
             kinds_of = "|".join(str(kind_of(k)) for k in kinds)
             default = getattr(default_of(root, key), "kind", kind_of(kinds[0]))
             kind = kinds_of if len(kinds) > 1 else type_name(field.annotation)

@@ -72,6 +72,8 @@ def _line(
     got, kind = first["input"], first["type"]
     if kind == "extra_forbidden":
         return _of_another_kind(root, tree, where)
+    if kind == "missing" and where.endswith(".own"):
+        return f"{where}: not given; it is an object of yours, pass it in Python, see docs/api.md"
     if kind == "missing":
         return f"{where}: not given; add {where}=VALUE"
     if kind in {"union_tag_invalid", "literal_error"} and len(errors) == 1:
@@ -91,6 +93,7 @@ def _choice(where: str, error: ErrorDetails) -> str:
     context = error.get("ctx", {})
     expected = str(context.get("expected_tags") or context.get("expected"))
     choices = [choice.strip(" '") for choice in expected.replace(" or ", ",").split(",")]
+    choices = [choice for choice in choices if choice != "object"]  # only Python can give one
     got = error["input"]
     value = got.get("kind") if isinstance(got, Mapping) else got
     meant = closest(str(value), choices)
