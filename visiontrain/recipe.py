@@ -38,6 +38,8 @@ FIXED = (  # what a run that goes on cannot change: its state and its place in t
     ("data", "train_images"),
     ("data", "fraction"),
     ("data", "single_cls"),
+    ("data", "balance"),
+    ("data", "balance_threshold"),
     ("freeze",),
     ("ema",),
     ("optim", "kind"),
@@ -140,6 +142,12 @@ IDLE: Sequence[tuple[str, Callable[[Run], bool], str]] = (  # key, whether it is
         "add model.backbone",
     ),
     ("data.single_cls", lambda run: run.task.kind == "detect", "take task=detect"),
+    ("data.balance", lambda run: not run.data.single_cls, "take data.single_cls=false"),
+    (
+        "data.balance_threshold",
+        lambda run: run.data.balance == "repeat",
+        "take data.balance=repeat",
+    ),
     *(
         (f"model.{key}", lambda run: run.task.kind == "detect" or timm(run), advice)
         for key, advice in (

@@ -15,6 +15,7 @@ from visiontrain.data.collate import collate
 from visiontrain.data.config import AugmentConfig, AugmentSection, sides
 from visiontrain.data.letterbox import boxed, letterbox
 from visiontrain.data.mosaic import Placement, blank, place, tiles
+from visiontrain.data.order import SHUFFLED, Order
 from visiontrain.data.reader import Reader
 from visiontrain.data.sampler import Key
 from visiontrain.data.table import Table
@@ -49,11 +50,19 @@ class EvalSet:
 
 
 class TrainSet:
-    """Augmented samples; each is a pure function of (seed, epoch, row) and the files."""
+    """Augmented samples; each is a pure function of (seed, epoch, entry) and the files."""
 
     def __init__(
-        self, table: Table, imgsz: int, augment: AugmentSection, *, seed: int, epochs: int
+        self,
+        table: Table,
+        imgsz: int,
+        augment: AugmentSection,
+        *,
+        seed: int,
+        epochs: int,
+        order: Order = SHUFFLED,
     ) -> None:
+        self.order = order
         self.table, self.imgsz, self.seed, self.epochs = table, imgsz, seed, epochs
         self.reader, self.sides = Reader(table), sides(imgsz, augment)
         self.change = Augment(augment) if isinstance(augment, AugmentConfig) else None
@@ -70,14 +79,14 @@ class TrainSet:
         return other
 
     def cell(self, keys: Sequence[Key], step: int) -> Batch:
-        """Return the samples of `keys` (epoch, row), all of one step; a blank one for none."""
+        """Return the samples of `keys` (epoch, entry), all of one step; a blank one for none."""
         sized = self.at(step)
         return collate([sized[key] for key in keys], sized.imgsz)
 
     def __getitem__(self, key: Key) -> Sample:
-        """Return the sample of `key`: (epoch, row)."""
+        """Return the sample of `key`: (epoch, entry of the order)."""
         epoch, wanted = key
-        row, image = self.reader.readable(wanted)
+        row, image = self.reader.readable(wanted % len(self.table))
         if self.change is None:
             square, frame = letterbox(image, self.imgsz)
             return Sample(square, boxed(self.table.targets(row), frame), frame, row)
@@ -89,11 +98,16 @@ class TrainSet:
         ):
             random = generator(self.seed, name, epoch, wanted)
             if share and random.random() < share:
-                other = self.reader.readable(int(random.integers(len(self.table))))
+                (other,) = self._partners(random, 1)
                 made = join(made, self._placed(other, key, config, name), random)
         square, rows = self.change(*made, (self.seed, epoch, wanted))
         side = self.imgsz
         return Sample(square, rows, np.array([1, 0, 0, side, side], np.float32), row)
+
+    def _partners(self, random: np.random.Generator, count: int) -> list[tuple[int, Pixels]]:
+        """Draw other images, and read them."""
+        drawn = self.order.draw(random, count, len(self.table))
+        return [self.reader.readable(row) for row in drawn.tolist()]
 
     def _placed(
         self, found: tuple[int, Pixels], key: Key, config: AugmentConfig, *more: str
@@ -127,8 +141,7 @@ class TrainSet:
     ) -> tuple[Pixels, Rows]:
         """Put the image and three others around a point near the middle."""
         side = self.imgsz
-        drawn = random.integers(len(self.table), size=3)
-        chosen = [(row, image), *(self.reader.readable(int(partner)) for partner in drawn)]
+        chosen = [(row, image), *self._partners(random, 3)]
         sizes = [(pixels.shape[1], pixels.shape[0]) for _, pixels in chosen]
         centre = random.uniform(side * 0.25, side * 0.75, 2)
         canvas = blank(side)
