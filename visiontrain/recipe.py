@@ -104,9 +104,9 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
         *("batch", "imgsz", "precision", "device", "weights", "split", "save_json"),
         *("out", "project", "name"),
     ),
-    "check": tuple(
-        f"data.{name}"
-        for name in ("source", "train_images", "val_images", "fraction", "cache_dir", "max_pixels")
+    "check": (
+        *("data.source", "data.train_images", "data.val_images", "data.fraction"),
+        *("data.cache_dir", "data.max_pixels", "imgsz", "out"),
     ),
     "parity": (
         *("data", "augment", "model", "optim", "strategy", "epochs", "batch", "accumulate"),
