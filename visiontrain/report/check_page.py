@@ -14,7 +14,7 @@ from visiontrain.report.page import Content, Html, page, table, tag
 from visiontrain.report.plots import label_plot
 from visiontrain.report.run_report import figure_of, show
 
-LISTED = 20  # defects of one kind on the page
+LISTED, OPEN = 20, 3  # defects of one kind on the page, and kinds that are unfolded
 HARM = ("stops", "image dropped", "box dropped", "clipped", "doubtful", "none")  # worst first
 
 
@@ -51,9 +51,9 @@ def _verdict(report: Report) -> Content:
     if lines or report.failed:
         return [tag("p", f"No. {line}", {"class": "note"}) for line in lines]
     across = len(report.pairs)
-    but = (
-        f" But {counted(across, 'picture')} are in two splits, so scores flatter." if across else ""
-    )
+    verb = "is" if across == 1 else "are"
+    but = f" But {counted(across, 'picture')} {verb} in two splits: scores flatter."
+    but = but if across else ""
     return tag("p", f"Yes: a run would start on it.{but}")
 
 
@@ -181,6 +181,7 @@ def _defects(report: Report) -> Content:
                         tag("summary", [tag("b", head), Html(" "), meaning]),
                         tag("pre", "\n".join(found[:LISTED]) + more),
                     ],
+                    {"open": ""} if len(sections) < OPEN else None,
                 )
             )
     return [tag("h2", "Defects"), sections or tag("p", "None was found.")]

@@ -58,7 +58,9 @@ def sizes_plot(tables: Mapping[str, Table], imgsz: int, path: Path) -> Path:
         sizes, counts = np.unique(table.sizes, axis=0, return_counts=True)
         area = 15 + 250 * counts / counts.max()
         colour = sign(number)[0]
-        axes.scatter(sizes[:, 0], sizes[:, 1], area.tolist(), color=colour, alpha=0.35, edgecolors=colour)
+        axes.scatter(
+            sizes[:, 0], sizes[:, 1], area.tolist(), color=colour, alpha=0.35, edgecolors=colour
+        )
         lines.append(axes.plot([], [], "o", color=colour)[0])
     top = max(int(table.sizes.max(initial=1)) for table in tables.values())
     axes.set_xlim(0, 1.12 * top)
