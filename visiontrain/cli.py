@@ -14,7 +14,7 @@ VERBS = {
     "train": "train a detector; without arguments, on the handwritten digits that ship",
     "val": "score weights on a split of a data set",
     "predict": "draw boxes on pictures, folders and videos",
-    "check": "read a data set and list everything that is wrong with it",
+    "check": "read a data set: what is wrong with it, what it has twice, what would help",
     "parity": "measure whether a training mode equals one device on your configuration",
     "compare": "train in several modes from the same weights and see what each gives and costs",
 }

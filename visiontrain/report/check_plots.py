@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from visiontrain.core.errors import DataError
@@ -50,8 +51,8 @@ def classes_plot(tables: Mapping[str, Table], path: Path) -> Path:
 def sizes_plot(tables: Mapping[str, Table], imgsz: int, path: Path) -> Path:
     """Draw how large images are, and boxes where the input is `imgsz` pixels, to `path`."""
     detect = all(table.task == "detect" for table in tables.values())
-    figure = new_figure(11, 4.4) if detect else new_figure(6, 4.4)
-    axes = figure.add_subplot(1, 2 if detect else 1, 1)
+    figure = new_figure(11, 4.4)
+    axes = figure.add_subplot(1, 2, 1)
     style(axes, "Sizes of the images", "width, pixels", "height, pixels", pad=22)
     lines = []
     for number, table in enumerate(tables.values()):
@@ -69,12 +70,27 @@ def sizes_plot(tables: Mapping[str, Table], imgsz: int, path: Path) -> Path:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6, integer=True))
     name_lines(axes, lines, list(tables))
+    other = figure.add_subplot(1, 2, 2)
     if detect:
-        _box_sides(figure.add_subplot(1, 2, 2), tables, imgsz)
+        _box_sides(other, tables, imgsz)
+    else:
+        _shapes(other, tables)
     return save(figure, path)
 
 
-def _box_sides(axes, tables: Mapping[str, Table], imgsz: int) -> None:  # noqa: ANN001
+def _shapes(axes: Axes, tables: Mapping[str, Table]) -> None:
+    style(axes, "Shapes of the images", "width / height", "% of images", pad=22)
+    bins = np.geomspace(1 / 4, 4, 34)
+    for number, table in enumerate(tables.values()):
+        shape = table.sizes[:, 0] / table.sizes[:, 1]
+        share = 100 * np.histogram(shape.clip(1 / 4, 4), bins)[0] / len(table)
+        axes.stairs(share, bins, color=sign(number)[0], linewidth=1.8)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([1 / 4, 1 / 2, 1, 2, 4], ["1 : 4", "1 : 2", "1 : 1", "2 : 1", "4 : 1"])
+    axes.minorticks_off()
+
+
+def _box_sides(axes: Axes, tables: Mapping[str, Table], imgsz: int) -> None:
     sides = [sides_at(table, imgsz) for table in tables.values()]
     style(axes, f"Sides of the boxes at imgsz={imgsz}", "√area, pixels", "% of boxes", pad=22)
     bins = np.geomspace(2, max(4, imgsz), 33)
@@ -120,7 +136,9 @@ def _picture(table: Table, split: str, row: int, more: str) -> Picture | None:
         pixels = table.images.read(row)
     except DataError:
         return None  # among the defects already
-    name = f"{split}: {Path(table.images.name(row)).name}{more}"
+    path = Path(table.images.name(row))
+    name = f"{path.parent.name}/{path.name}" if table.task == "classify" else path.name
+    name = f"{split}: {name}{more}"
     return Picture(pixels, np.zeros((0, 4)), np.zeros(0, np.int64), None, name)
 
 
