@@ -70,7 +70,7 @@ def recoded(picture):
 CHANGES = {
     "recoded": recoded,
     "smaller": lambda picture: cv2.resize(picture, (80, 60)),
-    "brighter": lambda picture: cv2.convertScaleAbs(picture, alpha=1.05, beta=6),
+    "brighter": lambda picture: cv2.convertScaleAbs(picture, alpha=0.8, beta=30),
     "moved": lambda picture: np.roll(picture, 2, axis=1),
 }
 

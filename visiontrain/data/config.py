@@ -29,13 +29,13 @@ class DataConfig(Section):
     single_cls: bool = Field(False, description="treat all classes as one, named `object`")
     balance: Literal["none", "repeat", "class"] = Field(
         "none",
-        description="how often an epoch, as long as ever, shows an image: once; more often where "
-        "its classes are rare (repeat); so that each class comes as often (class)",
+        description="show images of rare classes more often (repeat), or each class as often "
+        "(class)",
     )
     balance_threshold: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
         "auto",
-        description="share of images below which a class is rare for balance=repeat; auto: 1 / "
-        "number of classes",
+        description="share of images below which a class is rare to repeat; auto: 1 / number of "
+        "classes",
     )
     workers: int | Literal["auto"] = Field(
         "auto", description="loader processes per rank; 0 loads in the training process"

@@ -134,5 +134,5 @@ def defect_of(pair: Pair, name: str, other: str) -> Defect:
     where = f"{other} in {pair.other_split}"
     if not pair.apart:
         return Defect(name, None, "duplicate-image", f"the same as {where}")
-    said = f"almost the same as {where} ({pair.apart:.0%} of the contrast apart)"
+    said = f"almost the same as {where} ({pair.apart:.0%} apart)"
     return Defect(name, None, "near-duplicate", said)

@@ -49,7 +49,7 @@ def _verdict(report: Report) -> Content:
     lines += [f"{s.split}: not read: {s.problem}" for s in report.splits if s.problem]
     lines += [f"{s.split}: nothing to use" for s in report.splits if not s.problem and not s.usable]
     if lines or report.failed:
-        return [tag("p", f"No. {line}", {"class": "note"}) for line in lines]
+        return [tag("p", f"Not as it is. {line}", {"class": "note"}) for line in lines]
     across = len(report.pairs)
     verb = "is" if across == 1 else "are"
     but = f" But {counted(across, 'picture')} {verb} in two splits: scores flatter."
