@@ -148,6 +148,20 @@ def test_a_page_is_written_of_every_layout(layout, tmp_path):
     assert found["splits"]["train"].keys() >= {"duplicates", "near_duplicates", "repeated"}
 
 
+def test_several_labels_an_image_are_counted_and_drawn(tmp_path):
+    source = Path(WRITERS["csv"](tmp_path / "set"))
+    for split in ("train", "val"):
+        rows = "image,label\n" + f"{split}/a.jpg,cat|dog\n{split}/b.jpg,\n{split}/c.jpg,cat\n"
+        (source.parent / f"{split}.csv").write_text(rows)
+    spec = opened(source, tmp_path / "cache")
+    report = check(spec, list(spec.splits))
+    train = report.splits[0]
+    assert (train.classes, train.backgrounds, train.box_sizes) == ({"cat": 2, "dog": 1}, 1, None)
+    text = write_check(report, tmp_path / "out").read_text()
+    assert "Without labels" in text
+    assert "Boxes of" not in text
+
+
 class Sound(HTMLParser):
     """Fails where an element is closed that is not open."""
 

@@ -14,6 +14,7 @@ from visiontrain.data.build import whole_images
 from visiontrain.data.config import AugmentConfig, ClassifyAugment, DataConfig
 from visiontrain.data.dataset import TrainSet
 from visiontrain.data.digits import Recipe, compose
+from visiontrain.data.open import open_dataset
 from visiontrain.data.order import clause, order_of
 from visiontrain.data.sampler import Plan, step_keys
 from visiontrain.data.samples import training_set
@@ -92,6 +93,17 @@ def test_classes_come_equally_often_in_every_epoch(counts):
         assert (np.bincount(own[rows]) == images // len(counts)).all()
         seen |= set(rows.tolist())
     assert seen == set(range(images))  # no image is left out for ever
+
+
+def test_an_unbalanced_part_of_the_digits_comes_out_balanced():
+    whole = open_dataset(DataConfig(source="digits"), "classify").table("train")
+    own = [np.flatnonzero(whole.classes == digit) for digit in range(10)]
+    rows = np.concatenate([o[: 90 if digit < 5 else 10] for digit, o in enumerate(own)])
+    classes = whole.classes[rows]
+    table = whole_images(whole.names, None, whole.sizes[rows], classes, np.ones(500, np.int64))
+    made = order_of(DataConfig(balance="class"), table)
+    for epoch in range(3):
+        assert np.bincount(classes[made(500, 7, epoch) % 500]).tolist() == [50] * 10
 
 
 def test_over_epochs_every_image_comes_as_often_as_expected():
