@@ -63,7 +63,11 @@ EXAMPLES = {
         "visiontrain predict weights=runs/detect/train source=pictures/",
         "visiontrain predict weights=runs/detect/train source=pictures/ strategy=ddp",
     ),
-    "check": ("visiontrain check data=my/data.yaml", "visiontrain check data=my/data.yaml --json"),
+    "check": (
+        "visiontrain check data=my/data.yaml",
+        "visiontrain check data=my/data.yaml imgsz=640 out=checked",
+        "visiontrain check data=my/data.yaml --json",
+    ),
     "parity": (
         "visiontrain parity data=tiny epochs=5 strategy=ddp model.norm=group imgsz=64 batch=4",
     ),
@@ -74,6 +78,20 @@ EXAMPLES = {
     ),
 }
 OWN = {  # rows that mean something else to a verb
+    "check": {
+        "imgsz": (
+            "imgsz",
+            "integer",
+            "as the data set advises, or 640",
+            "side of the square input that sizes of boxes are told for, pixels",
+        ),
+        "out": (
+            "out",
+            "text",
+            "null",
+            "folder to write check.html to, a page of pictures; else nothing is written",
+        ),
+    },
     "val": {
         "weights": ("weights", "text", "required", "what to score: a weights file or a run"),
         "batch": ("batch", "integer", "as trained", "images per forward pass, over all processes"),
@@ -96,6 +114,8 @@ OWN = {  # rows that mean something else to a verb
     },
 }
 NOTES = {
+    "check": "Ends with 3 when no run would start on it, or a split cannot be read; with 0 when\n"
+    "there are warnings only.",
     "parity": "Compares 20 optimizer steps; ends with 0 when the mode is exact, with 1 otherwise.",
     "compare": "Trains in one mode after another from the same weights with the same samples;\n"
     "strategy.KEY=VALUE holds for every mode that has the key. Leaves a run folder per mode,\n"

@@ -27,6 +27,7 @@ from visiontrain.data.loader import (
     train_steps,
 )
 from visiontrain.data.open import DataSpec, open_dataset
+from visiontrain.data.order import clause, order_of
 from visiontrain.data.samples import scoring_set, training_set
 from visiontrain.data.table import Table
 from visiontrain.data.tiles import TiledEval
@@ -84,10 +85,10 @@ def build(run: Run, place: Place) -> Trainer:
     schedule = Schedule(run.optim, run.epochs, len(training), run.batch)
     goes_on = strategy.broadcast(bool(CheckpointStore(folder_of(run).checkpoints, 1)))
     model = strategy.together(lambda: build_fresh(run, spec.names, None if goes_on else progress))
-    for line in heading(run, training, validation.table, model, place):
+    data = samples_of(run, training)
+    for line in heading(run, data, validation.table, model, place):
         progress.message(line)
     learner = build_learner(run, model, spec.names, schedule, strategy)
-    data = samples_of(run, training)
     parts = Parts(
         learner=learner,
         steps=step_source(run, data, strategy),
@@ -147,10 +148,11 @@ def read_tables(
 
 
 def heading(
-    run: Run, training: Table, validation: Table, model: VisionModel, place: Place
+    run: Run, data: Training, validation: Table, model: VisionModel, place: Place
 ) -> list[str]:
     """Say in two lines what is about to be trained on what, and where it goes."""
-    data = f"{run.data.source}: {counted(len(training), 'image')} to train on"
+    training, balance = data.table, clause(run.data, data.order)
+    given = f"{run.data.source}: {counted(len(training), 'image')} to train on"
     scored = f"{len(validation)} to score"
     if training.task == "detect":
         scored += f", {len(training.boxes)} and {len(validation.boxes)} boxes"
@@ -158,7 +160,7 @@ def heading(
     mode = run.strategy.kind + (f" on {place.world} processes" if place.world > 1 else "")
     how = f"{kind_of(run.optim)} {peak(run.optim):g}, {run.precision}, {place.device.type}, {mode}"
     return [
-        f"{data}, {scored} of {counted(len(training.names), 'class')}",
+        f"{given}, {scored} of {counted(len(training.names), 'class')}{balance}",
         f"{run.model.kind}, {size:.1f} M parameters, {run.imgsz} px, batch {run.batch}, {how}; "
         f"results go to {run.out}",
     ]
@@ -252,7 +254,10 @@ def class_rows(run: Run) -> Mapping[str, ClassRows]:
 
 def samples_of(run: Run, table: Table) -> Training:
     """Return what a run trains on. Small pictures are all read here."""
-    return training_set(table, run.imgsz, run.augment, seed=run.seed, epochs=run.epochs)
+    order = order_of(run.data, table)
+    return training_set(
+        table, run.imgsz, run.augment, seed=run.seed, epochs=run.epochs, order=order
+    )
 
 
 def step_source(run: Run, data: Training, strategy: Strategy) -> StepSource:

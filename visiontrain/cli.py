@@ -14,7 +14,7 @@ VERBS = {
     "train": "train a detector; without arguments, on the handwritten digits that ship",
     "val": "score weights on a split of a data set",
     "predict": "draw boxes on pictures, folders and videos",
-    "check": "read a data set and list everything that is wrong with it",
+    "check": "read a data set: what is wrong with it, what it has twice, what would help",
     "parity": "measure whether a training mode equals one device on your configuration",
     "compare": "train in several modes from the same weights and see what each gives and costs",
 }
@@ -110,10 +110,17 @@ def _check(words: Sequence[str]) -> int:
     from visiontrain.data.open import open_dataset  # noqa: PLC0415
 
     spec = open_dataset(run.data)
-    report = check(spec, list(spec.splits))
+    advised = spec.defaults.get("imgsz", run.imgsz)
+    imgsz = run.imgsz if "imgsz" in run.model_fields_set else advised
+    report = check(spec, list(spec.splits), imgsz=imgsz)
     text = json.dumps(report.as_json(), indent=2) if as_json else "\n".join(report.lines())
     print(text)
-    return 0 if report.trainable else DATA_ERROR
+    if run.out is not None:
+        from visiontrain.report.check_page import write_check  # noqa: PLC0415
+
+        page = write_check(report, Path(run.out))
+        sys.stderr.write(f"pictures: {page}\n")  # stdout may be JSON
+    return DATA_ERROR if report.failed else 0
 
 
 def _parity(words: Sequence[str]) -> int:

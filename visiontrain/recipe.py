@@ -40,6 +40,8 @@ FIXED = (  # what a run that goes on cannot change: its state and its place in t
     ("data", "single_cls"),
     ("data", "tile"),
     ("data", "overlap"),
+    ("data", "balance"),
+    ("data", "balance_threshold"),
     ("freeze",),
     ("ema",),
     ("optim", "kind"),
@@ -111,9 +113,9 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
         *("batch", "imgsz", "precision", "device", "weights", "split", "save_json"),
         *("out", "project", "name"),
     ),
-    "check": tuple(
-        f"data.{name}"
-        for name in ("source", "train_images", "val_images", "fraction", "cache_dir", "max_pixels")
+    "check": (
+        *("data.source", "data.train_images", "data.val_images", "data.fraction"),
+        *("data.cache_dir", "data.max_pixels", "imgsz", "out"),
     ),
     "parity": (
         *("data", "augment", "model", "optim", "strategy", "epochs", "batch", "accumulate"),
@@ -151,6 +153,12 @@ IDLE: Sequence[tuple[str, Callable[[Run], bool], str]] = (  # key, whether it is
     ("data.single_cls", lambda run: run.task.kind == "detect", "take task=detect"),
     ("data.tile", lambda run: run.task.kind == "detect", "take task=detect"),
     ("data.overlap", lambda run: run.data.tile is not None, "add data.tile"),
+    ("data.balance", lambda run: not run.data.single_cls, "take data.single_cls=false"),
+    (
+        "data.balance_threshold",
+        lambda run: run.data.balance == "repeat",
+        "take data.balance=repeat",
+    ),
     *(
         (f"model.{key}", lambda run: run.task.kind == "detect" or timm(run), advice)
         for key, advice in (

@@ -13,6 +13,7 @@ from visiontrain.data.collate import collate
 from visiontrain.data.config import AugmentSection, ClassifyAugment
 from visiontrain.data.letterbox import GREY
 from visiontrain.data.mixing import Mixture, draw_mixture, erase, mix
+from visiontrain.data.order import SHUFFLED, Order
 from visiontrain.data.reader import Reader
 from visiontrain.data.sampler import Key
 from visiontrain.data.table import Table
@@ -44,12 +45,20 @@ class LabelledEval:
 
 
 class LabelledTraining:
-    """Augmented batches; each sample is a pure function of (seed, epoch, row) and the files."""
+    """Augmented batches; each sample is a pure function of (seed, epoch, entry) and the files."""
 
     def __init__(
-        self, table: Table, imgsz: int, augment: AugmentSection, *, seed: int, epochs: int
+        self,
+        table: Table,
+        imgsz: int,
+        augment: AugmentSection,
+        *,
+        seed: int,
+        epochs: int,
+        order: Order = SHUFFLED,
     ) -> None:
         del epochs  # nothing changes towards the end
+        self.order = order
         self.table, self.imgsz, self.seed = table, imgsz, seed
         plain = PLAIN.model_copy(update={"own": augment.own})
         self.config = augment if isinstance(augment, ClassifyAugment) else plain
@@ -59,22 +68,22 @@ class LabelledTraining:
         return len(self.table)
 
     def cell(self, keys: Sequence[Key], step: int) -> Batch:
-        """Return the samples of `keys` (epoch, row), all of one epoch; a blank one for none."""
+        """Return the samples of `keys` (epoch, entry), all of one epoch; a blank one for none."""
         del step
         if not keys:
             return collate([], self.imgsz)
-        epoch, rows = keys[0][0], np.array([row for _, row in keys], np.int64)
+        epoch, entries = keys[0][0], np.array([entry for _, entry in keys], np.int64)
         key = (self.seed, epoch)
-        pixels, found = self.views(rows, (*key, "own"))
+        pixels, found = self.views(entries, (*key, "own"))
         labels = [weighted(self.table, row, 1.0) for row in found.tolist()]
-        mixture = draw_mixture(
-            rows, key, self.config.mixup, self.config.cutmix, (len(self), self.imgsz)
-        )
+        mixture = draw_mixture(entries, key, self.config.mixup, self.config.cutmix, self.imgsz)
         if len(mixture.mixed):
-            others, partners = self.views(mixture.partners, (*key, "partner"))
+            beside = entries[mixture.mixed]
+            chosen = self.order.chosen(mixture.partners, beside, len(self), key)
+            others, partners = self.views(chosen, (*key, "partner"))
             mix(pixels, others, mixture)
             self._share(labels, partners, mixture)
-        erase(pixels, rows, key, self.config.erasing)
+        erase(pixels, entries, key, self.config.erasing)
         return batch_of(pixels, labels, found)
 
     def _share(self, labels: list[Weighted], partners: Rows, mixture: Mixture) -> None:

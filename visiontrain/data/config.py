@@ -31,6 +31,16 @@ class DataConfig(Section):
     )
     fraction: float = Field(1.0, gt=0, le=1, description="share of the training images to use")
     single_cls: bool = Field(False, description="treat all classes as one, named `object`")
+    balance: Literal["none", "repeat", "class"] = Field(
+        "none",
+        description="show images of rare classes more often (repeat), or each class as often "
+        "(class)",
+    )
+    balance_threshold: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        "auto",
+        description="share of images below which a class is rare to repeat; auto: 1 / number of "
+        "classes",
+    )
     workers: int | Literal["auto"] = Field(
         "auto", description="loader processes per rank; 0 loads in the training process"
     )

@@ -15,6 +15,7 @@ from visiontrain.data.collate import collate
 from visiontrain.data.config import AugmentConfig, AugmentSection, sides
 from visiontrain.data.letterbox import boxed, letterbox
 from visiontrain.data.mosaic import Placement, blank, place, tiles
+from visiontrain.data.order import SHUFFLED, Order
 from visiontrain.data.own_change import Found, changed
 from visiontrain.data.reader import Reader
 from visiontrain.data.sampler import Key
@@ -50,11 +51,19 @@ class EvalSet:
 
 
 class TrainSet:
-    """Augmented samples; each is a pure function of (seed, epoch, row) and the files."""
+    """Augmented samples; each is a pure function of (seed, epoch, entry) and the files."""
 
     def __init__(
-        self, table: Table, imgsz: int, augment: AugmentSection, *, seed: int, epochs: int
+        self,
+        table: Table,
+        imgsz: int,
+        augment: AugmentSection,
+        *,
+        seed: int,
+        epochs: int,
+        order: Order = SHUFFLED,
     ) -> None:
+        self.order = order
         self.table, self.imgsz, self.seed, self.epochs = table, imgsz, seed, epochs
         self.reader, self.sides = Reader(table), sides(imgsz, augment)
         self.change = Augment(augment) if isinstance(augment, AugmentConfig) else None
@@ -72,14 +81,14 @@ class TrainSet:
         return other
 
     def cell(self, keys: Sequence[Key], step: int) -> Batch:
-        """Return the samples of `keys` (epoch, row), all of one step; a blank one for none."""
+        """Return the samples of `keys` (epoch, entry), all of one step; a blank one for none."""
         sized = self.at(step)
         return collate([sized[key] for key in keys], sized.imgsz)
 
     def __getitem__(self, key: Key) -> Item:
-        """Return the sample of `key`: (epoch, row)."""
+        """Return the sample of `key`: (epoch, entry of the order)."""
         epoch, wanted = key
-        found = self._read(wanted, epoch)
+        found = self._read(wanted % len(self.table), epoch, wanted)
         row = found.row
         if self.change is None:
             square, frame = letterbox(found.image, self.imgsz)
@@ -92,7 +101,7 @@ class TrainSet:
         ):
             random = generator(self.seed, name, epoch, wanted)
             if share and random.random() < share:
-                other = self._read(int(random.integers(len(self.table))), epoch, wanted, name)
+                (other,) = self._partners(key, random, 1, name)
                 made = join(made, self._placed(other, key, config, name), random)
         square, rows = self.change(*made, (self.seed, epoch, wanted))
         side = self.imgsz
@@ -106,6 +115,17 @@ class TrainSet:
             return found
         return changed(found, self.own, generator(self.seed, "own", *stream, row))
 
+    def _partners(
+        self, key: Key, random: np.random.Generator, count: int, *stream: int | str
+    ) -> list[Found]:
+        """Draw other images, and read them."""
+        epoch, wanted = key
+        drawn = self.order.draw(random, count, wanted, len(self.table), (self.seed, epoch))
+        return [
+            self._read(row, epoch, wanted, *stream, number)
+            for number, row in enumerate(drawn.tolist())
+        ]
+
     def _placed(
         self, found: Found, key: Key, config: AugmentConfig, *more: str
     ) -> tuple[Pixels, Rows]:
@@ -115,11 +135,11 @@ class TrainSet:
         with_mosaic = self.epochs - min(config.close_mosaic, self.epochs // 2)
         random = generator(self.seed, "place", epoch, wanted, *more)
         mosaic = epoch < with_mosaic and random.random() < config.mosaic
-        square, rows = (
-            self._four(found, random, config, (epoch, wanted, *more))
-            if mosaic
-            else self._one(found, random, config)
-        )
+        if mosaic:
+            partners = self._partners(key, random, 3, "tile", *more)
+            square, rows = self._four([found, *partners], random, config)
+        else:
+            square, rows = self._one(found, random, config)
         if warps(config):
             square, rows = warp(square, rows, draw_matrix(config, self.imgsz, random))
         return square, rows
@@ -138,17 +158,10 @@ class TrainSet:
         return canvas, place(found.image, found.targets, where, canvas)
 
     def _four(
-        self,
-        found: Found,
-        random: np.random.Generator,
-        config: AugmentConfig,
-        stream: tuple[int | str, ...],
+        self, chosen: Sequence[Found], random: np.random.Generator, config: AugmentConfig
     ) -> tuple[Pixels, Rows]:
-        """Put the image and three others around a point near the middle."""
+        """Put four images around a point near the middle."""
         side = self.imgsz
-        drawn = random.integers(len(self.table), size=3)
-        partners = enumerate(drawn.tolist())
-        chosen = [found, *(self._read(row, *stream, "tile", k) for k, row in partners)]
         sizes = [(one.image.shape[1], one.image.shape[0]) for one in chosen]
         centre = random.uniform(side * 0.25, side * 0.75, 2)
         canvas = blank(side)

@@ -13,6 +13,7 @@ Effect = Literal["none", "doubtful", "clipped", "box dropped", "image dropped", 
 DEFECTS: dict[str, tuple[Effect, str]] = {
     "missing-end": ("none", "a JPEG without its end marker; the picture is all there"),
     "duplicate-image": ("none", "the same picture in two splits: scores would flatter"),
+    "near-duplicate": ("none", "almost the same picture in two splits: scores would flatter"),
     "hollow-image": ("none", "a JPEG with its end marker but not all of its picture: grey parts"),
     "size-mismatch": ("doubtful", "the labels are of an image of another size; they are used"),
     "box-outside": ("clipped", "a box reaches more than 1 % of the side out of the image"),

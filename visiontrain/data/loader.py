@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from visiontrain.core.errors import VisiontrainError
 from visiontrain.core.types import Batch
+from visiontrain.data.order import Order
 from visiontrain.data.sampler import Key, Plan, StepKeys, step_keys, steps_per_epoch
 from visiontrain.data.table import Table
 
@@ -34,10 +35,15 @@ class Training(Protocol):
         """Images and labels."""
         ...
 
+    @property
+    def order(self) -> Order:
+        """What epochs are made of."""
+        ...
+
     def __len__(self) -> int: ...
 
     def cell(self, keys: Sequence[Key], step: int) -> Batch:
-        """Return the samples of `keys` (epoch, row), all of one step; a blank one for none."""
+        """Return the samples of `keys` (epoch, entry), all of one step; a blank one for none."""
         ...
 
 
@@ -68,7 +74,7 @@ class Step:
 
 def train_steps(dataset: Training, plan: Plan, start: int) -> Iterator[Step]:
     """Yield every step from `start` to the end of the run; the same for any `plan.workers`."""
-    keys = step_keys(len(dataset), plan, start)
+    keys = step_keys(len(dataset), plan, start, dataset.order)
     return _load(_Steps(dataset), keys, plan.workers)
 
 

@@ -40,7 +40,7 @@ class Mixture:
     """Which pictures are mixed with which, and how."""
 
     mixed: NDArray[np.int64]  # (K,) places in the batch, ascending
-    partners: NDArray[np.int64]  # (K,) rows of the table
+    partners: NDArray[np.float64]  # (K,) in [0, 1): what chooses the partner of each
     share: NDArray[np.float64]  # (K,): how much of the picture's own is left
     cut: NDArray[np.bool_]  # (K,): a rectangle comes from the partner, instead of all, blended
     where: Rectangles  # (K, 4)
@@ -51,7 +51,7 @@ def draw_mixture(
     key: tuple[int, ...],
     mixup: float,
     cutmix: float,
-    size: tuple[int, int],
+    side: int,
 ) -> Mixture:
     """Draw partners for a batch.
 
@@ -59,13 +59,12 @@ def draw_mixture(
     Yun et al. 2019 (arXiv 1905.04899).
 
     Args:
-        rows: of the batch (B,).
+        rows: entries of the batch (B,).
         key: seed and epoch.
         mixup: share of samples blended.
         cutmix: share of samples with a rectangle of another.
-        size: images in the table, side of a picture.
+        side: of a picture.
     """
-    images, side = size
     kind, partner, share, x, y = uniforms((*key, "mix"), rows, 5).T
     mixed = np.flatnonzero(kind < mixup + cutmix)
     cut = kind[mixed] >= mixup
@@ -75,7 +74,7 @@ def draw_mixture(
     left = 1 - np.prod(where[:, 2:] - where[:, :2], axis=1) / side**2
     return Mixture(
         mixed,
-        (partner[mixed] * images).astype(np.int64),
+        partner[mixed],
         np.where(cut, left, share[mixed]),
         cut,
         where,

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from visiontrain.core.seed import generator
+from visiontrain.data.order import SHUFFLED, Order
 
-Key = tuple[int, int]  # epoch, row in the table
+Key = tuple[int, int]  # epoch, entry of its order: row in the table + k * N the k-th time again
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,27 +40,22 @@ def steps_per_epoch(images: int, batch: int) -> int:
     return -(-images // batch)
 
 
-def order(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the order in which `epoch` visits the rows."""
-    return generator(seed, "order", epoch).permutation(images)
-
-
 def shares(rows: Sequence[int], parts: int) -> list[list[int]]:
     """Cut `rows` into `parts` runs whose lengths differ by at most one."""
     return [part.tolist() for part in np.array_split(np.asarray(rows, np.int64), parts)]
 
 
-def step_keys(images: int, plan: Plan, start: int) -> Iterator[StepKeys]:
+def step_keys(images: int, plan: Plan, start: int, order: Order = SHUFFLED) -> Iterator[StepKeys]:
     """Yield what this rank reads, from step `start` to the end of the run."""
     per_epoch = steps_per_epoch(images, plan.batch)
     index, total = plan.shard
     for epoch in range(start // per_epoch, plan.epochs):
-        rows = order(images, plan.seed, epoch)
+        entries = order(images, plan.seed, epoch)
         for k in range(max(0, start - epoch * per_epoch), per_epoch):
             step = epoch * per_epoch + k
             if step in plan.skipped:
                 continue
-            taken = rows[k * plan.batch : (k + 1) * plan.batch].tolist()
+            taken = entries[k * plan.batch : (k + 1) * plan.batch].tolist()
             cells = (shares(part, total)[index] for part in shares(taken, plan.accumulate))
-            keyed = tuple(tuple((epoch, row) for row in cell) for cell in cells)
+            keyed = tuple(tuple((epoch, entry) for entry in cell) for cell in cells)
             yield StepKeys(epoch, step, len(taken), keyed)

@@ -8,6 +8,7 @@ from visiontrain.data.class_dataset import LabelledEval, LabelledTraining
 from visiontrain.data.config import AugmentSection
 from visiontrain.data.dataset import EvalSet, TrainSet
 from visiontrain.data.loader import Scoring, Training
+from visiontrain.data.order import Order
 from visiontrain.data.table import Table
 from visiontrain.data.tiles import TiledEval
 from visiontrain.ops.tiles import Tiling
@@ -23,10 +24,10 @@ SCORING: Mapping[str, type[EvalSet | LabelledEval]] = {
 
 
 def training_set(
-    table: Table, imgsz: int, augment: AugmentSection, *, seed: int, epochs: int
+    table: Table, imgsz: int, augment: AugmentSection, *, seed: int, epochs: int, order: Order
 ) -> Training:
     """Return what a run trains on: augmented samples of `imgsz` pixels."""
-    return TRAINING[table.task](table, imgsz, augment, seed=seed, epochs=epochs)
+    return TRAINING[table.task](table, imgsz, augment, seed=seed, epochs=epochs, order=order)
 
 
 def scoring_set(table: Table, imgsz: int, tiling: Tiling | None = None) -> Scoring:

@@ -32,8 +32,11 @@ TRIES = 10
 class Views(Protocol):
     """Makes the pictures of a batch."""
 
-    def __call__(self, rows: Rows, stream: Stream) -> tuple[Pixels, Rows]:
-        """Return pictures (B, S, S, 3) for `rows` (B,), and the rows that were read for them."""
+    def __call__(self, entries: Rows, stream: Stream) -> tuple[Pixels, Rows]:
+        """Return pictures (B, S, S, 3) for `entries` (B,), and the rows that were read for them.
+
+        What is drawn hangs on the entry: a row that comes twice looks different.
+        """
         ...
 
 
@@ -52,10 +55,10 @@ class SmallViews:
         self.config = config
         self.pixels, self.rows = squares(table, side)
 
-    def __call__(self, rows: Rows, stream: Stream) -> tuple[Pixels, Rows]:
+    def __call__(self, entries: Rows, stream: Stream) -> tuple[Pixels, Rows]:
         """Look pictures up, pixel by pixel."""
-        found, side = self.rows[rows], self.pixels.shape[1]
-        down, across = moves(rows, stream, side, self.config)
+        found, side = self.rows[entries % len(self.rows)], self.pixels.shape[1]
+        down, across = moves(entries, stream, side, self.config)
         index = (found[:, None] * side + down)[:, :, None] * side + across[:, None, :]
         return self.pixels.reshape(-1, 3).take(index, axis=0), found
 
@@ -144,22 +147,22 @@ class FileViews:
         # Colours take a second to import and a millisecond a picture.
         self.colours = Colours(config) if config.coloured or config.custom else None
 
-    def __call__(self, rows: Rows, stream: Stream) -> tuple[Pixels, Rows]:
+    def __call__(self, entries: Rows, stream: Stream) -> tuple[Pixels, Rows]:
         """Read and change each."""
-        boxes = uniforms((*stream, "crop"), rows, 2 * TRIES + 2)
-        policy = uniforms((*stream, "policy"), rows, 6)
-        down, across = moves(rows, stream, self.side, self.config)
+        boxes = uniforms((*stream, "crop"), entries, 2 * TRIES + 2)
+        policy = uniforms((*stream, "policy"), entries, 6)
+        down, across = moves(entries, stream, self.side, self.config)
         pictures, found = [], []
-        for k, row in enumerate(rows.tolist()):
-            read, image = self.reader.readable(row)
+        for k, entry in enumerate(entries.tolist()):
+            read, image = self.reader.readable(entry % len(self.reader.table))
             found.append(read)
             if self.config.own is not None:
-                image = self._own(image, read, generator(*stream, "own", row))
+                image = self._own(image, read, generator(*stream, "own", entry))
             view = self._cropped(image, boxes[k])[down[k]][:, across[k]]
             if self.config.auto != "none":
                 view = apply_policy(view, self.config.auto, policy[k])
             if self.colours is not None:
-                view = self.colours(view, (*stream, row))
+                view = self.colours(view, (*stream, entry))
             pictures.append(view)
         return np.stack(pictures), np.array(found, np.int64)
 

@@ -87,13 +87,13 @@ def predictions_picture(
     """
     found = rows.detach().cpu().numpy()
     pictures: list[Picture] = []
-    for row, pixels in _readable(table, images):
+    for row, pixels in readable(table, images):
         own = found[found[:, IMAGE_COLUMN] == row]
         pictures += [_labels(table, row, pixels), _predictions(own, pixels, confidence)]
     return save_sheet(grid(pictures, table.names, columns=4), path)
 
 
-def _readable(table: Table, images: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def readable(table: Table, images: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Yield `images` rows at even distances with their pixels, in the order of the table."""
     for row in np.unique(np.linspace(0, len(table) - 1, min(images, len(table))).astype(int)):
         try:

@@ -314,12 +314,15 @@ def _pictures(files: RunFiles) -> Content:
 
 
 def _figure(path: Path) -> Html:
-    caption = CAPTIONS.get(_kind(path), path.stem.replace("_", " "))
     try:
-        source = inline(path)
+        return figure_of(path, CAPTIONS.get(_kind(path), path.stem.replace("_", " ")))
     except UNREADABLE:
         return tag("p", f"{path.name} can't be read as a picture.", {"class": "note"})
-    image = tag("img", attributes={"src": source, "alt": caption, "loading": "lazy"})
+
+
+def figure_of(path: Path, caption: str) -> Html:
+    """Return a picture with a caption; raises as `inline`."""
+    image = tag("img", attributes={"src": inline(path), "alt": caption, "loading": "lazy"})
     return tag("figure", [image, tag("figcaption", caption)])
 
 
