@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ class LabelledTraining:
         pixels, found = self.views(rows, (*key, "own"))
         labels = [weighted(self.table, row, 1.0) for row in found.tolist()]
         mixture = draw_mixture(
-            rows, key, self.config.mixup, self.config.cutmix, (len(self), self.imgsz)
+            rows, key, self.config.mixup, self.config.cutmix, self.imgsz, partial(self._pick, epoch)
         )
         if len(mixture.mixed):
             others, partners = self.views(mixture.partners, (*key, "partner"))
@@ -75,6 +76,12 @@ class LabelledTraining:
             self._share(labels, partners, mixture)
         erase(pixels, rows, key, self.config.erasing)
         return batch_of(pixels, labels, found)
+
+    def _pick(self, epoch: int, rows: Rows, shares: NDArray[np.float64]) -> Rows:
+        """Return partners; of shards, from those that are read with a row."""
+        if self.table.windows is None:
+            return (shares * len(self)).astype(np.int64)
+        return self.table.windows.near(rows, self.seed, epoch, shares)
 
     def _share(self, labels: list[Weighted], partners: Rows, mixture: Mixture) -> None:
         """Let mixed pictures have the classes of both, each by its share."""

@@ -89,7 +89,7 @@ class TrainSet:
         ):
             random = generator(self.seed, name, epoch, wanted)
             if share and random.random() < share:
-                other = self.reader.readable(int(random.integers(len(self.table))))
+                other = self.reader.readable(self._partners(key, random, 1)[0])
                 made = join(made, self._placed(other, key, config, name), random)
         square, rows = self.change(*made, (self.seed, epoch, wanted))
         side = self.imgsz
@@ -104,7 +104,10 @@ class TrainSet:
         with_mosaic = self.epochs - min(config.close_mosaic, self.epochs // 2)
         random = generator(self.seed, "place", epoch, wanted, *more)
         mosaic = epoch < with_mosaic and random.random() < config.mosaic
-        square, rows = (self._four if mosaic else self._one)(*found, random, config)
+        if mosaic:
+            square, rows = self._four(found, key, random, config)
+        else:
+            square, rows = self._one(*found, random, config)
         if warps(config):
             square, rows = warp(square, rows, draw_matrix(config, self.imgsz, random))
         return square, rows
@@ -122,13 +125,24 @@ class TrainSet:
         where = Placement(scale, float(x), float(y), (0, 0, side, side))
         return canvas, place(image, self.table.targets(row), where, canvas)
 
+    def _partners(self, key: Key, random: np.random.Generator, count: int) -> list[int]:
+        """Draw rows to mix with the one of `key`; of shards, from those that are read with it."""
+        epoch, row = key
+        if self.table.windows is None:
+            return random.integers(len(self.table), size=count).tolist()
+        return self.table.windows.draw(row, self.seed, epoch, random, count).tolist()
+
     def _four(
-        self, row: int, image: Pixels, random: np.random.Generator, config: AugmentConfig
+        self,
+        found: tuple[int, Pixels],
+        key: Key,
+        random: np.random.Generator,
+        config: AugmentConfig,
     ) -> tuple[Pixels, Rows]:
         """Put the image and three others around a point near the middle."""
         side = self.imgsz
-        drawn = random.integers(len(self.table), size=3)
-        chosen = [(row, image), *(self.reader.readable(int(partner)) for partner in drawn)]
+        drawn = self._partners(key, random, 3)
+        chosen = [found, *(self.reader.readable(partner) for partner in drawn)]
         sizes = [(pixels.shape[1], pixels.shape[0]) for _, pixels in chosen]
         centre = random.uniform(side * 0.25, side * 0.75, 2)
         canvas = blank(side)

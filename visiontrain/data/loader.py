@@ -68,7 +68,7 @@ class Step:
 
 def train_steps(dataset: Training, plan: Plan, start: int) -> Iterator[Step]:
     """Yield every step from `start` to the end of the run; the same for any `plan.workers`."""
-    keys = step_keys(len(dataset), plan, start)
+    keys = step_keys(len(dataset), plan, start, dataset.table.windows)
     return _load(_Steps(dataset), keys, plan.workers)
 
 

@@ -5,6 +5,7 @@ B pictures of S x S pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +52,8 @@ def draw_mixture(
     key: tuple[int, ...],
     mixup: float,
     cutmix: float,
-    size: tuple[int, int],
+    side: int,
+    pick: Callable[[NDArray[np.int64], NDArray[np.float64]], NDArray[np.int64]],
 ) -> Mixture:
     """Draw partners for a batch.
 
@@ -63,9 +65,9 @@ def draw_mixture(
         key: seed and epoch.
         mixup: share of samples blended.
         cutmix: share of samples with a rectangle of another.
-        size: images in the table, side of a picture.
+        side: of a picture.
+        pick: turns rows (K,) and numbers in [0, 1) (K,) into their partners.
     """
-    images, side = size
     kind, partner, share, x, y = uniforms((*key, "mix"), rows, 5).T
     mixed = np.flatnonzero(kind < mixup + cutmix)
     cut = kind[mixed] >= mixup
@@ -75,7 +77,7 @@ def draw_mixture(
     left = 1 - np.prod(where[:, 2:] - where[:, :2], axis=1) / side**2
     return Mixture(
         mixed,
-        (partner[mixed] * images).astype(np.int64),
+        pick(rows[mixed], partner[mixed]),
         np.where(cut, left, share[mixed]),
         cut,
         where,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visiontrain.core.seed import generator
+from visiontrain.data.windows import Windows
 
 Key = tuple[int, int]  # epoch, row in the table
 
@@ -51,12 +52,18 @@ def shares(rows: Sequence[int], parts: int) -> list[list[int]]:
     return [part.tolist() for part in np.array_split(np.asarray(rows, np.int64), parts)]
 
 
-def step_keys(images: int, plan: Plan, start: int) -> Iterator[StepKeys]:
-    """Yield what this rank reads, from step `start` to the end of the run."""
+def step_keys(
+    images: int, plan: Plan, start: int, windows: Windows | None = None
+) -> Iterator[StepKeys]:
+    """Yield what this rank reads, from step `start` to the end of the run.
+
+    Of shards, some at a time are read: `windows` says which.
+    """
     per_epoch = steps_per_epoch(images, plan.batch)
     index, total = plan.shard
     for epoch in range(start // per_epoch, plan.epochs):
-        rows = order(images, plan.seed, epoch)
+        where = (plan.seed, epoch)
+        rows = order(images, *where) if windows is None else windows.order(*where)
         for k in range(max(0, start - epoch * per_epoch), per_epoch):
             step = epoch * per_epoch + k
             if step in plan.skipped:

@@ -1,0 +1,83 @@
+"""Windows of shards: every row once, some shards at a time, and partners from the same ones."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from visiontrain.core.seed import generator
+from visiontrain.data.sampler import Plan, step_keys
+from visiontrain.data.windows import Windows
+
+counts = st.lists(st.integers(1, 9), min_size=1, max_size=20)
+
+
+def windows(lengths, shards):
+    return Windows(np.cumsum([0, *lengths]), shards)
+
+
+def shards_of(cut, rows):
+    return np.searchsorted(cut.starts, rows, side="right") - 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=counts, shards=st.integers(1, 6), seed=st.integers(0, 9), epoch=st.integers(0, 5))
+def test_every_row_comes_once_and_shards_come_a_window_at_a_time(lengths, shards, seed, epoch):
+    cut = windows(lengths, shards)
+    order = cut.order(seed, epoch)
+    assert sorted(order) == list(range(sum(lengths)))
+    assert np.array_equal(order, cut.order(seed, epoch))
+    place = {int(s): k for k, s in enumerate(dict.fromkeys(shards_of(cut, order).tolist()))}
+    read = [set(cut.around(int(row), seed, epoch).tolist()) for row in order]
+    assert max(map(len, read)) <= shards
+    changes = [k for k in range(1, len(read)) if read[k] != read[k - 1]]
+    assert len(changes) == -(-len(lengths) // shards) - 1  # no window is returned to
+    assert len(place) == len(lengths)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=counts, shards=st.integers(1, 6), row=st.integers(0, 179), draws=st.integers(1, 8))
+def test_partners_are_from_the_window_that_a_row_is_read_in(lengths, shards, row, draws):
+    cut = windows(lengths, shards)
+    row %= sum(lengths)
+    found = cut.draw(row, 3, 1, generator(row), draws)
+    assert set(shards_of(cut, found)) <= set(cut.around(row, 3, 1))
+    near = cut.near(np.array([row, 0]), 3, 1, np.array([0.0, 1 - 2**-53]))
+    assert set(shards_of(cut, near[:1])) <= set(cut.around(row, 3, 1))
+    assert set(shards_of(cut, near[1:])) <= set(cut.around(0, 3, 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=counts,
+    shards=st.integers(1, 6),
+    batch=st.integers(1, 12),
+    accumulate=st.integers(1, 4),
+    ranks=st.integers(1, 5),
+    start=st.integers(0, 30),
+)
+def test_ranks_and_micro_batches_share_every_row_once_and_resume_gives_the_rest(
+    lengths, shards, batch, accumulate, ranks, start
+):
+    cut, total = windows(lengths, shards), sum(lengths)
+    plans = [Plan(batch, 2, 5, accumulate, (rank, ranks)) for rank in range(ranks)]
+    steps = [list(step_keys(total, plan, 0, cut)) for plan in plans]
+    for epoch in range(2):
+        keys = [
+            key
+            for own in steps
+            for s in own
+            if s.epoch == epoch
+            for cell in s.cells
+            for key in cell
+        ]
+        assert sorted(keys) == [(epoch, row) for row in range(total)]
+    for plan, own in zip(plans, steps, strict=True):
+        assert list(step_keys(total, plan, start, cut)) == [s for s in own if s.step >= start]
+
+
+def test_rows_are_mixed_over_the_whole_window():
+    """Neighbours in the order come from other shards as often as chance has it."""
+    cut = windows([50] * 32, 8)
+    order = shards_of(cut, cut.order(0, 0))
+    assert 0.8 < np.mean(order[1:] != order[:-1]) < 0.95  # 7/8 by chance
+    assert not np.array_equal(cut.order(0, 0), cut.order(0, 1))
