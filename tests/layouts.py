@@ -7,8 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from visiontrain.data.config import DataConfig
+from visiontrain.data.config import DataConfig, ShardingConfig
 from visiontrain.data.open import open_dataset
+from visiontrain.data.sharding import shard
 
 NAMES = ("cat", "dog")
 
@@ -141,6 +142,21 @@ def write_csv(root: Path) -> str:
     return str(root / "data.yaml")
 
 
+def write_shards(root: Path) -> str:
+    """The YOLO layout's pictures in their order, two tars or more for each split."""
+    out = root / "tars"
+    if not out.exists():
+        shard(
+            ShardingConfig(
+                data=DataConfig(source=write_yolo(root / "pictures")),
+                out=str(out),
+                shard_size=0.004,
+                shuffle=False,
+            )
+        )
+    return str(out)
+
+
 WRITERS = {
     "yolo": write_yolo,
     "coco": write_coco,
@@ -148,6 +164,7 @@ WRITERS = {
     "folder": write_folder,
     "csv": write_csv,
     "digits": write_digits,
+    "shards": write_shards,
 }
 
 

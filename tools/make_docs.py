@@ -21,6 +21,7 @@ from visiontrain.compare_config import CompareConfig
 from visiontrain.core.keys import ALIASES, MAIN_FIELD
 from visiontrain.core.section import Section, all_keys, annotation_of, kind_of, sections
 from visiontrain.core.shipped import presets
+from visiontrain.data.config import SHARDING_USES, ShardingConfig
 from visiontrain.predict_config import PredictConfig
 from visiontrain.recipe import USES, Run
 
@@ -39,10 +40,11 @@ ROOTS: dict[str, type[Section]] = {
     "val": Run,
     "predict": PredictConfig,
     "check": Run,
+    "data": ShardingConfig,
     "parity": Run,
     "compare": CompareConfig,
 }
-TYPED = USES | {"compare": COMPARE_USES}  # what each verb may be told
+TYPED = USES | {"compare": COMPARE_USES, "data": SHARDING_USES}  # what each verb may be told
 EXAMPLES = {
     "train": (
         "visiontrain train",
@@ -56,6 +58,11 @@ EXAMPLES = {
         "visiontrain predict weights=runs/detect/train source=pictures/ strategy=ddp",
     ),
     "check": ("visiontrain check data=my/data.yaml", "visiontrain check data=my/data.yaml --json"),
+    "data": (
+        "visiontrain data shard data=my/data.yaml out=shards",
+        "visiontrain data shard data=my/pictures out=shards split=train,val shard_size=512",
+        "visiontrain train data=shards",
+    ),
     "parity": (
         "visiontrain parity data=tiny epochs=5 strategy=ddp model.norm=group imgsz=64 batch=4",
     ),
@@ -88,6 +95,8 @@ OWN = {  # rows that mean something else to a verb
     },
 }
 NOTES = {
+    "data": "Writes every split as tars in WebDataset's layout, an index of where each image lies,\n"
+    "and a data.yaml, into a new folder. Nothing is left there when it is stopped.",
     "parity": "Compares 20 optimizer steps; ends with 0 when the mode is exact, with 1 otherwise.",
     "compare": "Trains in one mode after another from the same weights with the same samples;\n"
     "strategy.KEY=VALUE holds for every mode that has the key. Leaves a run folder per mode,\n"

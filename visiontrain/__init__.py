@@ -6,18 +6,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visiontrain.api import TrainedRun, compare, load, predict, train, val
+    from visiontrain.api import TrainedRun, compare, load, predict, shard, train, val
     from visiontrain.core.errors import (
         CheckpointError,
         ConfigError,
         DataError,
         DivergedError,
+        FetchError,
         OutOfMemoryError,
         RankError,
         StorageError,
         VisiontrainError,
     )
     from visiontrain.core.types import ClassScores, Detections
+    from visiontrain.data.sharding import Sharded
     from visiontrain.engine.classifier import Classifier
     from visiontrain.engine.detector import Detector
     from visiontrain.prediction import Predicted
@@ -36,6 +38,8 @@ _HOMES = {
     "Detections": "core.types",
     "Detector": "engine.detector",
     "DivergedError": "core.errors",
+    "FetchError": "core.errors",
+    "Sharded": "data.sharding",
     "OutOfMemoryError": "core.errors",
     "Predicted": "prediction",
     "RankError": "core.errors",
@@ -45,6 +49,7 @@ _HOMES = {
     "compare": "api",
     "load": "api",
     "predict": "api",
+    "shard": "api",
     "train": "api",
     "val": "api",
 }
@@ -59,9 +64,11 @@ __all__ = [
     "Detections",
     "Detector",
     "DivergedError",
+    "FetchError",
     "OutOfMemoryError",
     "Predicted",
     "RankError",
+    "Sharded",
     "StorageError",
     "TrainedRun",
     "VisiontrainError",
@@ -69,6 +76,7 @@ __all__ = [
     "compare",
     "load",
     "predict",
+    "shard",
     "train",
     "val",
 ]

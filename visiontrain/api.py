@@ -14,6 +14,8 @@ from visiontrain.compare_config import USES as COMPARE_USES
 from visiontrain.compare_config import CompareConfig
 from visiontrain.core.config import Below, from_keys, read_preset
 from visiontrain.core.shipped import shipped
+from visiontrain.data import sharding
+from visiontrain.data.config import SHARDING_USES, ShardingConfig
 from visiontrain.engine.classifier import Classifier
 from visiontrain.engine.detector import Detector
 from visiontrain.engine.run_folder import RunFolder
@@ -103,6 +105,19 @@ class CompareKeys(TrainKeys, total=False):
     check_steps: int
 
 
+class ShardKeys(TypedDict, total=False):
+    """The keys of `shard`."""
+
+    data: str | Path | Keys
+    task: Literal["detect", "classify"] | None
+    out: str | Path
+    split: Sequence[Literal["train", "val", "test"]]
+    shard_size: float
+    shuffle: bool
+    fraction: float
+    single_cls: bool
+
+
 class LoadKeys(TypedDict, total=False):
     """The keys of `load`: what counts as a detection, and where to compute."""
 
@@ -187,6 +202,18 @@ def compare(preset: str | Path | None = None, /, **keys: Unpack[CompareKeys]) ->
     base = None if preset is None else read_preset(CompareConfig, str(preset), shipped("cfg"))
     config = from_keys(CompareConfig, keys, base, COMPARE_USES, comparison.below)
     return comparison.compare(config, _log)
+
+
+def shard(**keys: Unpack[ShardKeys]) -> sharding.Sharded:
+    """Write a data set as tars with an index, for what outgrows a folder; keys as for `train`.
+
+    Returns:
+        What was written; its `folder` is what to give as `data`.
+
+    Raises:
+        VisiontrainError: with one line that says where, what it got, and what would do.
+    """
+    return sharding.shard(from_keys(ShardingConfig, keys, None, SHARDING_USES))
 
 
 def predict(**keys: Unpack[PredictKeys]) -> Predicted:

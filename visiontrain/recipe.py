@@ -38,6 +38,7 @@ FIXED = (  # what a run that goes on cannot change: its state and its place in t
     ("data", "train_images"),
     ("data", "fraction"),
     ("data", "single_cls"),
+    ("data", "window"),
     ("freeze",),
     ("ema",),
     ("optim", "kind"),
@@ -95,7 +96,7 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
     "train": tuple(name for name in Run.model_fields if name != "split"),
     "val": (
         *("data.source", "data.val_images", "data.single_cls", "data.workers", "data.cache"),
-        *("data.cache_dir", "data.strict", "data.max_pixels"),
+        *("data.cache_dir", "data.strict", "data.max_pixels", "data.shard_cache_gb"),
         *(f"strategy.{name}" for name in ("kind", "processes", "threads", "cuts", "offload")),
         *("strategy.timeout_s", "strategy.max_restarts"),
         *("task.conf", "task.iou", "task.nms", "task.max_det", "task.flip", "log.plots"),
@@ -104,7 +105,10 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
     ),
     "check": tuple(
         f"data.{name}"
-        for name in ("source", "train_images", "val_images", "fraction", "cache_dir", "max_pixels")
+        for name in (
+            *("source", "train_images", "val_images", "fraction", "cache_dir", "max_pixels"),
+            "shard_cache_gb",
+        )
     ),
     "parity": (
         *("data", "augment", "model", "optim", "strategy", "epochs", "batch", "accumulate"),

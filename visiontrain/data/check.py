@@ -20,6 +20,7 @@ from visiontrain.data.defects import DEFECTS, counted, describe, fatal, printabl
 from visiontrain.data.header import ImageError, read_header
 from visiontrain.data.images import FileImages
 from visiontrain.data.open import DataSpec
+from visiontrain.data.shard_images import ShardImages
 from visiontrain.data.table import Defect, Table
 
 EXAMPLES = 3  # defects of one kind shown to people
@@ -162,10 +163,10 @@ def _check_split(split: str, table: Table, seen: dict[bytes, str], *, decode: bo
 def _look(source: ImageSource, row: int, *, decode: bool) -> Look:
     """Read image `row` whole."""
     name = source.name(row)
-    if not isinstance(source, FileImages):
+    if not isinstance(source, FileImages | ShardImages):
         return Look(blake2b(source.read(row).tobytes(), digest_size=16).digest())
     try:
-        data = images.read_bytes(name)
+        data = source.read_bytes(row)
         digest = blake2b(data, digest_size=16).digest()
         head = read_header(io.BytesIO(data), name, source.max_pixels)
         if decode:

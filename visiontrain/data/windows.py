@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,15 +85,6 @@ class Windows:
         return self.starts[window][which] + places - before[which]
 
 
-class Sharded(Protocol):
-    """Images that lie in shards."""
-
-    @property
-    def starts(self) -> Rows:
-        """Where the rows of each shard begin, and where the last ones end (S + 1,)."""
-        ...
-
-
-def windows_of(images: Sharded, shards: int) -> Windows:
+def windows_of(starts: Rows, shards: int) -> Windows:
     """Return windows of `shards` shards; those without a row count for nothing."""
-    return Windows(np.unique(images.starts), shards)
+    return Windows(np.unique(starts), shards)
