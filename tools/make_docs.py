@@ -95,7 +95,7 @@ OWN = {  # rows that mean something else to a verb
     },
 }
 NOTES = {
-    "data": "Writes every split as tars in WebDataset's layout, an index of where each image lies,\n"
+    "data": "Writes every split as tars in WebDataset's layout, an index of where images lie,\n"
     "and a data.yaml, into a new folder. Nothing is left there when it is stopped.",
     "parity": "Compares 20 optimizer steps; ends with 0 when the mode is exact, with 1 otherwise.",
     "compare": "Trains in one mode after another from the same weights with the same samples;\n"
