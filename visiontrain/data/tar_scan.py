@@ -24,6 +24,8 @@ from visiontrain.data.walk import PICTURES
 PICKLED = frozenset({"pickle", "pkl", "pt", "pth", "pyd"})  # could run code when decoded
 LABELLED = ("cls", "json", "txt")  # a class, JSON, the name of a class; the first is taken
 END = bytes(tarfile.BLOCKSIZE)  # of zeros: what ends a tar
+# What tarfile raises at damaged headers: numbers that are none, or beyond any file.
+TROUBLE = (tarfile.TarError, ValueError, OverflowError, LookupError, OSError)
 LONGEST = 1 << 24  # bytes of a label that are believed
 Token = int | str  # a class, by number or name
 WHOLE = (0.0, 0.0, np.inf, np.inf)  # a class of a whole image, while its size is not asked for
@@ -77,11 +79,11 @@ def scan_tar(path: str, name: str, max_pixels: int) -> TarScan:
         with tarfile.open(path, "r:") as tar:
             for sample in _samples(tar, name, found):
                 _take(tar, sample, name, max_pixels, found)
-    except tarfile.TarError as error:
-        reason = f"no uncompressed tar ({error}); decompress it, or write it again"
-        found.defects.append(Defect(name, None, "unreadable-shard", reason))
     except OSError as error:
         reason = f"cannot be read ({error.strerror or error})"
+        found.defects.append(Defect(name, None, "unreadable-shard", reason))
+    except TROUBLE as error:
+        reason = f"no uncompressed tar ({error}); decompress it, or write it again"
         found.defects.append(Defect(name, None, "unreadable-shard", reason))
     return found
 
@@ -90,24 +92,23 @@ def _members(tar: tarfile.TarFile, name: str, found: TarScan) -> Iterator[tarfil
     """Yield plain files, up to where the tar ends or is damaged."""
     last, reason = "its start", ""
     try:
-        while (member := tar.next()) is not None:
+        for member in iter(tar.next, None):
             tar.members.clear()  # pyrefly: ignore - it would hold every header of a large tar
             last = member.name
+            if member.size < 0 or member.offset_data + member.size > found.size:
+                raise tarfile.ReadError("a member reaches past the end")
             unsafe = _unsafe(member)
             if unsafe:
                 place = f"{name}/{member.name}"
                 found.defects.append(Defect(place, None, "unsafe-member", unsafe))
-            elif member.offset_data + member.size > found.size:
-                break
             elif not member.isdir():
                 yield member
-        cast("IO[bytes]", tar.fileobj).seek(tar.offset)
-        if member is not None:
-            reason = "ends early"
-        elif cast("IO[bytes]", tar.fileobj).read(len(END)) != END:
-            reason = "is damaged or ends without its end mark"
-    except tarfile.TarError as error:
-        reason = f"is damaged ({error})"
+        file = cast("IO[bytes]", tar.fileobj)
+        file.seek(tar.offset)
+        if file.read(len(END)) != END:
+            reason = "is damaged, or lacks its end mark,"
+    except TROUBLE as error:
+        reason = f"is damaged or ends early ({error})"
     if reason:
         text = f"{reason} at or after {last}; what follows is lost"
         found.defects.append(Defect(name, None, "truncated-shard", text))
