@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import NAMES, PICTURES, WRITERS, opened, pixels, save
 
+from visiontrain.cli import main
 from visiontrain.core.errors import ConfigError, DataError, StorageError
 from visiontrain.data import shard_writer, shards
 from visiontrain.data.check import check
@@ -332,6 +333,22 @@ def test_check_sees_the_same_picture_in_two_splits(tmp_path):
 def test_keys_of_shards_are_refused_elsewhere(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.window: 4, but data=digits is digits, not sha"):
         opened("digits", tmp_path, window=4)
+
+
+def test_the_verb_writes_and_says_what_to_do_next(tmp_path, capsys):
+    out = tmp_path / "tars"
+    words = ["data", "shard", "data=digits", "data.train_images=3", "split=train", f"out={out}"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "train: 3 images in 1 tar",
+        f"{out}: 0.2 MB; train with data={out}",
+    ]
+    assert main(words) == 2
+    assert capsys.readouterr().err == (
+        f"visiontrain: out: {out} is not empty; name another folder\n"
+    )
+    assert main(["data", "cut"]) == 2
+    assert capsys.readouterr().err == "visiontrain: data: cut; write data shard KEY=VALUE\n"
 
 
 def test_pixels_are_the_pictures(tmp_path):

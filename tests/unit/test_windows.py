@@ -1,11 +1,20 @@
 """Windows of shards: every row once, some shards at a time, and partners from the same ones."""
 
+import hashlib
+from dataclasses import replace
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visiontrain.core.seed import generator
+from visiontrain.data.config import AugmentConfig, ClassifyAugment, DataConfig, ShardingConfig
+from visiontrain.data.loader import train_steps
+from visiontrain.data.open import open_dataset
 from visiontrain.data.sampler import Plan, step_keys
+from visiontrain.data.samples import training_set
+from visiontrain.data.sharding import shard
 from visiontrain.data.windows import Windows
 
 counts = st.lists(st.integers(1, 9), min_size=1, max_size=20)
@@ -81,3 +90,56 @@ def test_rows_are_mixed_over_the_whole_window():
     order = shards_of(cut, cut.order(0, 0))
     assert 0.8 < np.mean(order[1:] != order[:-1]) < 0.95  # 7/8 by chance
     assert not np.array_equal(cut.order(0, 0), cut.order(0, 1))
+
+
+def samples(table, augment, workers=0, ranks=1, start=0):
+    """Return {(step, id): hash of the picture and its labels}, of all ranks."""
+    data, found = training_set(table, 64, augment, seed=3, epochs=1), {}
+    for rank in range(ranks):
+        for step in train_steps(data, Plan(6, 1, 3, 1, (rank, ranks), workers), start):
+            for batch in step.micro_batches:
+                for k, row in enumerate(batch.ids.tolist()):
+                    rows = batch.targets[k][batch.targets[k, :, 0] >= 0]
+                    content = batch.images[k].numpy().tobytes() + rows.numpy().tobytes()
+                    found[step.step, row] = hashlib.sha256(content).hexdigest()
+    return {key: value for key, value in found.items() if key[1] >= 0}
+
+
+@pytest.mark.parametrize(
+    ("task", "augment"),
+    [
+        ("detect", AugmentConfig(mixup=0.5, copy_paste=0.5, close_mosaic=0)),
+        ("classify", ClassifyAugment(mixup=0.5, cutmix=0.5)),
+    ],
+)
+def test_samples_of_shards_are_the_same_for_any_loaders_and_ranks(task, augment, tmp_path):
+    source = DataConfig(source="digits", train_images=20, val_images=1)
+    out = str(tmp_path / "tars")
+    shard(ShardingConfig(data=source, task=task, out=out, shard_size=0.02, split=["train"]))
+    opened = open_dataset(DataConfig(source=out, window=2, train_images=20), task)
+    table = opened.table("train")
+    assert len(table.windows.starts) > 4
+    whole = samples(table, augment)
+    assert len(whole) == 20
+    assert samples(table, augment, workers=2, ranks=2) == whole
+    rest = {key: value for key, value in whole.items() if key[0] >= 2}
+    assert samples(table, augment, workers=1, start=2) == rest
+    read = []
+    spied = replace(table, images=Spy(table.images, read))
+    training_set(spied, 64, augment, seed=3, epochs=1).cell([(0, 7)], 0)
+    window = table.windows.around(7, 3, 0)
+    assert set(shards_of(table.windows, read).tolist()) <= set(window.tolist())
+
+
+class Spy:
+    """An ImageSource that notes which rows are read."""
+
+    def __init__(self, source, rows):
+        self.source, self.rows = source, rows
+
+    def __len__(self):
+        return len(self.source)
+
+    def read(self, row):
+        self.rows.append(row)
+        return self.source.read(row)
