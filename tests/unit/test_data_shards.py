@@ -330,6 +330,17 @@ def test_check_sees_the_same_picture_in_two_splits(tmp_path):
     assert "tars/train-000000.tar/000000.jpg in train" in report.splits[1].defects[0].reason
 
 
+def test_single_cls_makes_two_classes_of_one_place_one_box(tmp_path):
+    source = WRITERS["yolo"](tmp_path / "set")
+    label = tmp_path / "set/labels/train/d.txt"
+    label.write_text(label.read_text() + label.read_text().replace("0", "1", 1))
+    written(source, tmp_path / "tars")
+    for where in (source, tmp_path / "tars"):
+        one = opened(where, tmp_path / "cache", single_cls=True).table("train")
+        assert np.diff(one.offsets).tolist() == [2, 1, 0, 1]
+    assert len(opened(tmp_path / "tars", tmp_path / "cache").table("train").boxes) == 5
+
+
 def test_keys_of_shards_are_refused_elsewhere(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.window: 4, but data=digits is digits, not sha"):
         opened("digits", tmp_path, window=4)

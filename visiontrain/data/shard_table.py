@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,3 +153,21 @@ class Assembly:
             listed = ", ".join(f"{count:,} .{suffix}" for suffix, count in sorted(found.items()))
             reason = f"{listed}: never decoded, they could run code"
             self.defects.append(Defect(self.tars[0], None, "pickled-member", reason))
+
+
+def without_repeats(table: Table) -> Table:
+    """Return a table of boxes that are to be of one class: one place may have had two."""
+    boxes = Boxes(
+        image=np.repeat(np.arange(len(table)), np.diff(table.offsets)),
+        line=np.zeros(len(table.boxes), np.int64),
+        box=table.boxes.astype(np.float64),
+        label=table.classes.astype(np.int64),
+        crowd=table.crowd,
+        difficult=table.difficult,
+        area=table.area.astype(np.float64),
+    )
+    images = cast("ShardImages", table.images)
+    judge = Judge(table.names, images.name, single_cls=True)
+    usable = np.full(len(table), fill_value=True)
+    judged = assemble(images, table.sizes, usable, boxes, judge, table.defects)
+    return replace(judged, image_ids=table.image_ids)

@@ -24,7 +24,7 @@ from visiontrain.data.remote import GB, ShardStore, is_remote
 from visiontrain.data.scan import fingerprint
 from visiontrain.data.shard_images import ShardImages
 from visiontrain.data.shard_index import index_bytes, read_index, rows_of
-from visiontrain.data.shard_table import Assembly
+from visiontrain.data.shard_table import Assembly, without_repeats
 from visiontrain.data.table import Defect, Table
 from visiontrain.data.tar_scan import TarScan, scan_tar
 from visiontrain.data.windows import windows_of
@@ -84,7 +84,9 @@ class ShardReader:
         if len(names) != len(table.names):
             got = f"{counted(len(names), 'name')}, but {place} has {len(table.names)}"
             raise self.description.fail("names", got, "make them agree")
-        return replace(table, names=names)
+        table = replace(table, names=names)
+        single = self.description.single_cls and table.task == "detect"
+        return without_repeats(table) if single else table
 
     def _scanned(self, split: str, tars: Sequence[str]) -> Table:
         """Read through tars once; what is found is kept while none of them changes."""
