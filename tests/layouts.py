@@ -1,6 +1,8 @@
 """One small data set, written in every layout that is read."""
 
+import io
 import json
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,6 +157,20 @@ def write_shards(root: Path) -> str:
             )
         )
     return str(out)
+
+
+def write_more_shards(root, *members, content=None, cut=None):
+    """Add a tar of what may be wrong to good ones that have no index."""
+    folder = Path(write_shards(root))
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        for name in members:
+            info = tarfile.TarInfo(name)
+            info.size = 700
+            tar.addfile(info, io.BytesIO(bytes(700)))
+    (folder / "train-more.tar").write_bytes((content or data.getvalue())[:cut])
+    (folder / "data.yaml").write_text(f"format: shards\ntrain: train-*.tar\nnames: {list(NAMES)}\n")
+    return str(folder)
 
 
 WRITERS = {

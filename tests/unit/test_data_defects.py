@@ -1,24 +1,20 @@
 """One defective data set per row of the table of defects."""
 
-import io
 import json
 import os
 import sys
-import tarfile
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from layouts import (
-    NAMES,
     PICTURES,
     Picture,
     opened,
     save,
     voc_object,
     write_coco,
-    write_shards,
+    write_more_shards,
     write_voc,
     write_yolo,
 )
@@ -144,20 +140,6 @@ def annotation(inner):
     return f"<annotation>{inner}</annotation>"
 
 
-def shard_case(root, *members, content=None, cut=None):
-    """Add a tar to good ones."""
-    folder = Path(write_shards(root))
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w") as tar:
-        for name in members:
-            info = tarfile.TarInfo(name)
-            info.size = 700
-            tar.addfile(info, io.BytesIO(bytes(700)))
-    (folder / "train-more.tar").write_bytes((content or data.getvalue())[:cut])
-    (folder / "data.yaml").write_text(f"format: shards\ntrain: train-*.tar\nnames: {list(NAMES)}\n")
-    return str(folder)
-
-
 UNNAMED = voc_object("", (1, 1, 9, 9)).replace("<name></name>", "")
 BOMB = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>'
 OTHER_CASES = {
@@ -190,12 +172,12 @@ OTHER_CASES = {
         root, annotation("<size><width>1</width><height>2</height></size>")
     ),
     "voc/empty-box": lambda root: voc_case(root, annotation(voc_object("cat", (9, 9, 9, 20)))),
-    "shards/missing-label": lambda root: shard_case(root, "x.jpg"),
-    "shards/missing-image": lambda root: shard_case(root, "x.json"),
-    "shards/pickled-member": lambda root: shard_case(root, "x.pyd"),
-    "shards/unsafe-member": lambda root: shard_case(root, "../x.jpg"),
-    "shards/truncated-shard": lambda root: shard_case(root, "x.jpg", cut=900),
-    "shards/unreadable-shard": lambda root: shard_case(root, content=b"no tar" * 200),
+    "shards/missing-label": lambda root: write_more_shards(root, "x.jpg"),
+    "shards/missing-image": lambda root: write_more_shards(root, "x.json"),
+    "shards/pickled-member": lambda root: write_more_shards(root, "x.pyd"),
+    "shards/unsafe-member": lambda root: write_more_shards(root, "../x.jpg"),
+    "shards/truncated-shard": lambda root: write_more_shards(root, "x.jpg", cut=900),
+    "shards/unreadable-shard": lambda root: write_more_shards(root, content=b"no tar" * 200),
     "voc/missing-image": lambda root: voc_list(root, "nowhere"),
 }
 
