@@ -13,8 +13,11 @@ import yaml
 from layouts import WRITERS, opened
 
 from visiontrain.core.errors import ConfigError, DataError, FetchError
-from visiontrain.data.config import DataConfig, ShardingConfig
+from visiontrain.data import remote
+from visiontrain.data.config import DataConfig, NoAugment, ShardingConfig
+from visiontrain.data.loader import Plan, train_steps
 from visiontrain.data.remote import GB, ShardStore
+from visiontrain.data.samples import training_set
 from visiontrain.data.sharding import shard
 
 
@@ -133,6 +136,18 @@ def test_threads_fetch_once_too(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_tar_that_is_gone_ends_the_run_and_is_not_replaced(
+    workers, sharded, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(remote, "TRIES", 1)
+    table = opened(sharded, tmp_path / "cache").table("train")
+    fsspec.filesystem("memory").rm(table.images.tars[-1])
+    data = training_set(table, 32, NoAugment(), seed=0, epochs=1)
+    with pytest.raises(FetchError, match="cannot be fetched"):
+        list(train_steps(data, Plan(2, 1, 0, workers=workers), 0))
 
 
 def test_what_cannot_be_fetched_is_told_in_one_line_and_stops(tmp_path, monkeypatch):
