@@ -1,14 +1,17 @@
 """One small data set, written in every layout that is read."""
 
+import io
 import json
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from visiontrain.data.config import DataConfig
+from visiontrain.data.config import DataConfig, ShardingConfig
 from visiontrain.data.open import open_dataset
+from visiontrain.data.sharding import shard
 
 NAMES = ("cat", "dog")
 
@@ -141,6 +144,35 @@ def write_csv(root: Path) -> str:
     return str(root / "data.yaml")
 
 
+def write_shards(root: Path) -> str:
+    """The YOLO layout's pictures in their order, two tars or more for each split."""
+    out = root / "tars"
+    if not out.exists():
+        shard(
+            ShardingConfig(
+                data=DataConfig(source=write_yolo(root / "pictures")),
+                out=str(out),
+                shard_size=0.004,
+                shuffle=False,
+            )
+        )
+    return str(out)
+
+
+def write_more_shards(root, *members, content=None, cut=None):
+    """Add a tar of what may be wrong to good ones that have no index."""
+    folder = Path(write_shards(root))
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        for name in members:
+            info = tarfile.TarInfo(name)
+            info.size = 700
+            tar.addfile(info, io.BytesIO(bytes(700)))
+    (folder / "train-more.tar").write_bytes((content or data.getvalue())[:cut])
+    (folder / "data.yaml").write_text(f"format: shards\ntrain: train-*.tar\nnames: {list(NAMES)}\n")
+    return str(folder)
+
+
 WRITERS = {
     "yolo": write_yolo,
     "coco": write_coco,
@@ -148,6 +180,7 @@ WRITERS = {
     "folder": write_folder,
     "csv": write_csv,
     "digits": write_digits,
+    "shards": write_shards,
 }
 
 

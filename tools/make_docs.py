@@ -29,6 +29,7 @@ from visiontrain.core.section import (
     sections,
 )
 from visiontrain.core.shipped import presets
+from visiontrain.data.config import SHARDING_USES, ShardingConfig
 from visiontrain.predict_config import PredictConfig
 from visiontrain.recipe import USES, Run
 
@@ -47,10 +48,11 @@ ROOTS: dict[str, type[Section]] = {
     "val": Run,
     "predict": PredictConfig,
     "check": Run,
+    "data": ShardingConfig,
     "parity": Run,
     "compare": CompareConfig,
 }
-TYPED = USES | {"compare": COMPARE_USES}  # what each verb may be told
+TYPED = USES | {"compare": COMPARE_USES, "data": SHARDING_USES}  # what each verb may be told
 EXAMPLES = {
     "train": (
         "visiontrain train",
@@ -67,6 +69,11 @@ EXAMPLES = {
         "visiontrain check data=my/data.yaml",
         "visiontrain check data=my/data.yaml imgsz=640 out=checked",
         "visiontrain check data=my/data.yaml --json",
+    ),
+    "data": (
+        "visiontrain data shard data=my/data.yaml out=shards",
+        "visiontrain data shard data=my/pictures out=shards split=train,val shard_size=512",
+        "visiontrain train data=shards",
     ),
     "parity": (
         "visiontrain parity data=tiny epochs=5 strategy=ddp model.norm=group imgsz=64 batch=4",
@@ -116,6 +123,8 @@ OWN = {  # rows that mean something else to a verb
 NOTES = {
     "check": "Ends with 3 when no run would start on it, or a split cannot be read; with 0 when\n"
     "there are warnings only.",
+    "data": "Writes every split as tars in WebDataset's layout, an index of where images lie,\n"
+    "and a data.yaml, into a new folder. Nothing is left there when it is stopped.",
     "parity": "Compares 20 optimizer steps; ends with 0 when the mode is exact, with 1 otherwise.",
     "compare": "Trains in one mode after another from the same weights with the same samples;\n"
     "strategy.KEY=VALUE holds for every mode that has the key. Leaves a run folder per mode,\n"

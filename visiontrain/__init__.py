@@ -6,12 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visiontrain.api import TrainedRun, compare, load, predict, train, val
+    from visiontrain.api import TrainedRun, compare, load, predict, shard, train, val
     from visiontrain.core.errors import (
         CheckpointError,
         ConfigError,
         DataError,
         DivergedError,
+        FetchError,
         OutOfMemoryError,
         RankError,
         StorageError,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from visiontrain.core.own import Data
     from visiontrain.core.types import Batch, ClassScores, Detections, Sample
     from visiontrain.data.own import TorchData
+    from visiontrain.data.sharding import Sharded
     from visiontrain.engine.classifier import Classifier
     from visiontrain.engine.detector import Detector
     from visiontrain.prediction import Predicted
@@ -41,11 +43,13 @@ _HOMES = {
     "Detections": "core.types",
     "Detector": "engine.detector",
     "DivergedError": "core.errors",
+    "FetchError": "core.errors",
     "Logger": "core.interfaces",
     "OutOfMemoryError": "core.errors",
     "Predicted": "prediction",
     "RankError": "core.errors",
     "Sample": "core.types",
+    "Sharded": "data.sharding",
     "StorageError": "core.errors",
     "TorchData": "data.own",
     "TrainedRun": "api",
@@ -54,6 +58,7 @@ _HOMES = {
     "compare": "api",
     "load": "api",
     "predict": "api",
+    "shard": "api",
     "train": "api",
     "val": "api",
 }
@@ -70,11 +75,13 @@ __all__ = [
     "Detections",
     "Detector",
     "DivergedError",
+    "FetchError",
     "Logger",
     "OutOfMemoryError",
     "Predicted",
     "RankError",
     "Sample",
+    "Sharded",
     "StorageError",
     "TorchData",
     "TrainedRun",
@@ -84,6 +91,7 @@ __all__ = [
     "compare",
     "load",
     "predict",
+    "shard",
     "train",
     "val",
 ]

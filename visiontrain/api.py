@@ -20,6 +20,8 @@ from visiontrain.core.interfaces import Logger
 from visiontrain.core.own import Data, passed, taken_apart
 from visiontrain.core.shipped import shipped
 from visiontrain.core.types import Batch, Sample
+from visiontrain.data import sharding
+from visiontrain.data.config import SHARDING_USES, ShardingConfig
 from visiontrain.engine.classifier import Classifier
 from visiontrain.engine.detector import Detector
 from visiontrain.engine.run_folder import RunFolder
@@ -110,6 +112,19 @@ class CompareKeys(TrainKeys, total=False):
     strategies: Sequence[str | Keys]
     check: bool
     check_steps: int
+
+
+class ShardKeys(TypedDict, total=False):
+    """The keys of `shard`."""
+
+    data: str | Path | Keys
+    task: Literal["detect", "classify"] | None
+    out: str | Path
+    split: Sequence[Literal["train", "val", "test"]]
+    shard_size: float
+    shuffle: bool
+    fraction: float
+    single_cls: bool
 
 
 class LoadKeys(TypedDict, total=False):
@@ -204,6 +219,18 @@ def compare(preset: str | Path | None = None, /, **keys: Unpack[CompareKeys]) ->
     base = None if preset is None else read_preset(CompareConfig, str(preset), shipped("cfg"))
     config = from_keys(CompareConfig, taken_apart(keys), base, COMPARE_USES, comparison.below)
     return comparison.compare(config, _log)
+
+
+def shard(**keys: Unpack[ShardKeys]) -> sharding.Sharded:
+    """Write a data set as tars with an index, for what outgrows a folder; keys as for `train`.
+
+    Returns:
+        What was written; its `folder` is what to give as `data`.
+
+    Raises:
+        VisiontrainError: with one line that says where, what it got, and what would do.
+    """
+    return sharding.shard(from_keys(ShardingConfig, keys, None, SHARDING_USES))
 
 
 def predict(**keys: Unpack[PredictKeys]) -> Predicted:

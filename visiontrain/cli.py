@@ -15,6 +15,7 @@ VERBS = {
     "val": "score weights on a split of a data set",
     "predict": "draw boxes on pictures, folders and videos",
     "check": "read a data set: what is wrong with it, what it has twice, what would help",
+    "data": "write a data set as tars, for what outgrows a folder: data shard",
     "parity": "measure whether a training mode equals one device on your configuration",
     "compare": "train in several modes from the same weights and see what each gives and costs",
 }
@@ -123,6 +124,21 @@ def _check(words: Sequence[str]) -> int:
     return DATA_ERROR if report.failed else 0
 
 
+def _data(words: Sequence[str]) -> int:
+    from visiontrain.core.config import load  # noqa: PLC0415
+    from visiontrain.core.errors import ConfigError  # noqa: PLC0415
+    from visiontrain.core.shipped import shipped  # noqa: PLC0415
+    from visiontrain.data.config import SHARDING_USES, ShardingConfig  # noqa: PLC0415
+
+    if words[:1] != ["shard"]:
+        raise ConfigError(f"data: {' '.join(words[:1]) or 'nothing'}; write data shard KEY=VALUE")
+    config = load(ShardingConfig, words[1:], shipped("cfg"), SHARDING_USES)
+    from visiontrain.data.sharding import shard  # noqa: PLC0415
+
+    print("\n".join(shard(config).lines()))
+    return 0
+
+
 def _parity(words: Sequence[str]) -> int:
     run = _load_run("parity", words)
     from visiontrain.commands import parity  # noqa: PLC0415
@@ -177,6 +193,7 @@ RUN: dict[str, Callable[[Sequence[str]], int]] = {
     "val": _val,
     "predict": _predict,
     "check": _check,
+    "data": _data,
     "parity": _parity,
     "compare": _compare,
 }

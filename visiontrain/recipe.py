@@ -42,6 +42,7 @@ FIXED = (  # what a run that goes on cannot change: its state and its place in t
     ("data", "overlap"),
     ("data", "balance"),
     ("data", "balance_threshold"),
+    ("data", "window"),
     ("freeze",),
     ("ema",),
     ("optim", "kind"),
@@ -98,15 +99,9 @@ class Run(Section):
 USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest would change nothing
     "train": tuple(name for name in Run.model_fields if name != "split"),
     "val": (
-        *(
-            "data.source",
-            "data.own",
-            "data.val_images",
-            "data.single_cls",
-            "data.workers",
-            "data.cache",
-        ),
-        *("data.cache_dir", "data.strict", "data.max_pixels", "data.tile", "data.overlap"),
+        *("data.source", "data.own", "data.val_images", "data.single_cls", "data.workers"),
+        *("data.cache", "data.cache_dir", "data.strict", "data.max_pixels", "data.tile"),
+        *("data.overlap", "data.shard_cache_gb"),
         *(f"strategy.{name}" for name in ("kind", "processes", "threads", "cuts", "offload")),
         *("strategy.timeout_s", "strategy.max_restarts"),
         *("task.conf", "task.iou", "task.nms", "task.max_det", "task.flip", "log.plots"),
@@ -115,7 +110,7 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
     ),
     "check": (
         *("data.source", "data.train_images", "data.val_images", "data.fraction"),
-        *("data.cache_dir", "data.max_pixels", "imgsz", "out"),
+        *("data.cache_dir", "data.max_pixels", "data.shard_cache_gb", "imgsz", "out"),
     ),
     "parity": (
         *("data", "augment", "model", "optim", "strategy", "epochs", "batch", "accumulate"),

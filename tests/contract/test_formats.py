@@ -9,7 +9,7 @@ from layouts import LABELS, NAMES, PICTURES, WRITERS, opened, pixels
 
 from visiontrain.data.registry import FORMATS
 
-BOXED = ("coco", "voc", "yolo")
+BOXED = ("coco", "shards", "voc", "yolo")
 
 
 def written(kind, tmp_path, **settings):

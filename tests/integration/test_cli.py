@@ -101,7 +101,7 @@ def test_the_module_is_the_program():
         (
             ["export"],
             2,
-            "export: no such verb; take one of train, val, predict, check, parity, compare",
+            "export: no such verb; take one of train, val, predict, check, data, parity, compare",
         ),
         (["train", "epochs=0"], 2, "epochs: 0; "),
         (["train", "split=test"], 2, "split: 'test'; it would change nothing here"),
@@ -111,6 +111,8 @@ def test_the_module_is_the_program():
         (["val", "weights=absent"], 2, "weights: absent not found; "),
         (["train", "data=absent.yaml"], 3, "data: nothing at absent.yaml"),
         (["check", "data=absent.yaml"], 3, "data: nothing at absent.yaml"),
+        (["data", "shard", "data=tiny"], 2, "out: not given; add out=VALUE"),
+        (["data", "shard", "data=absent.yaml", "out=x"], 3, "data: nothing at absent.yaml"),
         (["parity", "data=absent.yaml", "strategy=ddp"], 3, "data: nothing at absent.yaml"),
     ],
 )

@@ -7,7 +7,17 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from layouts import PICTURES, Picture, opened, save, voc_object, write_coco, write_voc, write_yolo
+from layouts import (
+    PICTURES,
+    Picture,
+    opened,
+    save,
+    voc_object,
+    write_coco,
+    write_more_shards,
+    write_voc,
+    write_yolo,
+)
 
 from visiontrain.core.errors import DataError
 from visiontrain.data.check import check
@@ -169,6 +179,12 @@ OTHER_CASES = {
         root, annotation("<size><width>1</width><height>2</height></size>")
     ),
     "voc/empty-box": lambda root: voc_case(root, annotation(voc_object("cat", (9, 9, 9, 20)))),
+    "shards/missing-label": lambda root: write_more_shards(root, "x.jpg"),
+    "shards/missing-image": lambda root: write_more_shards(root, "x.json"),
+    "shards/pickled-member": lambda root: write_more_shards(root, "x.pyd"),
+    "shards/unsafe-member": lambda root: write_more_shards(root, "../x.jpg"),
+    "shards/truncated-shard": lambda root: write_more_shards(root, "x.jpg", cut=900),
+    "shards/unreadable-shard": lambda root: write_more_shards(root, content=b"no tar" * 200),
     "voc/missing-image": lambda root: voc_list(root, "nowhere"),
 }
 

@@ -3,6 +3,7 @@
 VisiontrainError
 ├── ConfigError        2   a key, a type or a value that cannot be used
 ├── DataError          3   data that cannot be read or trained on
+├── FetchError         3   a file at a URL that cannot be fetched
 ├── CheckpointError    2   a checkpoint or weights file that cannot be used
 ├── OutOfMemoryError   4   memory ran out
 ├── DivergedError      5   the loss stayed non-finite after roll-backs
@@ -27,6 +28,12 @@ class ConfigError(VisiontrainError, ValueError):
 
 class DataError(VisiontrainError, ValueError):
     """Data that cannot be read or trained on."""
+
+    exit_code = 3
+
+
+class FetchError(VisiontrainError):
+    """A file at a URL that cannot be fetched; no DataError, since nothing takes its place."""
 
     exit_code = 3
 

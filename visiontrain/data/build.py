@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visiontrain.core.interfaces import ImageSource
-from visiontrain.data.images import FileImages
+from visiontrain.data.images import StoredImages
 from visiontrain.data.scan import Scan
 from visiontrain.data.table import Defect, Table
 
@@ -152,7 +152,7 @@ def _box(boxes: Boxes, row: int) -> str:
 
 def build(
     names: Sequence[str],
-    images: FileImages,
+    images: StoredImages,
     seen: Scan,
     labels: Labels,
     label_file: Callable[[int], str],
@@ -161,18 +161,39 @@ def build(
 ) -> Table:
     """Put the usable images and boxes into a table; everything else is among its defects."""
     judge = Judge(names, label_file, single_cls=single_cls)
-    boxes = arrays(labels)
     usable = seen.usable.copy()
     usable[list(labels.dropped)] = False
-    boxes = judge(boxes.keep(usable[boxes.image]), seen.sizes)
+    defects = (*seen.defects, *labels.defects)
+    return assemble(images, seen.sizes, usable, arrays(labels), judge, defects)
+
+
+def assemble(
+    images: StoredImages,
+    sizes: NDArray[np.int32],
+    usable: NDArray[np.bool_],
+    boxes: Boxes,
+    judge: Judge,
+    defects: Sequence[Defect] = (),
+) -> Table:
+    """Put images and boxes, in the order of their images, into a table.
+
+    Args:
+        images: all that are listed (N).
+        sizes: of each (N, 2).
+        usable: which of them can be used (N,).
+        boxes: of all images.
+        judge: says which boxes can be used.
+        defects: that were found before.
+    """
+    boxes = judge(boxes.keep(usable[boxes.image]), sizes)
     rows = np.flatnonzero(usable)
     numbers = np.cumsum(usable) - 1  # of the rows that stay
     return table_of(
-        names,
-        FileImages(images.paths.select(rows), images.max_pixels),
-        seen.sizes[rows],
+        judge.names,
+        images.select(rows),
+        sizes[rows],
         replace(boxes, image=numbers[boxes.image]),
-        (*seen.defects, *labels.defects, *judge.defects),
+        (*defects, *judge.defects),
     )
 
 
@@ -203,7 +224,7 @@ def table_of(
 
 def build_labelled(  # noqa: PLR0913 - what a reader found
     names: Sequence[str],
-    images: FileImages,
+    images: StoredImages,
     seen: Scan,
     labels: Sequence[tuple[int, int]],
     dropped: Collection[int] = (),
@@ -229,7 +250,7 @@ def build_labelled(  # noqa: PLR0913 - what a reader found
     kept = usable[owner]
     return whole_images(
         names,
-        FileImages(images.paths.select(rows), images.max_pixels),
+        images.select(rows),
         seen.sizes[rows],
         label[kept],
         np.bincount(owner[kept], minlength=len(usable))[usable],

@@ -19,6 +19,7 @@ from visiontrain.data.atomic import written
 from visiontrain.data.header import ImageError
 from visiontrain.data.images import FileImages, Pixels
 from visiontrain.data.scan import fingerprint
+from visiontrain.data.shard_images import ShardImages
 from visiontrain.data.table import Table
 
 MAGIC = b"visiontrain-cache-1\n"
@@ -30,11 +31,17 @@ def keep_images(table: Table, kind: str, folder: Path) -> Table:
     """Return `table` with its images read from a cache: `none`, `ram` or `disk`."""
     if kind == "ram":
         return replace(table, images=RamCache(table.images, table.sizes))
-    if kind == "disk" and isinstance(table.images, FileImages):
-        paths = table.images.paths
-        key = fingerprint(paths, table.images.max_pixels, VERSION)
+    if kind == "disk" and isinstance(table.images, FileImages | ShardImages):
+        key = key_of(table.images)
         return replace(table, images=DiskCache(table.images, table.sizes, folder, key))
     return table  # composed scenes have no files to spare; a cache on disk gains nothing
+
+
+def key_of(images: FileImages | ShardImages) -> str:
+    """Hash which images these are, and how they are decoded."""
+    if isinstance(images, ShardImages):
+        return images.fingerprint(VERSION)
+    return fingerprint(images.paths, images.max_pixels, VERSION)
 
 
 def spans(sizes: NDArray[np.int32]) -> NDArray[np.int64]:

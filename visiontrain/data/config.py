@@ -48,6 +48,12 @@ class DataConfig(Section):
         "none", description="keep decoded images in memory, or in a file outside your data"
     )
     cache_dir: str | None = Field(None, description="where cache=disk writes; default: user cache")
+    window: int = Field(
+        16, ge=1, description="shards: how many are read at a time, in each a part of the epoch"
+    )
+    shard_cache_gb: float = Field(
+        20.0, gt=0, description="shards at URLs: GB of copies that are kept, the oldest go first"
+    )
     strict: bool = Field(False, description="stop at the first bad image or label")
     max_pixels: int = Field(
         64_000_000, ge=1, description="refuse larger images from their header, before decoding"
@@ -66,6 +72,30 @@ class DataConfig(Section):
     def tiling(self) -> Tiling | None:
         """How images are cut, if they are."""
         return None if self.tile is None else Tiling.of(self.tile, self.overlap)
+
+
+class ShardingConfig(Section):
+    """A data set, and the tars to write of it."""
+
+    data: DataConfig = DataConfig()
+    task: Literal["detect", "classify"] | None = Field(
+        None, description="what digits and tiny are written for; elsewhere the labels say it"
+    )
+    out: str = Field(description="new folder for the tars, outside of the data set's")
+    split: list[Literal["train", "val", "test"]] = Field(
+        [], description="splits to write; default: all"
+    )
+    shard_size: float = Field(256.0, gt=0, description="MB per tar, about")
+    shuffle: bool = Field(
+        True, description="mix the images once, so that every tar has some of everything"
+    )
+
+
+SHARDING_USES = (  # what `visiontrain data shard` may be told
+    *(f"data.{name}" for name in ("source", "train_images", "val_images", "fraction")),
+    *(f"data.{name}" for name in ("single_cls", "strict", "cache_dir", "max_pixels")),
+    *("data.shard_cache_gb", "task", "out", "split", "shard_size", "shuffle"),
+)
 
 
 class AugmentConfig(Section):

@@ -15,6 +15,7 @@ DEFECTS: dict[str, tuple[Effect, str]] = {
     "duplicate-image": ("none", "the same picture in two splits: scores would flatter"),
     "near-duplicate": ("none", "almost the same picture in two splits: scores would flatter"),
     "hollow-image": ("none", "a JPEG with its end marker but not all of its picture: grey parts"),
+    "pickled-member": ("none", "members that could run code when decoded; they never are"),
     "size-mismatch": ("doubtful", "the labels are of an image of another size; they are used"),
     "box-outside": ("clipped", "a box reaches more than 1 % of the side out of the image"),
     "malformed-row": ("box dropped", "a label without the numbers a box needs"),
@@ -29,6 +30,10 @@ DEFECTS: dict[str, tuple[Effect, str]] = {
     "unknown-format": ("image dropped", "no image format that is read"),
     "tiny-image": ("image dropped", "a side is shorter than 10 pixels"),
     "huge-image": ("image dropped", "more pixels than data.max_pixels"),
+    "missing-label": ("image dropped", "a sample of a shard has no label that is read"),
+    "unsafe-member": ("image dropped", "a shard's member is no plain file, or its name leads out"),
+    "truncated-shard": ("image dropped", "a shard ends early: what would follow is not there"),
+    "unreadable-shard": ("image dropped", "a shard is missing, or no tar, or another than indexed"),
     "unreadable-labels": ("image dropped", "the label file cannot be parsed"),
     "class-range": ("stops", "a class that is not among the names"),
 }

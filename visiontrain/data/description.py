@@ -74,6 +74,8 @@ class Description:
     single_cls: bool  # boxes of all classes are alike
     shipped: bool = False  # the YAML is the package's: no data lie beside it
     task: str | None = None  # what the run is to learn, if it says so
+    window: int = 16  # shards that are read at a time
+    shard_cache_gb: float = 20.0  # of copies of shards at URLs
 
     def fail(self, key: str, got: str, advice: str) -> ConfigError:
         """Return the error for `key`, to be raised."""

@@ -7,13 +7,14 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL.JpegImagePlugin import JpegImageFile
 
+from visiontrain.core.interfaces import ImageSource
 from visiontrain.data.header import Header, ImageError, read_header
 
 Pixels = NDArray[np.uint8]
@@ -42,9 +43,33 @@ class Paths:
     def __iter__(self) -> Iterator[str]:
         return (self[row] for row in range(len(self)))
 
+    @classmethod
+    def of_arrays(cls, blob: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Self:
+        """Return the paths that lie in `blob`, path i at offsets[i] : offsets[i + 1]."""
+        paths = cls(())
+        paths.blob, paths.offsets = blob, offsets
+        return paths
+
     def select(self, rows: NDArray[np.int64]) -> Paths:
         """Return the paths of `rows`."""
         return Paths(self[row] for row in rows)
+
+
+class StoredImages(ImageSource, Protocol):
+    """An ImageSource of encoded images, of which some can be chosen."""
+
+    @property
+    def max_pixels(self) -> int:
+        """Larger images are refused."""
+        ...
+
+    def read_bytes(self, row: int) -> bytes:
+        """Return the file of image `row`; raise ImageError when it cannot be read."""
+        ...
+
+    def select(self, rows: NDArray[np.int64]) -> Self:
+        """Return the images of `rows`."""
+        ...
 
 
 class FileImages:
@@ -59,8 +84,15 @@ class FileImages:
 
     def read(self, row: int) -> Pixels:
         """Decode image `row` (H, W, 3), RGB, upright."""
-        path = self.paths[row]
-        return decode(read_bytes(path), path, self.max_pixels)
+        return decode(self.read_bytes(row), self.paths[row], self.max_pixels)
+
+    def read_bytes(self, row: int) -> bytes:
+        """Return the file's content."""
+        return read_bytes(self.paths[row])
+
+    def select(self, rows: NDArray[np.int64]) -> Self:
+        """Return the images of `rows`."""
+        return type(self)(self.paths.select(rows), self.max_pixels)
 
     def name(self, row: int) -> str:
         """Return the file's path."""

@@ -16,6 +16,7 @@ from visiontrain.data import images
 from visiontrain.data.defects import DEFECTS
 from visiontrain.data.header import ImageError, read_header
 from visiontrain.data.images import FileImages
+from visiontrain.data.shard_images import ShardImages
 from visiontrain.data.table import Defect, Table
 from visiontrain.data.twins import Pixels, difference_hash, find_twins, small_copy
 
@@ -53,11 +54,11 @@ def look_at_all(table: Table, *, decode: bool) -> list[Look]:
 
 def _look(source: ImageSource, row: int, *, decode: bool) -> Look:
     name, pixels = source.name(row), None
-    if not isinstance(source, FileImages):
+    if not isinstance(source, FileImages | ShardImages):
         pixels = source.read(row)
         return _seen(blake2b(pixels.tobytes(), digest_size=16).digest(), pixels)
     try:
-        data = images.read_bytes(name)
+        data = source.read_bytes(row)
         digest = blake2b(data, digest_size=16).digest()
         head = read_header(io.BytesIO(data), name, source.max_pixels)
         if decode:

@@ -27,6 +27,7 @@ from visiontrain.data.images import FileImages
 from visiontrain.data.own import OwnReader
 from visiontrain.data.registry import FORMATS
 from visiontrain.data.scan import decode_all
+from visiontrain.data.shard_images import ShardImages
 from visiontrain.data.table import Table
 from visiontrain.data.tiles import tiled
 
@@ -78,7 +79,7 @@ class DataSpec:
             more = f" ({counted(len(table.defects), 'defect')}: {summary(table.defects)})"
             raise DataError(f"{describe(worst)}{more}; {self._advice}")
         self._refuse_empty(split, table)
-        if self.config.strict and isinstance(table.images, FileImages):
+        if self.config.strict and isinstance(table.images, FileImages | ShardImages):
             decode_all(table.images)
         return keep_images(table, self.config.cache, cache_folder(self.config.cache_dir))
 
@@ -151,6 +152,7 @@ def open_dataset(config: DataConfig, task: str | None = None) -> DataSpec:
     kind = description.values.get("format", "yolo")
     if kind not in FORMATS:
         raise description.fail("format", f"got {kind!r}", f"one of {', '.join(FORMATS)}")
+    _refuse_idle_keys(config, kind, description)
     reader = FORMATS[kind](description)
     _check_task(task, reader, f"{description.where} ({kind})")
     key = "defaults" if reader.task == "detect" else "defaults_classify"
@@ -200,6 +202,16 @@ def _check_task(task: str | None, reader: Reader, where: str) -> None:
         raise ConfigError(
             f"task: {task}, but {where} holds {holds}; take task={reader.task} or other data"
         )
+
+
+def _refuse_idle_keys(config: DataConfig, kind: str, description: Description) -> None:
+    """Refuse what only says something of shards where there are none."""
+    for key in ("window", "shard_cache_gb") if kind != "shards" else ():
+        value = getattr(config, key)
+        if value != DataConfig.model_fields[key].default:
+            raise ConfigError(
+                f"data.{key}: {value}, but {description.where} is {kind}, not shards; leave it out"
+            )
 
 
 def shipped_sets() -> dict[str, Path]:
@@ -262,6 +274,8 @@ def _describe(place: Path, config: DataConfig, environment: Path | None) -> Desc
         max_pixels=config.max_pixels,
         single_cls=config.single_cls,
         shipped=ours,
+        window=config.window,
+        shard_cache_gb=config.shard_cache_gb,
     )
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from visiontrain.core.seed import generator
 from visiontrain.data.config import DataConfig
 from visiontrain.data.table import Table
+from visiontrain.data.windows import Windows
 
 Entries = NDArray[np.int64]  # row + k * N for the k-th repetition of a row in its epoch
 Floats = NDArray[np.float64]
@@ -108,8 +109,37 @@ class Balanced:
         return self.chosen(random.random(count), np.full(count, entry), images, at)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Windowed:
+    """Another order, window by window: of shards, a few are read at a time."""
+
+    inner: Order
+    windows: Windows
+
+    def __call__(self, images: int, seed: int, epoch: int) -> Entries:
+        """Return the entries of the other order, those of a window together."""
+        entries = self.inner(images, seed, epoch)
+        numbers = self.windows.numbers(entries % images, seed, epoch)
+        return entries[np.argsort(numbers, kind="stable")]
+
+    def chosen(self, draws: Floats, entries: Entries, images: int, at: When) -> Entries:
+        """Choose rows that are read together with `entries`, each as often."""
+        return self.windows.near(entries % images, *at, draws)
+
+    def draw(
+        self, random: np.random.Generator, count: int, entry: int, images: int, at: When
+    ) -> Entries:
+        """Draw rows that are read together with `entry`, each as often."""
+        return self.windows.draw(entry % images, *at, random, count)
+
+
 def order_of(config: DataConfig, table: Table) -> Order:
     """Return the order in which a run goes through `table`."""
+    order = _balanced(config, table)
+    return order if table.windows is None else Windowed(order, table.windows)
+
+
+def _balanced(config: DataConfig, table: Table) -> Order:
     if config.balance == "none":
         return SHUFFLED
     owner, label = image_classes(table)
@@ -174,6 +204,7 @@ def repeat_factors(
 
 def clause(config: DataConfig, order: Order) -> str:
     """Say for the heading of a run what balancing does to it; nothing where there is none."""
+    order = order.inner if isinstance(order, Windowed) else order
     if not isinstance(order, Balanced):
         return ""
     least, most = float(order.expected.min()), float(order.expected.max())

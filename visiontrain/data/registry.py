@@ -9,6 +9,7 @@ from visiontrain.data.csv import CsvReader
 from visiontrain.data.description import Description, Reader
 from visiontrain.data.digits import DigitReader
 from visiontrain.data.folder import FolderReader
+from visiontrain.data.shards import ShardReader
 from visiontrain.data.voc import VocReader
 from visiontrain.data.yolo import YoloReader
 
@@ -19,4 +20,5 @@ FORMATS: dict[str, Callable[[Description], Reader]] = {
     "folder": FolderReader,
     "csv": CsvReader,
     "digits": DigitReader,
+    "shards": ShardReader,
 }

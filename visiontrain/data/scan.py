@@ -9,13 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visiontrain.data.atomic import replace_file
 from visiontrain.data.header import ImageError, read_header
-from visiontrain.data.images import FileImages, Paths, decode, is_decodable
+from visiontrain.data.images import Paths, StoredImages, decode, is_decodable
 from visiontrain.data.table import Defect
 
 VERSION = 3  # of what is checked; a change makes remembered scans void
@@ -68,7 +69,7 @@ def scan(paths: Paths, max_pixels: int, cache: Path) -> Scan:
     return result
 
 
-def fingerprint(paths: Paths, *key: int) -> str:
+def fingerprint(paths: Paths, *key: object) -> str:
     """Hash the paths, sizes and times of change of files, and `key`."""
     digest = blake2b(repr(key).encode(), digest_size=16)
     for path in paths:
@@ -98,17 +99,26 @@ def look(path: str, max_pixels: int) -> Found:
 
 def _look(path: str, max_pixels: int) -> Found:
     with Path(path).open("rb") as file:
-        head = read_header(file, path, max_pixels)
-        file.seek(0, io.SEEK_END)
-        file.seek(max(0, file.tell() - TAIL))
-        complete = head.format != "jpeg" or END in file.read()
-        if min(head.size) < SMALLEST:
-            reason = f"{head.size[0]} x {head.size[1]}; a side is shorter than {SMALLEST} pixels"
-            raise ImageError(path, "tiny-image", reason)
-        defect = None
-        if not complete:
-            file.seek(0)
-            defect = _judge_end(file.read(), path, max_pixels)
+        return look_into(file, path, max_pixels)
+
+
+def look_into(file: BinaryIO, name: str, max_pixels: int) -> Found:
+    """Judge an open file.
+
+    Raises:
+        ImageError: it cannot be used.
+    """
+    head = read_header(file, name, max_pixels)
+    file.seek(0, io.SEEK_END)
+    file.seek(max(0, file.tell() - TAIL))
+    complete = head.format != "jpeg" or END in file.read()
+    if min(head.size) < SMALLEST:
+        reason = f"{head.size[0]} x {head.size[1]}; a side is shorter than {SMALLEST} pixels"
+        raise ImageError(name, "tiny-image", reason)
+    defect = None
+    if not complete:
+        file.seek(0)
+        defect = _judge_end(file.read(), name, max_pixels)
     return Found(head.size, defect)
 
 
@@ -120,7 +130,7 @@ def _judge_end(data: bytes, path: str, max_pixels: int) -> Defect | None:
     return None  # something else follows the picture, as some phones write
 
 
-def decode_all(source: FileImages) -> None:
+def decode_all(source: StoredImages) -> None:
     """Decode every image, keeping none.
 
     Raises:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visiontrain.core.interfaces import ImageSource
+from visiontrain.data.windows import Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Table:
     category_ids: NDArray[np.int64] | None = None  # (C,): likewise; None: the classes
     task: Literal["detect", "classify"] = "detect"  # what the labels say: boxes, or classes alone
     several: bool = False  # an image may have any number of classes
+    windows: Windows | None = None  # of shards: which rows are read together
 
     def __len__(self) -> int:
         return len(self.sizes)

@@ -65,6 +65,7 @@ def tiled(table: Table, tiling: Tiling) -> Tiled:
     boxes = np.concatenate([part[1] for part in parts])
     counts = np.concatenate([part[2] for part in parts])
     shares = np.concatenate([part[3] for part in parts])
+    windows = table.windows
     cut = replace(
         table,
         images=TileImages(table.images, owner, rects),
@@ -76,6 +77,7 @@ def tiled(table: Table, tiling: Tiling) -> Tiled:
         difficult=table.difficult[index],
         area=(table.area[index] * shares).astype(np.float32),
         image_ids=None,
+        windows=windows and replace(windows, starts=np.searchsorted(owner, windows.starts)),
     )
     return Tiled(cut, owner, rects)
 

@@ -1,0 +1,154 @@
+"""Files at URLs: copied whole into a folder of bounded size when they are first read."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, cast
+
+from visiontrain.core.errors import ConfigError, FetchError
+from visiontrain.core.explain import short
+from visiontrain.data.atomic import written
+
+TRIES = 3
+PAUSE_S = 1.0  # before the second try; twice as long before each later one
+STALE_S = 86_400  # age from which an unfinished copy is nobody's any more
+GB = 10**9
+FULL = {errno.ENOSPC, errno.EDQUOT}
+CHUNK = 1 << 20  # bytes copied at a time
+
+
+def is_remote(place: str) -> bool:
+    """Tell a URL from a path."""
+    return "://" in place
+
+
+class ShardStore:
+    """Where files lie locally: paths as they are, URLs as copies.
+
+    A copy appears complete or not at all, and processes that want the same one wait for the first.
+    Its time of change is that of its last use; the longest unused go first.
+    """
+
+    def __init__(self, folder: Path, limit_gb: float, pause_s: float = PAUSE_S) -> None:
+        self.folder = folder / "shards"
+        self.limit = int(limit_gb * GB)
+        self.pause_s = pause_s
+
+    def local(self, place: str, size: int | None = None) -> str:
+        """Return the path of a file's content; a copy may vanish later: then ask again.
+
+        Args:
+            place: a path or a URL.
+            size: bytes that the file must have, where that is known.
+
+        Raises:
+            FetchError: the URL cannot be read.
+        """
+        if not is_remote(place):
+            return place
+        copy = self._copy(place)
+        with suppress(OSError):
+            os.utime(copy)
+            return str(copy)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _alone(self.folder / f".{copy.name}.lock"):
+                if not copy.exists():
+                    self._make_room(size or 0, copy)
+                    self._fetch(place, copy, size)
+                    self._make_room(0, copy)
+        except OSError as error:
+            raise FetchError(
+                f"{self.folder}: cannot hold a copy of {place} ({error.strerror or error}); make "
+                "room, or set data.cache_dir"
+            ) from error
+        return str(copy)
+
+    def _copy(self, place: str) -> Path:
+        key = blake2b(place.encode(), digest_size=8).hexdigest()
+        return self.folder / f"{key}-{place.rsplit('/', 1)[-1]}"
+
+    def _fetch(self, place: str, copy: Path, size: int | None) -> None:
+        length = self._download(place, copy, TRIES)
+        if size is not None and length != size:
+            copy.unlink(missing_ok=True)
+            raise FetchError(
+                f"{place}: has {length:,} bytes, its index says {size:,}; index it anew"
+            )
+
+    def _download(self, place: str, copy: Path, tries: int) -> int:
+        try:
+            return _download(place, copy)
+        except FetchError:
+            if tries == 1:
+                raise
+        time.sleep(self.pause_s * 2 ** (TRIES - tries))
+        return self._download(place, copy, tries - 1)
+
+    def _make_room(self, wanted: int, kept: Path) -> None:
+        """Remove the copies unused for longest until `wanted` bytes more fit."""
+        copies = []
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):  # another process removes, too
+                status = path.stat()
+                if not path.name.startswith("."):
+                    copies.append((status.st_mtime, status.st_size, path))
+                elif path.suffix != ".lock" and time.time() - status.st_mtime > STALE_S:
+                    path.unlink()
+        total = wanted + sum(size for _, size, _ in copies)
+        for _, size, path in sorted(copies):
+            if total <= self.limit:
+                return
+            if path != kept:
+                path.unlink(missing_ok=True)
+                total -= size
+
+
+def _download(place: str, copy: Path) -> int:
+    """Copy a file; return its bytes."""
+    try:
+        import fsspec  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise ConfigError(
+            f"{place}: URLs are read by fsspec; pip install 'visiontrain[remote]', or give a path"
+        ) from None
+    if "::" in place:
+        raise ConfigError(f"{place}: a chain of URLs; give a single one")
+    try:
+        with cast("Any", fsspec.open(place, "rb")) as source, written(copy) as file:
+            shutil.copyfileobj(source, file, CHUNK)
+            return file.tell()
+    except Exception as error:
+        if isinstance(error, OSError) and _is_ours(error, copy):
+            raise
+        reason = short(f"{type(error).__name__}: {error}")
+        raise FetchError(
+            f"{place}: cannot be fetched ({reason}); check the address, access and the network"
+        ) from error
+
+
+def _is_ours(error: OSError, copy: Path) -> bool:
+    """Tell a folder of ours that cannot be written from a file that cannot be read."""
+    return error.errno in FULL or str(error.filename).startswith(str(copy.parent))
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let one thread of one process at a time in; where files cannot be locked, all of them."""
+    with path.open("w") as file:
+        # Not lockf, which knows processes only: threads read shards, too.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)  # a fork may hold the file open
