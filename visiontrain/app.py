@@ -13,7 +13,7 @@ from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.core.interfaces import Progress, VisionModel
 from visiontrain.core.memory import peak_rss_mb
 from visiontrain.core.own import Objects, with_objects
-from visiontrain.core.types import Batch, ClassRows, Outcome, Place
+from visiontrain.core.types import Batch, Outcome, Place
 from visiontrain.data.config import sides
 from visiontrain.data.defects import counted
 from visiontrain.data.loader import (
@@ -39,12 +39,11 @@ from visiontrain.engine.parts import FitSettings, Parts, StepSource
 from visiontrain.engine.predictor import filled
 from visiontrain.engine.saving import Saver
 from visiontrain.engine.trainer import Trainer
-from visiontrain.engine.weights import Weights, WeightsMeta, digest, load_weights, start_from
+from visiontrain.engine.weights import Weights, WeightsMeta, load_weights
 from visiontrain.loggers.console import Silent
 from visiontrain.loggers.registry import build_loggers, build_progress
 from visiontrain.metrics.registry import EVALUATORS
 from visiontrain.models.config import OwnModel
-from visiontrain.models.registry import build_model, check_input, pretrained, public
 from visiontrain.prepare import (
     config_sha256,
     folder_of,
@@ -58,7 +57,9 @@ from visiontrain.report.results import (
     score_lines,
     write_results,
 )
+from visiontrain.start import build_fresh
 from visiontrain.strategies.base import Strategy
+from visiontrain.strategies.precision import slow
 from visiontrain.strategies.registry import build_strategy
 from visiontrain.tasks.registry import as_task, build_task
 
@@ -152,18 +153,27 @@ def heading(
 ) -> list[str]:
     """Say in two lines what is about to be trained on what, and where it goes."""
     training, balance = data.table, clause(run.data, data.order)
-    given = f"{run.data.source}: {counted(len(training), 'image')} to train on"
-    scored = f"{len(validation)} to score"
+    what = "image" if run.data.tile is None else "tile"
+    given = f"{run.data.source}: {counted(len(training), what)} to train on"
+    images = "" if what == "image" else " images"
+    scored = f"{len(validation)}{images} to score"
     if training.task == "detect":
         scored += f", {len(training.boxes)} and {len(validation.boxes)} boxes"
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     mode = run.strategy.kind + (f" on {place.world} processes" if place.world > 1 else "")
     how = f"{kind_of(run.optim)} {peak(run.optim):g}, {run.precision}, {place.device.type}, {mode}"
-    return [
+    name = run.model.own.ref if isinstance(run.model, OwnModel) else run.model.kind
+    lines = [
         f"{given}, {scored} of {counted(len(training.names), 'class')}{balance}",
-        f"{run.model.kind}, {size:.1f} M parameters, {run.imgsz} px, batch {run.batch}, {how}; "
+        f"{name}, {size:.1f} M parameters, {run.imgsz} px, batch {run.batch}, {how}; "
         f"results go to {run.out}",
     ]
+    if slow(run.precision, place.device):
+        lines.append(
+            f"precision={run.precision}: this CPU has no instructions for it and takes several "
+            "times as long as with fp32"
+        )
+    return lines
 
 
 def build_traced(run_json: str, place: Place, objects: Objects) -> tuple[Learner, Iterator[Step]]:
@@ -176,51 +186,6 @@ def build_traced(run_json: str, place: Place, objects: Objects) -> tuple[Learner
     model = build_fresh(run, spec.names, Silent())
     learner = build_learner(run, model, spec.names, schedule, strategy)
     return learner, step_source(run, samples_of(run, table), strategy)(0, frozenset())
-
-
-def build_fresh(run: Run, names: Sequence[str], progress: Progress | None) -> VisionModel:
-    """Make the model from the seed, and what it starts from; not where a checkpoint will come.
-
-    Args:
-        run: the config.
-        names: the classes.
-        progress: is told what the model starts from; None when a checkpoint will be loaded.
-    """
-    for side in sides(run.imgsz, run.augment):
-        check_input(run.model, side, run.task.kind)
-    torch.manual_seed(run.seed)
-    model = build_model(run.model, len(names), run.task.kind)
-    if progress is None:
-        return model
-    weights = starting_weights(run)
-    if weights is not None:
-        started = start_from(weights, model.state_dict(), names, class_rows(run))
-        model.load_state_dict(started.tensors)
-        progress.message(started.line)
-        return model
-    backbone = pretrained(run.model)
-    if backbone:
-        model.load_state_dict(model.state_dict() | backbone)
-        progress.message(f"backbone: {len(backbone)} pretrained tensors")
-    return model
-
-
-def initial_sha256(run: Run) -> str:
-    """Return the `digest` of what a training begins with, before any mode places it."""
-    return digest(
-        build_fresh(run, open_dataset(run.data, run.task.kind).names, Silent()).state_dict()
-    )
-
-
-def starting_weights(run: Run) -> Weights | None:
-    """Return the whole detector that a run starts from: a file, a run or public weights."""
-    if run.weights is not None:
-        return load_weights(run.weights)
-    found = public(run.model)
-    if found is None:
-        return None
-    tensors, names = found
-    return Weights(WeightsMeta(run.task.kind, run.model.model_dump(), names, run.imgsz), tensors)
 
 
 def build_learner(
@@ -241,15 +206,6 @@ def build_learner(
         seed=run.seed,
         ema=start_average(model, strategy.precision.weights) if run.ema else None,
     )
-
-
-def class_rows(run: Run) -> Mapping[str, ClassRows]:
-    """Name the tensors with rows for each class: those whose shape tells one class from two."""
-    with torch.device("meta"):
-        models = [build_model(run.model, count, run.task.kind) for count in (1, 2)]
-    one, two = (model.state_dict() for model in models)
-    known = models[0].class_rows
-    return {n: known.get(n, ClassRows()) for n in one if one[n].shape != two[n].shape}
 
 
 def samples_of(run: Run, table: Table) -> Training:

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import torch
 
 from visiontrain import __version__, commands
-from visiontrain.app import initial_sha256
 from visiontrain.compare_config import CompareConfig, Mode, modes, run_of, shared_keys
 from visiontrain.core.config import build, merge
 from visiontrain.core.errors import CheckpointError, ConfigError, VisiontrainError
@@ -27,6 +26,7 @@ from visiontrain.prepare import below as below_a_run
 from visiontrain.prepare import config_sha256, goes_on, settled
 from visiontrain.recipe import Run
 from visiontrain.report.compare import Comparison, Row, measured, related
+from visiontrain.start import initial_sha256
 from visiontrain.strategies.config import Single
 from visiontrain.strategies.devices import devices
 from visiontrain.strategies.environment import cores, launched

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from small import KEYS, config, digests
 
-from visiontrain import app, cli, commands, comparison
+from visiontrain import app, cli, commands, comparison, start
 from visiontrain.compare_config import USES, CompareConfig, modes
 from visiontrain.core.config import from_keys, load
 from visiontrain.core.errors import ConfigError, RankError
@@ -75,7 +75,7 @@ def test_a_row_per_mode_says_what_its_run_did(compared):
     assert two["difference"] == pytest.approx(two["map"] - one["map"])
     assert two["speedup"] == pytest.approx(two["images_per_s"] / one["images_per_s"])
     assert two["efficiency"] == pytest.approx(two["speedup"] / 2)
-    model = app.build_fresh(config(compared), [str(n) for n in range(10)], None)
+    model = start.build_fresh(config(compared), [str(n) for n in range(10)], None)
     size = sum(4 * p.numel() for p in model.parameters())
     assert two["bytes_per_step"] == pytest.approx(size, rel=1e-3)  # ring: 2 (W - 1) / W
     with (compared / "compare.csv").open() as file:
@@ -117,8 +117,8 @@ def begun(out, kind):
 
 
 def test_every_mode_begins_with_the_same_weights(ranks, tmp_path):
-    want = app.initial_sha256(config(tmp_path))
-    assert want != app.initial_sha256(config(tmp_path, seed=1))
+    want = start.initial_sha256(config(tmp_path))
+    assert want != start.initial_sha256(config(tmp_path, seed=1))
     for kind in ("ddp", "fsdp", "pipeline"):
         assert ranks(2).run(begun, tmp_path, kind)[0] == want
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small import config, prepared
 
-from visiontrain import app
+from visiontrain import start
 from visiontrain.core.config import from_keys, load
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.yaml_loader import load_yaml
@@ -137,7 +137,7 @@ def test_weights_are_taken_whatever_lies_where_the_program_is_started(tmp_path, 
     prepared(tmp_path, epochs=1)[1].fit()
     monkeypatch.chdir(tmp_path)  # ./checkpoints is there
     run = config(None, weights=tmp_path, seed=3)
-    model = app.build_fresh(run, list("0123456789"), Silent())
+    model = start.build_fresh(run, list("0123456789"), Silent())
     saved = load_weights(tmp_path).tensors
     assert all(torch.equal(t, saved[name]) for name, t in model.state_dict().items())
 

@@ -12,7 +12,6 @@ from pydantic import TypeAdapter
 from torch import nn
 from torchvision.models import detection
 
-from visiontrain.app import class_rows, starting_weights
 from visiontrain.core.config import from_keys
 from visiontrain.core.errors import CheckpointError, ConfigError
 from visiontrain.core.types import Batch, ClassRows
@@ -23,6 +22,7 @@ from visiontrain.models.config import ModelConfig
 from visiontrain.models.registry import build_model
 from visiontrain.models.torchvision_detectors import PREFIX
 from visiontrain.recipe import Run
+from visiontrain.start import class_rows, starting_weights
 from visiontrain.tasks.config import DetectConfig
 from visiontrain.tasks.registry import build_task
 
