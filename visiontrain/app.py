@@ -61,6 +61,7 @@ from visiontrain.start import build_fresh
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.precision import slow
 from visiontrain.strategies.registry import build_strategy
+from visiontrain.tasks.config import DetectConfig
 from visiontrain.tasks.registry import as_task, build_task
 
 
@@ -78,7 +79,7 @@ def build(run: Run, place: Place) -> Trainer:
     """
     strategy = build_strategy(run.strategy, place, run.precision)
     spec, (whole, scored) = read_tables(run, ("train", "val"), strategy)
-    training, validation = spec.cut(whole), scoring_set(scored, run.imgsz, run.data.tiling)
+    training, validation = spec.cut(whole), scored_of(run, scored)
     progress = build_progress(run.log) if place.is_main else Silent()
     for line in spec.remarks({"train": whole, "val": scored}):
         progress.message(line)
@@ -208,6 +209,12 @@ def build_learner(
     )
 
 
+def scored_of(run: Run, table: Table) -> Scoring:
+    """Return what a run is scored on."""
+    most = run.task.max_det if isinstance(run.task, DetectConfig) else 0
+    return scoring_set(table, run.imgsz, run.data.tiling, most)
+
+
 def samples_of(run: Run, table: Table) -> Training:
     """Return what a run trains on. Small pictures are all read here."""
     order = order_of(run.data, table)
@@ -303,7 +310,7 @@ def score(run: Run, place: Place) -> int:
     model = filled(weights, str(run.weights), own)
     strategy.setup(model)
     trained = Trained(strategy, build_task(run.task, len(table.names), run.model), model)
-    evaluation = score_set(run, trained, scoring_set(table, run.imgsz, run.data.tiling))
+    evaluation = score_set(run, trained, scored_of(run, table))
     outcome = Outcome(evaluation.metrics, 0, evaluation.rows)
     finish(run, outcome, strategy, table, progress)
     return 0

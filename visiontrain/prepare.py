@@ -189,8 +189,15 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
     source = given.get("data", {}).get("source")
     if source is not None and _absolute(source) != base.get("data", {}).get("source"):
         base.pop("data", None)  # what it says, such as a cap, is meant for other data
+    if meta.tile is not None:
+        side, overlap = meta.tile
+        base["data"] = {"tile": side, "overlap": overlap / side} | base.get("data", {})
     tree = merge(Run, base, given) | {"model": dict(meta.model), "resume": False}
     tree["task"] = {**tree["task"], "loss": None}  # nothing is trained
+    if "model.own" in objects and meta.model.get("kind") != "object":
+        raise ConfigError(
+            f"model: {run.weights} holds {meta.model.get('kind')}, no model of yours; leave it out"
+        )
     run = with_objects(_settle(tree), objects)
     refuse_missing(run, "visiontrain.val(weights=WEIGHTS, {})")
     run = _placed(run, claim(run.out, Path(run.project) / meta.task, run.name))

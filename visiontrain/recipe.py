@@ -163,6 +163,10 @@ IDLE: Sequence[tuple[str, Callable[[Run], bool], str]] = (  # key, whether it is
         )
     ),
     *((f"task.{key}", lambda run: not foreign(run), "take model=yolo_n") for key in OWN_LOSS),
+    *(
+        (f"task.{key}", lambda run: run.task.loss is None, "it is our loss's: pass no loss=")
+        for key in (*OWN_LOSS, "smoothing", "class_weights")
+    ),
     ("freeze", lambda run: not foreign(run), "take model.trainable_layers"),
     ("recompute", lambda run: not foreign(run), "take model=yolo_n"),
     ("optim.beta2", lambda run: run.optim.kind in ("auto", "adamw"), "take optim=adamw"),

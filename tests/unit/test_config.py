@@ -198,7 +198,7 @@ def test_the_config_round_trips_through_yaml():
 def test_no_augmentation_drops_what_a_data_set_recommends():
     recommended = {"imgsz": 160, "augment": {"mosaic": 0.0, "scale": 0.2}}
     run = build(Run, merge(Run, recommended, typed("augment=none")))
-    assert (run.imgsz, run.augment.model_dump()) == (160, {"kind": "none"})
+    assert (run.imgsz, run.augment.model_dump()) == (160, {"kind": "none", "own": None})
     run = build(Run, merge(Run, recommended, typed("augment.scale=0.3")))
     assert (run.augment.kind, run.augment.mosaic, run.augment.scale) == ("standard", 0.0, 0.3)
 

@@ -141,7 +141,7 @@ def test_changes_of_the_users_stay_inside_the_image():
         return vt.Sample(sample.image[:10], sample.classes, np.asarray(sample.boxes) * 2)
 
     rows = np.array([[3, 1, 1, 4, 4, 1], [2, 10, 10, 14, 14, 1]], np.float32)
-    found = changed(Found(0, GREY, rows), doubled, np.random.default_rng(0))
+    found = changed(Found(0, GREY, rows), doubled, np.random.default_rng(0), 4)
     assert found.targets.tolist() == [[3, 2, 2, 8, 8, 1]]  # the other one is cut away
 
 

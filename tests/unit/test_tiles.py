@@ -68,7 +68,7 @@ def test_the_likeliest_whole_box_is_taken_and_neighbours_stay_apart():
     rects = np.array([[0, 0, 100, 100], [60, 0, 160, 100]], np.float64)
     rows = np.array(
         [
-            [0, 62, 10, 82, 30, 0.6, 1],  # whole in both tiles, better in the other
+            [0, 62, 12, 82, 30, 0.9, 1],  # whole in both tiles, as likely in the other
             [1, 3, 11, 23, 31, 0.9, 1],
             [0, 85, 50, 100, 80, 0.8, 1],  # cut by the first tile's border
             [1, 25, 50, 75, 80, 0.7, 1],
@@ -77,9 +77,10 @@ def test_the_likeliest_whole_box_is_taken_and_neighbours_stay_apart():
         np.float64,
     )
     found = merge_rows(rows, np.zeros(2, np.int64), rects)
-    found = found[np.argsort(-found[:, 5])]
+    assert merge_rows(rows[::-1], np.zeros(2, np.int64), rects).tolist() == found.tolist()
+    assert len(merge_rows(rows, np.zeros(2, np.int64), rects, 2)) == 2
     assert found.tolist() == [
-        [0, 63, 11, 83, 31, 0.9, 1],
+        [0, 62, 12, 82, 30, 0.9, 1],
         [0, 85, 50, 135, 80, 0.8, 1],
         [0, 62, 10, 82, 30, 0.5, 0],
     ]
@@ -104,7 +105,7 @@ def test_a_table_of_tiles_has_the_boxes_that_are_seen():
 def test_scores_of_tiles_are_those_of_whole_images():
     pictures = [np.zeros((64, 150, 3), np.uint8), np.zeros((30, 20, 3), np.uint8)]
     boxes = [np.array([[0, 20, 5, 60, 50]], np.float32), np.zeros((0, 5), np.float32)]
-    data = TiledEval(memory_table(pictures, boxes), 64, Tiling(64, 16))
+    data = TiledEval(memory_table(pictures, boxes), 64, Tiling(64, 16), 300)
     batch = data.cell(range(len(data)))
     assert (len(data), len(data.table), batch.ids.tolist()) == (4, 2, [0, 1, 2, 3])
     import torch  # noqa: PLC0415

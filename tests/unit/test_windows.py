@@ -50,11 +50,17 @@ def test_every_row_comes_once_and_shards_come_a_window_at_a_time(lengths, shards
 def test_partners_are_from_the_window_that_a_row_is_read_in(lengths, shards, row, draws):
     cut = windows(lengths, shards)
     row %= sum(lengths)
-    found = cut.draw(row, 3, 1, generator(row), draws)
-    assert set(shards_of(cut, found)) <= set(cut.around(row, 3, 1))
-    near = cut.near(np.array([row, 0]), 3, 1, np.array([0.0, 1 - 2**-53]))
-    assert set(shards_of(cut, near[:1])) <= set(cut.around(row, 3, 1))
-    assert set(shards_of(cut, near[1:])) <= set(cut.around(0, 3, 1))
+    at, many = (3, 1), np.full(draws, row)
+    found = cut.near(many, at, generator(row).random(draws))
+    assert set(shards_of(cut, found)) <= set(cut.around(row, *at))
+    near = cut.near(np.array([row, 0]), at, np.array([0.0, 1 - 2**-53]))
+    assert set(shards_of(cut, near[:1])) <= set(cut.around(row, *at))
+    assert set(shards_of(cut, near[1:])) <= set(cut.around(0, *at))
+    wanted = np.arange(1.0, sum(lengths) + 1) % 3  # a third of the rows never
+    weighed = cut.near(many, at, generator(row).random(draws), np.cumsum(wanted))
+    assert set(shards_of(cut, weighed)) <= set(cut.around(row, *at))
+    alike = cut.near(many, at, generator(row).random(draws), np.arange(1.0, sum(lengths) + 1))
+    assert np.array_equal(alike, found)
 
 
 @settings(max_examples=60, deadline=None)
@@ -160,3 +166,14 @@ def test_balanced_entries_of_shards_come_a_window_at_a_time():
     numbers = cut.numbers(entries % 60, 3, 1)
     assert numbers.tolist() == sorted(numbers.tolist())
     assert set(numbers.tolist()) == {0, 1, 2}
+
+
+def test_partners_in_a_window_come_as_often_as_the_balance_wants_them():
+    """A single window is the whole set: what it chooses is what the other order chooses."""
+    expected = np.where(np.arange(60) % 10 == 0, 5.5, 0.5)
+    inner = Balanced(expected, np.cumsum(expected), np.zeros(60, int))
+    at, draws, entries = (0, 0), (np.arange(600) + 0.5) / 600, np.zeros(600, np.int64)
+    whole = Windowed(inner, windows([10] * 6, 6)).chosen(draws, entries, 60, at)
+    assert np.mean(whole % 10 == 0) == np.mean(inner.chosen(draws, entries, 60, at) % 10 == 0)
+    part = Windowed(inner, windows([10] * 6, 2)).chosen(draws, entries, 60, at)
+    assert 0.5 < np.mean(part % 10 == 0) < 0.6  # 11 of 20

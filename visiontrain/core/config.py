@@ -137,7 +137,10 @@ def merge(root: type[Section], old: Mapping[str, Any], new: Mapping[str, Any]) -
     for key, value in new.items():
         before, field = out.get(key), root.model_fields.get(key)
         if field and isinstance(before, Mapping) and isinstance(value, Mapping):
-            out[key] = {**_kept(sections(field.annotation), before, value), **value}
+            kept = _kept(sections(field.annotation), before, value)
+            if "source" in value:  # other data take the place of a data set in Python
+                kept = {name: part for name, part in kept.items() if name != "own"}
+            out[key] = {**kept, **value}
         else:
             out[key] = value
     return out

@@ -165,7 +165,7 @@ def _about_sizes(table: Table, imgsz: int) -> list[str]:
         longest = int(np.median(table.sizes.max(axis=1)))
         larger = min(2 * imgsz, -(-longest // 32) * 32)
         ways = [f"imgsz={larger}"] if larger > imgsz else []
-        ways += ["model.finest=4", "pictures cut into tiles"]
+        ways += ["model.finest=4", "data.tile=640"]
         share = sizes.tiny_at_imgsz / sizes.boxes
         lines.append(
             f"{share:.0%} of the boxes are below {TINY} px at imgsz={imgsz} and hard to find; try "

@@ -113,7 +113,8 @@ class TrainSet:
         found = Found(row, image, self.table.targets(row))
         if self.own is None:
             return found
-        return changed(found, self.own, generator(self.seed, "own", *stream, row))
+        random = generator(self.seed, "own", *stream, row)
+        return changed(found, self.own, random, len(self.table.names))
 
     def _partners(
         self, key: Key, random: np.random.Generator, count: int, *stream: int | str

@@ -94,6 +94,8 @@ class DataSpec:
         for split, table in tables.items():
             if table.defects:
                 found = f"{self.source}: {split}: {summary(table.defects)}"
+                if self.config.own is not None:  # there is no check of it
+                    found += f"; first: {describe(table.defects[0])}"
                 lines.append(f"{found}; {self._advice}")
         return [printable(line) for line in lines]
 
@@ -106,6 +108,8 @@ class DataSpec:
 
     @property
     def _advice(self) -> str:
+        if self.config.own is not None:
+            return "mend them in the data set"
         return f"`visiontrain check data={self.source} --json` lists them all"
 
     def _choice(self, split: str) -> Choice:
@@ -180,6 +184,10 @@ def _own(config: DataConfig, own: Own, task: str | None) -> DataSpec:
         raise ConfigError(
             f"data: {own.ref}; pass visiontrain.Data(train=..., val=..., names=[...])"
         )
+    for key in ("window", "shard_cache_gb", "max_pixels", "cache_dir"):
+        _refuse_idle(config, key, f"{own.ref} is a data set in Python")
+    if config.cache == "disk":
+        raise ConfigError(f"data.cache: disk, but {own.ref} is a data set in Python; take ram")
     reader = OwnReader(own.value, own.ref)
     _check_task(task, reader, own.ref)
     return DataSpec(
@@ -207,11 +215,13 @@ def _check_task(task: str | None, reader: Reader, where: str) -> None:
 def _refuse_idle_keys(config: DataConfig, kind: str, description: Description) -> None:
     """Refuse what only says something of shards where there are none."""
     for key in ("window", "shard_cache_gb") if kind != "shards" else ():
-        value = getattr(config, key)
-        if value != DataConfig.model_fields[key].default:
-            raise ConfigError(
-                f"data.{key}: {value}, but {description.where} is {kind}, not shards; leave it out"
-            )
+        _refuse_idle(config, key, f"{description.where} is {kind}, not shards")
+
+
+def _refuse_idle(config: DataConfig, key: str, reason: str) -> None:
+    value = getattr(config, key)
+    if value != DataConfig.model_fields[key].default:
+        raise ConfigError(f"data.{key}: {value}, but {reason}; leave it out")
 
 
 def shipped_sets() -> dict[str, Path]:

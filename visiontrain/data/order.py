@@ -123,14 +123,15 @@ class Windowed:
         return entries[np.argsort(numbers, kind="stable")]
 
     def chosen(self, draws: Floats, entries: Entries, images: int, at: When) -> Entries:
-        """Choose rows that are read together with `entries`, each as often."""
-        return self.windows.near(entries % images, *at, draws)
+        """Choose rows that are read together with `entries`, as often as the other order does."""
+        ends = self.inner.ends if isinstance(self.inner, Balanced) else None
+        return self.windows.near(entries % images, at, draws, ends)
 
     def draw(
         self, random: np.random.Generator, count: int, entry: int, images: int, at: When
     ) -> Entries:
-        """Draw rows that are read together with `entry`, each as often."""
-        return self.windows.draw(entry % images, *at, random, count)
+        """Draw rows that are read together with `entry`, as often as the other order does."""
+        return self.chosen(random.random(count), np.full(count, entry), images, at)
 
 
 def order_of(config: DataConfig, table: Table) -> Order:

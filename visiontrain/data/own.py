@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from visiontrain.core.errors import ConfigError, DataError
+from visiontrain.core.errors import ConfigError, DataError, VisiontrainError
 from visiontrain.core.explain import short
 from visiontrain.core.own import Data, DataSet
 from visiontrain.core.types import Sample
@@ -39,7 +39,7 @@ class OwnReader:
         self.names = unique_names([str(name) for name in data.names], "data")
         first = OwnImages(data.train, "train", range(1)).sample(0)
         self.task = "classify" if first.boxes is None else "detect"
-        self.several = self.task == "classify" and not np.isscalar(first.classes)
+        self.several = self.task == "classify" and np.ndim(first.classes) > 0
 
     def read(self, split: str, choice: Choice) -> Table:
         """Read every sample once for its size and its labels; pixels are not kept.
@@ -137,6 +137,8 @@ class OwnImages:
         where = self.name(row)
         try:
             sample = self.dataset[int(self.rows[row])]
+        except VisiontrainError:
+            raise
         except Exception as error:
             reason = short(f"{type(error).__name__}: {error}")
             raise DataError(f"{where}: {reason}; mend it in the data set") from error
@@ -146,7 +148,8 @@ class OwnImages:
                 "torch Dataset in visiontrain.TorchData"
             )
         image = sample.image
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+        good = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size
+        if not good or image.shape[2:] != (3,):
             got = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
             raise DataError(f"{where}: image: {got}; give a numpy array of uint8, (H, W, 3), RGB")
         return sample

@@ -24,20 +24,29 @@ class Found:
     targets: NDArray[np.float32]  # (M, 6): class, xyxy in pixels of `image`, weight
 
 
-def changed(found: Found, change: OwnChange, random: np.random.Generator) -> Found:
+def changed(
+    found: Found, change: OwnChange, random: np.random.Generator, num_classes: int
+) -> Found:
     """Let the user's function change an image and its boxes, which are clipped to it.
 
     Raises:
-        ConfigError: it does not return a sample.
+        ConfigError: it does not return a sample, or classes that there are not.
     """
     rows = found.targets
-    sample = change(Sample(found.image, rows[:, 0].astype(np.int64), rows[:, 1:5]), random)
+    # A copy: the array may be the data set's own, and functions may write into what they get.
+    given = Sample(found.image.copy(), rows[:, 0].astype(np.int64), rows[:, 1:5].copy())
+    sample = change(given, random)
     image = _image_of(sample)
     boxes = np.asarray([] if sample.boxes is None else sample.boxes, np.float32).reshape(-1, 4)
     classes = np.asarray(sample.classes, np.float32).reshape(-1)
     if len(classes) != len(boxes):
         raise ConfigError(
             f"augment: returned {len(boxes)} boxes and {len(classes)} classes; return as many"
+        )
+    if len(classes) and not 0 <= classes.min() <= classes.max() < num_classes:
+        raise ConfigError(
+            f"augment: returned classes from {classes.min():g} to {classes.max():g}; there are "
+            f"{num_classes}, from 0 on"
         )
     boxes = boxes.clip(0, np.tile(image.shape[1::-1], 2)).astype(np.float32)
     whole = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
@@ -53,7 +62,7 @@ def repainted(
     Raises:
         ConfigError: it does not return a sample, or other classes.
     """
-    sample = change(Sample(image, classes), random)
+    sample = change(Sample(image.copy(), classes.copy()), random)
     pixels = _image_of(sample)
     if not np.array_equal(np.atleast_1d(sample.classes), classes):
         raise ConfigError("augment: changed the classes of an image; they belong to the data set")

@@ -30,8 +30,15 @@ def training_set(
     return TRAINING[table.task](table, imgsz, augment, seed=seed, epochs=epochs, order=order)
 
 
-def scoring_set(table: Table, imgsz: int, tiling: Tiling | None = None) -> Scoring:
-    """Return what is scored: every image once, or every tile of it; nothing random."""
+def scoring_set(table: Table, imgsz: int, tiling: Tiling | None = None, most: int = 300) -> Scoring:
+    """Return what is scored: every image once, or every tile of it; nothing random.
+
+    Args:
+        table: the truth.
+        imgsz: side of what the model sees, pixels.
+        tiling: how images are cut.
+        most: detections that are kept of an image that was cut.
+    """
     if tiling is not None:
-        return TiledEval(table, imgsz, tiling)
+        return TiledEval(table, imgsz, tiling, most)
     return SCORING[table.task](table, imgsz)

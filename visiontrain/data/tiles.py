@@ -43,7 +43,7 @@ class TileImages:
         if self.last is None or self.last[0] != owner:
             self.last = owner, self.source.read(owner)
         x1, y1, x2, y2 = self.rects[row].tolist()
-        return np.ascontiguousarray(self.last[1][y1:y2, x1:x2])
+        return self.last[1][y1:y2, x1:x2].copy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +110,8 @@ def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 class TiledEval:
     """Every tile of every image once; `table` is that of the whole images, which are scored."""
 
-    def __init__(self, table: Table, imgsz: int, tiling: Tiling) -> None:
-        self.table = table
+    def __init__(self, table: Table, imgsz: int, tiling: Tiling, most: int) -> None:
+        self.table, self.most = table, most  # most: detections kept of an image
         self.tiles = tiled(table, tiling)
         self.samples = EvalSet(self.tiles.table, imgsz)
 
@@ -124,5 +124,6 @@ class TiledEval:
 
     def merge(self, rows: Tensor) -> Tensor:
         """Turn detections (K, 7) of tiles into those of images: id, box, score, class."""
-        found = merge_rows(rows.numpy(), self.tiles.owner, self.tiles.rects.astype(np.float64))
+        rects = self.tiles.rects.astype(np.float64)
+        found = merge_rows(rows.numpy(), self.tiles.owner, rects, self.most)
         return torch.from_numpy(found)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from visiontrain.core.seed import generator
 
 Rows = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,21 +38,34 @@ class Windows:
         window = int(np.searchsorted(bounds, place, side="right")) - 1
         return order[bounds[window] : bounds[window + 1]]
 
-    def draw(self, row: int, seed: int, epoch: int, random: np.random.Generator, size: int) -> Rows:
-        """Draw `size` rows from those that are read together with `row` in `epoch`."""
-        window = self.around(row, seed, epoch)
-        return self._at(window, random.integers(self._counts(window).sum(), size=size))
+    def near(
+        self, rows: Rows, at: tuple[int, int], shares: Floats, ends: Floats | None = None
+    ) -> Rows:
+        """Return for each of `rows` (N,) one that is read together with it.
 
-    def near(self, rows: Rows, seed: int, epoch: int, shares: NDArray[np.float64]) -> Rows:
-        """Return for each of `rows` (N,) one read together with it, by numbers in [0, 1) (N,)."""
-        found = [
-            self._at(window, np.array([share * self._counts(window).sum()]).astype(np.int64))
-            for window, share in (
-                (self.around(row, seed, epoch), share)
-                for row, share in zip(rows.tolist(), shares.tolist(), strict=True)
-            )
-        ]
-        return np.concatenate([np.empty(0, np.int64), *found])
+        Args:
+            rows: (N,).
+            at: seed, epoch.
+            shares: numbers in [0, 1) (N,) that choose.
+            ends: how often each row of the table is wanted, added up; default: all alike.
+        """
+        found = np.empty(len(rows), np.int64)
+        for k, (row, share) in enumerate(zip(rows.tolist(), shares.tolist(), strict=True)):
+            found[k] = self._chosen(self.around(row, *at), share, ends)
+        return found
+
+    def _chosen(self, window: Rows, share: float, ends: Floats | None) -> int:
+        """Return the row at `share` of what the shards of a window weigh."""
+        first, last = self.starts[window], self.starts[window + 1]
+        before, after = (
+            (first, last) if ends is None else (_reached(ends, first), _reached(ends, last))
+        )
+        total = np.cumsum(after - before)
+        place = share * total[-1]
+        which = min(int(np.searchsorted(total, place, side="right")), len(window) - 1)
+        place += before[which] - (total[which] - (after - before)[which])
+        row = int(place) if ends is None else int(np.searchsorted(ends, place, side="right"))
+        return min(max(row, int(first[which])), int(last[which]) - 1)
 
     def _shuffled(self, seed: int, epoch: int) -> Rows:
         return generator(seed, "shards", epoch).permutation(len(self.starts) - 1)
@@ -62,15 +76,10 @@ class Windows:
         windows = max(1, -(-total // self.shards))
         return np.arange(windows + 1) * total // windows
 
-    def _counts(self, window: Rows) -> Rows:
-        return self.starts[window + 1] - self.starts[window]
 
-    def _at(self, window: Rows, places: Rows) -> Rows:
-        """Turn places among the rows of a window into rows."""
-        ends = np.cumsum(self._counts(window))
-        which = np.searchsorted(ends, places, side="right")
-        before = ends - self._counts(window)
-        return self.starts[window][which] + places - before[which]
+def _reached(ends: Floats, rows: Rows) -> Floats:
+    """Return what all rows before each of `rows` weigh together."""
+    return np.concatenate([[0.0], ends])[rows]
 
 
 def windows_of(starts: Rows, shards: int) -> Windows:

@@ -178,7 +178,13 @@ class CheckpointStore:
     def prune(self, step: int) -> None:
         """Keep the newest of those up to `step`, and no draft that a killed run left."""
         past = [path for path in self._candidates() if _step_of(path) <= step]
-        for path in [*past[self.keep :], *self.folder.glob(f"{DRAFT}*")]:
+        for path in past[self.keep :]:
+            shutil.rmtree(path, ignore_errors=True)
+        self.drop_drafts()
+
+    def drop_drafts(self) -> None:
+        """Remove what was never completed, while nobody writes."""
+        for path in self.folder.glob(f"{DRAFT}*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def leave_future(self, step: int) -> None:

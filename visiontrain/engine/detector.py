@@ -29,6 +29,7 @@ class Detector:
     imgsz: int  # side of the square input, pixels
     device: torch.device
     tiling: Tiling | None = None  # how pictures are cut
+    most: int = 300  # detections kept of a picture that is cut
 
     def predict(self, images: Picture | Sequence[Picture], *, batch: int = 8) -> list[Detections]:
         """Find objects, `batch` pictures at a time.
@@ -61,8 +62,9 @@ class Detector:
             to_rows(found, torch.arange(len(rects))).numpy(),
             np.zeros(len(rects), np.int64),
             rects.astype(np.float64),
+            self.most,
         )
-        rows = torch.from_numpy(whole[np.argsort(-whole[:, SCORE], kind="stable")]).float()
+        rows = torch.from_numpy(whole).float()
         merged = Detections(rows[:, BOX], rows[:, SCORE], rows[:, CLASS].long())
         return self._named(merged)
 

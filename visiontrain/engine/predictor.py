@@ -15,12 +15,12 @@ from visiontrain.core.own import refuse_missing, with_objects
 from visiontrain.core.section import kind_of, sections
 from visiontrain.engine.classifier import Classifier
 from visiontrain.engine.detector import Detector
-from visiontrain.engine.weights import Weights, WeightsMeta, load_weights
-from visiontrain.models.config import ModelConfig
+from visiontrain.engine.weights import SMALLEST, Weights, WeightsMeta, load_weights
+from visiontrain.models.config import ModelConfig, OwnModel
 from visiontrain.models.registry import build_model
 from visiontrain.ops.tiles import Tiling
 from visiontrain.strategies.devices import devices
-from visiontrain.tasks.config import TaskConfig
+from visiontrain.tasks.config import DetectConfig, TaskConfig
 from visiontrain.tasks.registry import build_task
 
 OVERLAP = 0.2  # of tiles, share of the side
@@ -63,7 +63,8 @@ def load_predictor(  # noqa: PLR0913 - what a user may say of it
     names, side = tuple(meta.names), imgsz or meta.imgsz
     tiling = tiling_of(meta, tile, overlap)
     if meta.task == "detect":
-        return Detector(meta.task, net, task, names, side, place, tiling)
+        most = config.max_det if isinstance(config, DetectConfig) else 0
+        return Detector(meta.task, net, task, names, side, place, tiling, most)
     return Classifier(meta.task, net, task, names, side, place)
 
 
@@ -75,6 +76,8 @@ def tiling_of(meta: WeightsMeta, tile: int | None, overlap: float | None) -> Til
     """
     trained = None if meta.tile is None else Tiling(*meta.tile)
     side = tile if tile is not None else trained.side if trained else 0
+    if 0 < side < SMALLEST:
+        raise ConfigError(f"tile: {side}; take {SMALLEST} or more, or 0 for whole pictures")
     if tile and meta.task != "detect":
         raise ConfigError(f"tile: {tile}; weights that classify whole images, leave it out")
     if not side:
@@ -140,6 +143,8 @@ def model_config(weights: Weights, where: str, own: Any = None) -> ModelConfig:
             f"weights: {where} holds a model that this version does not know "
             f"({short(weights.meta.model)}); use the version that wrote it"
         ) from error
+    if own is not None and not isinstance(found, OwnModel):
+        raise ConfigError(f"model: {where} holds {found.kind}, no model of yours; leave it out")
     found = with_objects(found, {} if own is None else {"own": own})
     refuse_missing(found, "visiontrain.load(WEIGHTS, {})", "model.")
     return found

@@ -184,6 +184,8 @@ class Saver:
         # Only the main process's counts: it fails when another's part does not come.
         failure = self.strategy.broadcast(self._failure(kind))
         if failure is not None:
+            if self.strategy.place.is_main:  # another's part may have come after it was given up
+                self.store.drop_drafts()
             raise StorageError(failure)
 
     def _failure(self, kind: str) -> str | None:

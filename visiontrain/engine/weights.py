@@ -167,12 +167,15 @@ def _unusable(meta: WeightsMeta) -> str | None:
     return f"{bad[0]}, which this version can't use" if bad else None
 
 
+SMALLEST = 32  # side of a tile, pixels
+
+
 def _is_tile(value: Any) -> bool:
     match value:
         case None:
             return True
         case [int(side), int(overlap)]:
-            return 0 <= overlap < side
+            return 0 <= overlap < side and side >= SMALLEST
     return False
 
 

@@ -79,7 +79,7 @@ def own(config: OwnModel, num_classes: int) -> VisionModel:
     """
     given = config.own.value
     if isinstance(given, nn.Module):
-        made = deepcopy(given)  # a run may make several
+        made = deepcopy(given).to(torch.empty(0).device)  # a run may make several, or on `meta`
     elif callable(given):
         made = given(num_classes)
     else:

@@ -69,15 +69,18 @@ def merge(
         group[high] = low
     roots = np.array([_root(group, k) for k in range(len(boxes))], np.int64)
     order = np.lexsort((np.arange(len(boxes)), -scores, cut, roots))  # whole ones first
-    found, first = np.unique(roots[order], return_index=True)
+    first = np.unique(roots[order], return_index=True)[1]
     chosen = order[first]
-    merged, best = boxes[chosen].copy(), scores[chosen].copy()
-    for place, root in enumerate(found):
-        members = np.flatnonzero(roots == root)
-        best[place] = scores[members].max()
-        if cut[chosen[place]]:
-            merged[place, :2] = boxes[members, :2].min(axis=0)
-            merged[place, 2:] = boxes[members, 2:].max(axis=0)
+    best = np.maximum.reduceat(scores[order], first) if len(order) else scores[order]
+    merged = boxes[chosen]
+    if len(order):
+        covered = np.hstack(
+            [
+                np.minimum.reduceat(boxes[order, :2], first),
+                np.maximum.reduceat(boxes[order, 2:], first),
+            ]
+        )
+        merged = np.where(cut[chosen, None], covered, merged)
     return merged, best, chosen
 
 
@@ -146,26 +149,36 @@ def _overlaps(a: Floats, b: Floats) -> Floats:
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-def merge_rows(rows: Floats, owner: NDArray[np.int64], rects: Floats) -> Floats:
-    """Put detections of the tiles of many images together.
+def merge_rows(
+    rows: Floats, owner: NDArray[np.int64], rects: Floats, most: int | None = None
+) -> Floats:
+    """Put detections of the tiles of many images together, those of an image best first.
 
     Args:
         rows: (K, 7): tile, box in pixels of the tile, score, class.
-        owner: (T,) the image of each tile; those of an image in a row.
+        owner: (T,) the image of each tile, ascending.
         rects: (T, 4) the tiles.
+        most: detections kept of an image; default: all.
 
     Returns:
         (G, 7): image, box in pixels of the image, score, class.
     """
+    if not len(rows):
+        return rows
+    rows = rows[np.lexsort(rows.T[::-1])]  # in whatever order ranks gave them
     tile = rows[:, 0].astype(np.int64)
     boxes = rows[:, 1:5] + np.tile(rects[tile, :2], 2)
-    merged = [np.empty((0, 7))]
-    for image in np.unique(owner[tile]):
-        here, first = np.flatnonzero(owner[tile] == image), int(np.searchsorted(owner, image))
-        own = rects[owner == image]
+    images, starts = np.unique(owner[tile], return_index=True)  # ascending, as tiles are
+    ends = [*starts[1:], len(rows)]
+    merged = []
+    for image, start, end in zip(images.tolist(), starts.tolist(), ends, strict=True):
+        first, last = np.searchsorted(owner, [image, image + 1]).tolist()
+        here, own = slice(start, end), rects[first:last]
         found, scores, chosen = merge(
             boxes[here], rows[here, 5], rows[here, 6], tile[here] - first, own
         )
+        best = np.argsort(-scores, kind="stable")[:most]
         classes = rows[here, 6][chosen]
-        merged.append(np.column_stack([np.full(len(found), image), found, scores, classes]))
+        table = np.column_stack([np.full(len(found), image), found, scores, classes])
+        merged.append(table[best])
     return np.concatenate(merged)

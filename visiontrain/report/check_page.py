@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from visiontrain.data.check import Report, SplitReport
+from visiontrain.data.check import NEEDED, Report, SplitReport
 from visiontrain.data.defects import DEFECTS, counted, describe
 from visiontrain.report.check_plots import classes_plot, labels_picture, sizes_plot, twins_picture
 from visiontrain.report.page import Content, Html, page, table, tag
@@ -47,8 +47,12 @@ def write_check(report: Report, folder: Path) -> Path:
 def _verdict(report: Report) -> Content:
     lines = [f"{split}: no such split, and a run needs it; {how}" for split, how in report.missing]
     lines += [f"{s.split}: not read: {s.problem}" for s in report.splits if s.problem]
-    lines += [f"{s.split}: nothing to use" for s in report.splits if not s.problem and not s.usable]
-    if lines or report.failed:
+    lines += [
+        f"{s.split}: nothing to use"
+        for s in report.splits
+        if s.split in NEEDED and not s.problem and not s.usable
+    ]
+    if report.failed:
         return [tag("p", f"Not as it is. {line}", {"class": "note"}) for line in lines]
     across = len(report.pairs)
     verb = "is" if across == 1 else "are"

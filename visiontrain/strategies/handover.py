@@ -11,7 +11,7 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.core.explain import short
 from visiontrain.core.own import ARGUMENTS, Objects
 
-FILE = "objects"
+FILE = "object-"
 
 
 def hand_over(objects: Objects, folder: Path) -> None:
@@ -25,18 +25,22 @@ def hand_over(objects: Objects, folder: Path) -> None:
         ConfigError: an object cannot be pickled.
     """
     for key, value in objects.items():
-        try:
-            cloudpickle.dumps(value)
-        except Exception as error:
-            raise ConfigError(
-                f"{ARGUMENTS[key]}: {short(str(error))}; other processes need a copy of it: open "
-                "files, locks and the like where they are used"
-            ) from error
-    if objects:
-        (folder / FILE).write_bytes(cloudpickle.dumps(dict(objects)))
+        with (folder / f"{FILE}{key}").open("wb") as file:
+            try:
+                cloudpickle.dump(value, file)
+            except OSError:  # of the disk
+                raise
+            except Exception as error:
+                raise ConfigError(
+                    f"{ARGUMENTS[key]}: {short(str(error))}; other processes need a copy of it: "
+                    "open files, locks and the like where they are used"
+                ) from error
 
 
 def handed_over(folder: Path) -> Objects:
     """Read what the process that started this one has written for it."""
-    path = folder / FILE
-    return pickle.loads(path.read_bytes()) if path.exists() else {}  # noqa: S301 - see `hand_over`
+    found = {}
+    for path in folder.glob(f"{FILE}*"):
+        with path.open("rb") as file:
+            found[path.name.removeprefix(FILE)] = pickle.load(file)  # noqa: S301 - see `hand_over`
+    return found

@@ -59,10 +59,12 @@ class OwnLossTask:
             raise ConfigError(
                 f"loss: returned {got} for {len(batch)} images; return one number for each, (B,)"
             )
+        # Sums of bf16 would round, and counts over 256 with them, by mode.
+        each = each.to(torch.promote_types(each.dtype, torch.float32))
         valid = batch.valid.to(each.dtype)
         each = torch.where(valid > 0, each, torch.zeros_like(each))
         # Outputs it leaves out must have gradients, too: modes sum those of all parameters.
-        unused = sum(torch.sum(output) * 0 for output in _listed(outputs))
+        unused = sum(_nothing(output) for output in _listed(outputs))
         return Loss({TERM: (each * valid).sum() + unused}, {HEAD: valid.sum()})
 
     def decode(self, outputs: Any, batch: Batch) -> Sequence[Prediction]:
@@ -76,6 +78,11 @@ def labelled(batch: Batch) -> Batch:
     first = targets[:, :1, 0]  # (B, 1), or (B, 0) where no image has a target
     targets[:, :1, 0] = torch.where(batch.valid[:, None] > 0, first, torch.zeros_like(first))
     return replace(batch, targets=targets)
+
+
+def _nothing(output: Tensor) -> Tensor:
+    """Return 0 that has the gradient 0 to an output, whatever is in it."""
+    return (output.flatten()[:1].nan_to_num(0, 0, 0) * 0).sum()
 
 
 def _listed(outputs: Any) -> Sequence[Tensor]:
