@@ -1,6 +1,7 @@
 """Objects of a user's own through whole runs: in every mode, at a resume, in use."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -126,6 +127,11 @@ def test_a_run_with_objects_goes_on_and_its_weights_are_used(tmp_path):
     assert found.names == ("red", "green", "blue")
 
 
+def two_files(weights, folder):
+    """Copy weights away from their run."""
+    return shutil.copy(weights, folder / "alone.safetensors")
+
+
 def test_tiles_are_trained_on_and_images_scored(tmp_path):
     """Scores, files and pictures are of whole images, on any number of processes."""
     keys = {"data": SQUARES, "epochs": 1, "tile": 32, "overlap": 0.25}
@@ -146,6 +152,9 @@ def test_tiles_are_trained_on_and_images_scored(tmp_path):
         log={"plots": False},
     )
     assert two.config.data.tile == 32
+    other = vt.Data(Squares(5, 0), Squares(3, 2), ["square"])
+    keys = {"data": other, "log": {"plots": False}, "out": tmp_path / "other"}
+    assert vt.val(weights=two_files(run.weights, tmp_path), **keys).config.data.tile == 32
     assert two.metrics["per_class"] == run.metrics["per_class"]
     detector = vt.load(run.folder, conf=0.001, device="cpu")
     assert (detector.tiling.side, detector.tiling.overlap) == (32, 8)

@@ -8,18 +8,20 @@ import torch
 from torch import nn
 
 import visiontrain as vt
-from visiontrain.core.config import build, from_keys
+from visiontrain.core.config import build, from_keys, merge
 from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.core.own import named, objects_of, refuse_missing, taken_apart, with_objects
 from visiontrain.core.types import Loss
-from visiontrain.data.config import DataConfig
+from visiontrain.data.config import ClassifyAugment, DataConfig
 from visiontrain.data.open import open_dataset
+from visiontrain.data.order import SHUFFLED
 from visiontrain.data.own_change import Found, changed
+from visiontrain.data.samples import training_set
 from visiontrain.loggers.config import LogConfig
 from visiontrain.loggers.registry import build_loggers
 from visiontrain.models.config import OwnModel
 from visiontrain.models.registry import build_model
-from visiontrain.recipe import Run
+from visiontrain.recipe import Run, check_values
 from visiontrain.strategies.handover import hand_over, handed_over
 from visiontrain.tasks.classify import ClassifyTask
 from visiontrain.tasks.config import ClassifyConfig
@@ -158,6 +160,65 @@ def test_a_loss_is_one_number_for_each_image_that_counts():
     wrong = OwnLossTask(task.task, lambda outputs, _: outputs.mean())
     with pytest.raises(ConfigError, match=r"loss: returned a tensor \(\) for 3 images"):
         wrong.loss(logits, batch, 0.5)
+
+
+def test_sums_of_a_loss_do_not_depend_on_the_format_or_on_what_outputs_hold():
+    count = 300  # bf16 counts to 256
+    batch = vt.Batch(
+        torch.zeros(count, 3, 1, 1),
+        torch.zeros(count, 1, 6),
+        torch.arange(count),
+        torch.zeros(count, 5),
+        torch.ones(count),
+    )
+    logits = torch.ones(count, 2, dtype=torch.bfloat16, requires_grad=True)
+    task = OwnLossTask(ClassifyTask(ClassifyConfig(), 2), lambda outputs, _: outputs[:, 0])
+    loss = task.loss(logits, batch, 0.5)
+    assert (loss.terms["all/loss"].item(), loss.counts["all"].item()) == (count, count)
+    masked = torch.full((count, 2), -torch.inf).requires_grad_()
+    fixed = OwnLossTask(task.task, lambda outputs, _: outputs.new_ones(count))
+    loss = fixed.loss(masked, batch, 0.5)
+    loss.total().backward()
+    assert loss.total().item() == count
+    assert torch.equal(masked.grad, torch.zeros_like(masked))
+
+
+def test_a_change_that_writes_in_place_leaves_the_data_set_alone():
+    def whitened(sample, random):
+        sample.image[:] = 255
+        return sample
+
+    image = GREY.copy()
+    found = changed(Found(0, image, np.zeros((0, 6), np.float32)), whitened, None, 1)
+    assert (image == GREY).all()
+    assert (found.image == 255).all()
+    table = opened(vt.Sample(image, 0), vt.Sample(image, 1)).table("train")
+    augment = ClassifyAugment(crop=1.0, own=named("augment", whitened))
+    samples = training_set(table, 32, augment, seed=0, epochs=1, order=SHUFFLED)
+    assert (samples.cell([(0, 0), (0, 1)], 0).images == 255).all()
+    assert (image == GREY).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("window", 3), ("max_pixels", 100), ("cache", "disk"), ("cache_dir", "x")]
+)
+def test_keys_that_mean_nothing_to_a_data_set_in_python_are_refused(key, value):
+    with pytest.raises(ConfigError, match=rf"data.{key}: {value}, but builtins:list is a data"):
+        opened(vt.Sample(GREY, 0), **{key: value})
+
+
+def test_keys_of_our_loss_are_refused_beside_anothers():
+    run = from_keys(Run, taken_apart({"loss": darker, "box": 9.0}))
+    with pytest.raises(ConfigError, match=r"task.box: 9.0; it changes nothing here"):
+        check_values(run)
+
+
+def test_a_data_set_takes_the_place_of_one_in_python():
+    old = {"data": {"source": "a:b", "own": {"kind": "object", "ref": "a:b"}, "cache": "ram"}}
+    assert merge(Run, old, {"data": {"source": "tiny"}})["data"] == {
+        "source": "tiny",
+        "cache": "ram",
+    }
 
 
 def test_models_are_modules_or_make_them():
