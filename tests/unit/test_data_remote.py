@@ -16,6 +16,7 @@ from visiontrain.core.errors import ConfigError, DataError, FetchError
 from visiontrain.data import remote
 from visiontrain.data.config import DataConfig, NoAugment, ShardingConfig
 from visiontrain.data.loader import Plan, train_steps
+from visiontrain.data.order import order_of
 from visiontrain.data.remote import GB, ShardStore
 from visiontrain.data.samples import training_set
 from visiontrain.data.sharding import shard
@@ -59,9 +60,7 @@ def test_nothing_is_fetched_before_a_sample_is_read_and_then_its_tar_only(sharde
 
 def test_tars_of_others_at_urls_are_fetched_to_be_read_through(sharded, tmp_path):
     indexed = opened(sharded, tmp_path / "cache").table("train")
-    values = yaml.safe_load((sharded / "data.yaml").read_text())
-    del values["index"]
-    (sharded / "data.yaml").write_text(yaml.safe_dump(values))
+    without_index(sharded)
     table = opened(sharded, tmp_path / "cache").table("train")
     assert np.array_equal(table.boxes, indexed.boxes)
     assert np.array_equal(table.images.offsets, indexed.images.offsets)
@@ -86,6 +85,70 @@ def test_a_copy_that_is_removed_between_reads_is_fetched_again(sharded, tmp_path
         assert len(copies(tmp_path / "cache")) == 1
     notes = opened(sharded, tmp_path / "cache", shard_cache_gb=1e-9).notes
     assert "would be fetched again and again; raise it, or lower data.window" in notes[0]
+
+
+def without_index(folder):
+    values = yaml.safe_load((folder / "data.yaml").read_text())
+    del values["index"]
+    (folder / "data.yaml").write_text(yaml.safe_dump(values))
+
+
+def test_a_copy_that_is_removed_before_it_is_opened_is_fetched_again(
+    sharded, tmp_path, monkeypatch
+):
+    """What a thread that makes room does to another, at each tar."""
+    indexed = opened(sharded, tmp_path / "cache").table("train")
+    without_index(sharded)
+    whole, seen = ShardStore.local, set()
+
+    def removed_once(store, place, size=None):
+        path = whole(store, place, size)
+        if place not in seen:
+            Path(path).unlink()
+        seen.add(place)
+        return path
+
+    monkeypatch.setattr(ShardStore, "local", removed_once)
+    table = opened(sharded, tmp_path / "cache").table("train")
+    assert len(seen) > 1
+    assert not table.defects
+    assert np.array_equal(table.images.offsets, indexed.images.offsets)
+
+
+def test_a_copy_that_is_removed_each_time_stops(tmp_path, monkeypatch):
+    put("memory://removed/a.tar", bytes(10))
+    monkeypatch.setattr(ShardStore, "local", lambda *_: str(tmp_path / "none"))
+    with pytest.raises(FetchError, match=r"a\.tar: its copy was removed .*; raise data\.shard_ca"):
+        ShardStore(tmp_path, 1).open("memory://removed/a.tar")
+    with pytest.raises(FileNotFoundError):
+        ShardStore(tmp_path, 1).open(str(tmp_path / "none"))
+
+
+def test_a_signature_is_fetched_with_and_no_part_of_names(sharded, tmp_path):
+    plain = opened(sharded, tmp_path / "cache").table("train")
+    signature = "?X-Amz-Signature=" + "a/b" * 200
+    for tar in tmp_path.glob("*.tar"):
+        put(f"memory://{tmp_path.name}/signed/{tar.name}{signature}", tar.read_bytes())
+    values = yaml.safe_load((sharded / "data.yaml").read_text())
+    for split in ("train", "val"):
+        name = values[split].rpartition("/")[2]
+        values[split] = f"memory://{tmp_path.name}/signed/{name}{signature}"
+    (sharded / "data.yaml").write_text(yaml.safe_dump(values))
+    table = opened(sharded, tmp_path / "signed").table("train")
+    assert np.array_equal(table.images.read(0), plain.images.read(0))
+    assert [name[17:] for name in copies(tmp_path / "signed")] == ["train-000000.tar"]
+    long = f"memory://{tmp_path.name}/" + "\u4e2d" * 300 + ".tar"
+    put(long, b"long")
+    assert Path(ShardStore(tmp_path, 1).local(long)).read_bytes() == b"long"
+
+
+def test_a_copy_of_another_size_than_wanted_is_fetched_again(tmp_path):
+    store, place = ShardStore(tmp_path, 1), "memory://changed/a.tar"
+    put(place, bytes(5))
+    store.local(place)
+    put(place, bytes(7))
+    assert Path(store.local(place)).stat().st_size == 5  # any will do
+    assert Path(store.local(place, 7)).stat().st_size == 7
 
 
 def read_all(sharded, cache, start, counts):
@@ -145,7 +208,8 @@ def test_a_tar_that_is_gone_ends_the_run_and_is_not_replaced(
     monkeypatch.setattr(remote, "TRIES", 1)
     table = opened(sharded, tmp_path / "cache").table("train")
     fsspec.filesystem("memory").rm(table.images.tars[-1])
-    data = training_set(table, 32, NoAugment(), seed=0, epochs=1)
+    order = order_of(DataConfig(), table)
+    data = training_set(table, 32, NoAugment(), seed=0, epochs=1, order=order)
     with pytest.raises(FetchError, match="cannot be fetched"):
         list(train_steps(data, Plan(2, 1, 0, workers=workers), 0))
 

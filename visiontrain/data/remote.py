@@ -23,11 +23,19 @@ STALE_S = 86_400  # age from which an unfinished copy is nobody's any more
 GB = 10**9
 FULL = {errno.ENOSPC, errno.EDQUOT}
 CHUNK = 1 << 20  # bytes copied at a time
+ATTEMPTS = 100  # at a copy that others may remove before it is opened
+LONGEST = 50  # characters of a copy's name; with 4 bytes each, a hash and a suffix still fit
 
 
 def is_remote(place: str) -> bool:
     """Tell a URL from a path."""
     return "://" in place
+
+
+def file_name(place: str) -> str:
+    """Return the last part of a path or URL; a URL's query (a signature) is no part of it."""
+    plain = place.partition("?")[0] if is_remote(place) else place
+    return plain.rsplit("/", 1)[-1]
 
 
 class ShardStore:
@@ -42,6 +50,24 @@ class ShardStore:
         self.limit = int(limit_gb * GB)
         self.pause_s = pause_s
 
+    def open(self, place: str, size: int | None = None) -> int:
+        """Return a descriptor of a file's content, which stays when its copy is removed.
+
+        Raises:
+            FetchError: the URL cannot be read, or its copy was removed each time.
+            OSError: the path cannot be read.
+        """
+        for _ in range(ATTEMPTS):
+            try:
+                return os.open(self.local(place, size), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:  # a copy that had to make room just now
+                if not is_remote(place):
+                    raise
+        raise FetchError(
+            f"{place}: its copy was removed {ATTEMPTS} times before it was read; raise "
+            "data.shard_cache_gb"
+        )
+
     def local(self, place: str, size: int | None = None) -> str:
         """Return the path of a file's content; a copy may vanish later: then ask again.
 
@@ -55,13 +81,14 @@ class ShardStore:
         if not is_remote(place):
             return place
         copy = self._copy(place)
-        with suppress(OSError):
-            os.utime(copy)
-            return str(copy)
+        if _is_whole(copy, size):
+            with suppress(OSError):
+                os.utime(copy)
+                return str(copy)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with _alone(self.folder / f".{copy.name}.lock"):
-                if not copy.exists():
+                if not _is_whole(copy, size):
                     self._make_room(size or 0, copy)
                     self._fetch(place, copy, size)
                     self._make_room(0, copy)
@@ -74,7 +101,7 @@ class ShardStore:
 
     def _copy(self, place: str) -> Path:
         key = blake2b(place.encode(), digest_size=8).hexdigest()
-        return self.folder / f"{key}-{place.rsplit('/', 1)[-1]}"
+        return self.folder / f"{key}-{file_name(place)[-LONGEST:]}"
 
     def _fetch(self, place: str, copy: Path, size: int | None) -> None:
         length = self._download(place, copy, TRIES)
@@ -110,6 +137,15 @@ class ShardStore:
             if path != kept:
                 path.unlink(missing_ok=True)
                 total -= size
+
+
+def _is_whole(copy: Path, size: int | None) -> bool:
+    """Tell whether there is a copy, and of `size` bytes: what lies at a URL may have changed."""
+    try:
+        found = copy.stat().st_size
+    except OSError:
+        return False
+    return size is None or found == size
 
 
 def _download(place: str, copy: Path) -> int:

@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 
 from visiontrain.data.header import ImageError
 from visiontrain.data.images import Paths, Pixels, decode
-from visiontrain.data.remote import ShardStore, is_remote
+from visiontrain.data.remote import ShardStore
 from visiontrain.data.scan import fingerprint
-
-ATTEMPTS = 10  # at a copy that others may remove before it is opened
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,19 +58,11 @@ class ShardImages:
         return data
 
     def _slice(self, tar: str, size: int, offset: int, length: int) -> bytes:
-        handle = self._open(tar, size, ATTEMPTS if is_remote(tar) else 1)
+        handle = self.store.open(tar, size)
         try:
             return os.pread(handle, length, offset)
         finally:
             os.close(handle)
-
-    def _open(self, tar: str, size: int, attempts: int) -> int:
-        try:
-            return os.open(self.store.local(tar, size), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # a copy that had to make room just now
-            if attempts == 1:
-                raise
-            return self._open(tar, size, attempts - 1)
 
     def select(self, rows: NDArray[np.int64]) -> Self:
         """Return the images of `rows`, ascending."""

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from visiontrain.core.errors import DataError
 from visiontrain.core.interfaces import ImageSource
 from visiontrain.data.images import Paths
-from visiontrain.data.remote import ShardStore
+from visiontrain.data.remote import ShardStore, file_name
 from visiontrain.data.shard_images import ShardImages
 from visiontrain.data.table import Defect, Table
 
@@ -29,6 +29,14 @@ KINDS = {  # safetensors' names of what is stored here
     "I32": np.int32,
     "I64": np.int64,
     "F32": np.float32,
+}
+TYPES: Mapping[str, type[np.generic]] = {
+    **dict.fromkeys(("tar_sizes", "starts", "offsets", "lengths"), np.int64),
+    **dict.fromkeys(("name_offsets", "box_offsets", "image_ids", "category_ids"), np.int64),
+    **dict.fromkeys(("sizes", "classes"), np.int32),
+    **dict.fromkeys(("boxes", "area"), np.float32),
+    **dict.fromkeys(("crowd", "difficult"), np.bool_),
+    "name_bytes": np.uint8,
 }
 LARGEST_HEAD = 1 << 28  # bytes of JSON that are believed
 Arrays = Mapping[str, NDArray[Any]]
@@ -59,10 +67,10 @@ def index_bytes(table: Table) -> bytes:
         "names": table.names,
         "task": table.task,
         "several": table.several,
-        "tars": [tar.rsplit("/", 1)[-1] for tar in images.tars],
+        "tars": [file_name(tar) for tar in images.tars],
         "defects": [[d.file, d.line, d.kind, d.reason] for d in table.defects],
     }
-    plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    plain = {name: np.ascontiguousarray(array, TYPES[name]) for name, array in arrays.items()}
     return save(plain, {"visiontrain": json.dumps(head)})
 
 
@@ -87,7 +95,7 @@ def read_index(path: Path, tars: Sequence[str], store: ShardStore, max_pixels: i
             f"{path}: no index of shards, or damaged ({error}); remove `index:` and the tars are "
             "read through instead"
         ) from error
-    if known != [tar.rsplit("/", 1)[-1] for tar in tars]:
+    if known != [file_name(tar) for tar in tars]:
         raise DataError(
             f"{path}: an index of {_few(known)}, but the split names {_few(tars)}; name those "
             "that belong together"
@@ -124,16 +132,7 @@ def _check(head: Mapping[str, Any], arrays: Arrays) -> None:
     if head["task"] not in ("detect", "classify"):
         raise ValueError(f"task {head['task']!r}")
     images, boxes, tars = len(arrays["offsets"]), len(arrays["classes"]), len(head["tars"])
-    shapes = {
-        "tar_sizes": (tars,),
-        "lengths": (images,),
-        "sizes": (images, 2),
-        "boxes": (boxes, 4),
-        **dict.fromkeys(("crowd", "difficult", "area"), (boxes,)),
-    }
-    for name, shape in shapes.items():
-        if arrays[name].shape != shape:
-            raise ValueError(f"{name} has {arrays[name].shape}, not {shape}")
+    _check_arrays(arrays, images, boxes, tars, len(head["names"]))
     _check_runs("starts", arrays["starts"], tars, images)
     _check_runs("box_offsets", arrays["box_offsets"], images, boxes)
     _check_runs("name_offsets", arrays["name_offsets"], images, len(arrays["name_bytes"]))
@@ -144,6 +143,26 @@ def _check(head: Mapping[str, Any], arrays: Arrays) -> None:
     of_each = np.repeat(arrays["tar_sizes"], np.diff(arrays["starts"]))
     if images and ((places < 0) | (ends < places) | (ends > of_each)).any():
         raise ValueError("an image lies outside of its tar")
+
+
+def _check_arrays(arrays: Arrays, images: int, boxes: int, tars: int, names: int) -> None:
+    """Refuse arrays of other types or shapes than are written here."""
+    shapes = {
+        "tar_sizes": (tars,),
+        **dict.fromkeys(("offsets", "lengths"), (images,)),
+        "sizes": (images, 2),
+        "boxes": (boxes, 4),
+        **dict.fromkeys(("classes", "crowd", "difficult", "area"), (boxes,)),
+        "name_bytes": (arrays["name_bytes"].size,),
+    }
+    optional = {"image_ids": (images,), "category_ids": (names,)}
+    shapes |= {name: shape for name, shape in optional.items() if name in arrays}
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has {arrays[name].shape}, not {shape}")
+    for name, array in arrays.items():
+        if array.dtype != TYPES[name]:
+            raise ValueError(f"{name} is of {array.dtype}, not {np.dtype(TYPES[name])}")
 
 
 def _check_runs(name: str, starts: NDArray[np.int64], runs: int, total: int) -> None:

@@ -53,7 +53,8 @@ def shard(config: ShardingConfig) -> Sharded:
     """
     spec = open_dataset(config.data, config.task)
     splits = list(dict.fromkeys(config.split)) or list(spec.splits)
-    out = Path(os.path.expanduser(config.out))  # noqa: PTH111 - Path's raises on an unknown user
+    # Absolute, as "." has no name. Not with Path's expanduser, which raises on an unknown user.
+    out = Path(os.path.abspath(os.path.expanduser(config.out)))  # noqa: PTH100, PTH111
     _refuse(out, spec)
     tables, done = {}, {}
     with _whole(out) as folder:

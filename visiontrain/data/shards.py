@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +33,7 @@ from visiontrain.data.windows import windows_of
 KEYS = ("path", *SPLITS, "validation", "names", "nc", "index", "several")
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of WebDataset: train-{000000..000099}.tar
 MOST = 1_000_000  # tars that a pattern may stand for
-VERSION = 1  # of how tars are read; a change makes kept indices void
+VERSION = 2  # of how tars are read; a change makes kept indices void
 THREADS = 4  # that read through tars
 
 
@@ -61,9 +62,21 @@ class ShardReader:
         table = self._usable(self._table(split))
         if table.task != self.task:
             raise DataError(f"{self.splits[split][0]}: {table.task}, other splits: {self.task}")
+        if table.names != self.names:
+            raise self._other_names(split, table.names)
         table = rows_of(table, choice.rows(len(table)) if len(table) else np.arange(0))
         images = cast("ShardImages", table.images)
         return replace(table, windows=windows_of(images.starts, self.description.window))
+
+    def _other_names(self, split: str, names: Sequence[str]) -> DataError:
+        """Say that an index has classes which are others, or in another order."""
+        first = next(iter(self.splits))
+        at = next(k for k in range(len(names) + 1) if names[: k + 1] != self.names[: k + 1])
+        one, two = (repr(found[at]) if at < len(found) else "none" for found in (names, self.names))
+        return DataError(
+            f"{self.indices[split]}: class {at} is {one}, in {first} it is {two}; shard the splits "
+            "together, or name the classes with names:"
+        )
 
     def _table(self, split: str) -> Table:
         """Return all that the tars of `split` are said to hold."""
@@ -106,7 +119,7 @@ class ShardReader:
         return table
 
     def _scan(self, tar: str) -> TarScan:
-        return scan_tar(self.store.local(tar), tar, self.description.max_pixels)
+        return scan_tar(partial(self.store.open, tar), tar, self.description.max_pixels)
 
     def _usable(self, table: Table) -> Table:
         """Leave out what the tars cannot hold, and images that are too large."""

@@ -6,11 +6,12 @@ Only headers and labels are read. Names are never used as paths; nothing is ever
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
 import numpy as np
@@ -24,8 +25,16 @@ from visiontrain.data.walk import PICTURES
 PICKLED = frozenset({"pickle", "pkl", "pt", "pth", "pyd"})  # could run code when decoded
 LABELLED = ("cls", "json", "txt")  # a class, JSON, the name of a class; the first is taken
 END = bytes(tarfile.BLOCKSIZE)  # of zeros: what ends a tar
-# What tarfile raises at damaged headers: numbers that are none, or beyond any file.
-TROUBLE = (tarfile.TarError, ValueError, OverflowError, LookupError, OSError)
+# What tarfile raises at damaged headers: numbers that are none, or beyond any file, and long
+# names of long names, thousands deep.
+TROUBLE = (
+    tarfile.TarError,
+    ValueError,
+    OverflowError,
+    LookupError,
+    OSError,
+    RecursionError,
+)
 LONGEST = 1 << 24  # bytes of a label that are believed
 Token = int | str  # a class, by number or name
 WHOLE = (0.0, 0.0, np.inf, np.inf)  # a class of a whole image, while its size is not asked for
@@ -71,12 +80,18 @@ class TarScan:
     defects: list[Defect] = field(default_factory=list)
 
 
-def scan_tar(path: str, name: str, max_pixels: int) -> TarScan:
-    """Read through the tar at `path`, which messages call `name`."""
+def scan_tar(open_tar: Callable[[], int], name: str, max_pixels: int) -> TarScan:
+    """Read through a tar, which messages call `name`.
+
+    Args:
+        open_tar: returns a descriptor: a path could be removed between two uses.
+        name: path or URL of the tar.
+        max_pixels: larger images are defects.
+    """
     found = TarScan()
     try:
-        found.size = Path(path).stat().st_size
-        with tarfile.open(path, "r:") as tar:
+        with os.fdopen(open_tar(), "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            found.size = os.fstat(file.fileno()).st_size
             for sample in _samples(tar, name, found):
                 _take(tar, sample, name, max_pixels, found)
     except OSError as error:
@@ -199,9 +214,9 @@ def _add(image: tarfile.TarInfo, seen: Found, label: Label, found: TarScan) -> N
             row,
             -1,
             (float(box[0]), float(box[1]), float(box[2]), float(box[3])),
-            crowd=bool(label.crowd[k]) if label.crowd else False,
-            difficult=bool(label.difficult[k]) if label.difficult else False,
-            area=float(label.area[k]) if label.area else np.nan,
+            crowd=label.crowd[k] if label.crowd else False,
+            difficult=label.difficult[k] if label.difficult else False,
+            area=label.area[k] if label.area else np.nan,
         )
 
 
@@ -244,17 +259,31 @@ def read_json(text: str) -> Label:
     if "classes" not in value:
         one = next((value[key] for key in ("class", "label", "cls") if key in value), None)
         return Label([_token(one)])
-    classes = [_token(item) for item in value["classes"]]
+    classes = [_token(item) for item in _list(value["classes"])]
     if "boxes" not in value:
         return Label(list(dict.fromkeys(classes)), listed=True)
     return _boxed(classes, value)
 
 
+def _list(value: Any) -> list[Any]:
+    """Check a list; an object or a text has a length, too."""
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r:.40} is no list")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    """Check a flag: true, false or a number; "0" would be true."""
+    if not isinstance(value, bool | int | float):
+        raise TypeError(f"a flag {value!r:.40}")
+    return bool(value)
+
+
 def _boxed(classes: Sequence[Token], value: Mapping[str, Any]) -> Label:
-    boxes = value["boxes"]
+    boxes = [_list(box) for box in _list(value["boxes"])]
     if len(boxes) != len(classes) or not all(len(box) == 4 for box in boxes):
         raise ValueError(f"{len(boxes)} boxes of four numbers and {len(classes)} classes")
-    more = {name: value.get(name, []) for name in ("crowd", "difficult", "area")}
+    more = {name: _list(value.get(name, [])) for name in ("crowd", "difficult", "area")}
     for name, items in more.items():
         if len(items) not in (0, len(boxes)):
             raise ValueError(f"{len(boxes)} boxes, but {name} of {len(items)}")
@@ -262,8 +291,8 @@ def _boxed(classes: Sequence[Token], value: Mapping[str, Any]) -> Label:
     return Label(
         classes,
         [[float(side) for side in box] for box in boxes],
-        more["crowd"],
-        more["difficult"],
+        [_flag(item) for item in more["crowd"]],
+        [_flag(item) for item in more["difficult"]],
         [float(item) for item in more["area"]],
         own if isinstance(own, int) and 0 <= own < 2**63 else None,
     )
