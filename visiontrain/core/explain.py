@@ -78,6 +78,8 @@ def _line(
         return f"{where}: not given; add {where}=VALUE"
     if kind in {"union_tag_invalid", "literal_error"} and len(errors) == 1:
         return _choice(where, first)
+    if kind == "list_type" and got is None:
+        return f"{where}: no value; write {where}=VALUE,VALUE"
     if kind == "list_type":
         return f"{where}: {short(repr(got))}; write [{short(str(got))}]"
     wanted = dict.fromkeys(PLAINER.get(e["type"], e["msg"]) for e in errors)
