@@ -258,7 +258,7 @@ def test_modes_of_one_run_share_what_one_device_did(tmp_path, monkeypatch):
 
 
 def test_too_short_a_run_is_refused():
-    with pytest.raises(ConfigError, match="the run ends after 8 steps; parity compares 9"):
+    with pytest.raises(ConfigError, match="the run ends after 8 steps, parity compares 9"):
         train("single", "sgd", "fp64", steps=9)
 
 

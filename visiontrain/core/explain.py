@@ -78,10 +78,9 @@ def _line(
         return f"{where}: not given; add {where}=VALUE"
     if kind in {"union_tag_invalid", "literal_error"} and len(errors) == 1:
         return _choice(where, first)
-    if kind == "list_type" and got is None:
-        return f"{where}: no value; write {where}=VALUE,VALUE"
     if kind == "list_type":
-        return f"{where}: {short(repr(got))}; write [{short(str(got))}]"
+        written = f"[{short(str(got))}]" if got is not None else "[VALUE, VALUE]"
+        return f"{where}: {short(repr(got))}; write {written}"
     wanted = dict.fromkeys(PLAINER.get(e["type"], e["msg"]) for e in errors)
     text = " or ".join(
         message if number == 0 else message.removeprefix("Input should be ")

@@ -99,7 +99,7 @@ def record(learner: Learner, steps: Iterable[Step], count: int) -> Trace:
             gradients.setdefault("first", gradients["last"])
     if len(results) < count:
         raise ConfigError(
-            f"epochs: too few, the run ends after {len(results)} steps and parity compares {count}; "
+            f"epochs: too few, the run ends after {len(results)} steps, parity compares {count}; "
             "take more epochs or a smaller batch"
         )
     rows = strategy.gather(torch.cat([*seen, torch.empty(0, 4, dtype=torch.float64)]))
