@@ -28,12 +28,15 @@ def test_tiles_cover_an_image_and_overlap_as_asked(width, height, side, share):
 
 @st.composite
 def scenes(draw):
-    """Draw a tiling, an image and boxes lower and narrower than a tile."""
+    """Draw a tiling, an image and boxes lower and narrower than a tile and than the image.
+
+    Two boxes that both reach from border to border of the common ground look the same there.
+    """
     side = draw(st.integers(32, 96))
     size = draw(st.integers(20, 300)), draw(st.integers(20, 300))
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     count = draw(st.integers(0, 12))
-    extent = random.uniform(3, 0.9 * side, (count, 2))
+    extent = random.uniform(3, 0.9 * np.minimum(side, size), (count, 2))
     low = random.uniform(0, 1, (count, 2)) * np.maximum(np.array(size) - extent, 0)
     boxes = np.hstack([low, np.minimum(low + extent, size)])
     classes = random.integers(0, 2, count)
