@@ -203,7 +203,7 @@ from visiontrain.strategies.config import DDP
 if os.environ["RANK"] == "2":
     time.sleep(3)
 text = member.once("five", lambda _: "5")
-print("code", member.join(DDP(timeout_s=30), "cpu", entries.agree, text))
+print("code", member.join(DDP(timeout_s=30), "cpu", entries.agree, text, {}))
 """
 
 

@@ -12,7 +12,7 @@ import pytest
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.types import Place
 from visiontrain.data.sampler import Plan, step_keys
-from visiontrain.engine.parity import ALLOWED, Check, Job, Parity, judge
+from visiontrain.engine.parity import ALLOWED, ULPS, Check, Job, Parity, judge
 from visiontrain.engine.trace import Trace, compare
 from visiontrain.strategies import launch
 from visiontrain.strategies.config import DDP
@@ -204,7 +204,8 @@ def test_the_data_are_what_their_names_say():
 def test_fp32_differs_by_rounding(mode, optim, ranks):
     gaps = compare(control(optim, "fp32")[0], train(mode, optim, "fp32", pool=ranks(2))[0])
     assert not too_far(gaps.as_dict(), "fp32")
-    assert any(gaps.weights <= 2 * rounding(optim, seed) for seed in range(SEEDS))
+    seeds = (2 * rounding(optim, seed) for seed in range(SEEDS))
+    assert gaps.weights <= ULPS or any(gaps.weights <= allowed for allowed in seeds)
 
 
 @pytest.mark.parametrize("mutant", sorted(cases.MUTANTS))
@@ -239,11 +240,11 @@ def test_parity_measures_started_processes():
 def test_modes_of_one_run_share_what_one_device_did(tmp_path, monkeypatch):
     started = []
 
-    def here(mode, device, entry, text):
+    def here(mode, device, entry, text, objects):
         job = json.loads(text)
         started.append((mode.kind, getattr(mode, "compress_after", None)))
         job["run"]["strategy"] = {"kind": "single"}
-        return entry(json.dumps(job), Place(cases.CPU))
+        return entry(json.dumps(job), Place(cases.CPU), objects)
 
     monkeypatch.setattr(launch, "run", here)
     run = {"device": "cpu", "precision": "fp32", "accumulate": 1, "model": {"norm": "group"}}

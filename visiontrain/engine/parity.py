@@ -27,6 +27,7 @@ from visiontrain.strategies import launch
 from visiontrain.strategies.config import DDP, SPARSE, Group, Pipeline, Single, StrategyConfig
 from visiontrain.strategies.precision import resolve
 
+ULPS = 2.0**-18  # 32 units of fp32's last place: the least that weights may differ
 ALLOWED = {
     "fp64": {
         "samples": 0.0,
@@ -171,7 +172,9 @@ class Parity:
         gaps = compare(control, self._train(self._early(), {"precision": precision})).as_dict()
         allowed: dict[str, float] = dict(ALLOWED[precision])
         if precision != "fp64":
-            allowed["weights"] = 2 * self._rounding(control, precision, gaps["weights"] / 2)
+            allowed["weights"] = max(
+                ULPS, 2 * self._rounding(control, precision, gaps["weights"] / 2)
+            )
         return [Check(precision, name, gaps[name], allowed.get(name)) for name in MEANING]
 
     def _early(self) -> StrategyConfig:
