@@ -292,7 +292,7 @@ import os, signal
 import entries
 from visiontrain.strategies import member
 from visiontrain.strategies.config import DDP
-member.join(DDP(timeout_s=5), "cpu", entries.stop_rank_0, "")
+member.join(DDP(timeout_s=5), "cpu", entries.stop_rank_0, "", {})
 """
 
 
