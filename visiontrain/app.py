@@ -30,7 +30,6 @@ from visiontrain.data.open import DataSpec, open_dataset
 from visiontrain.data.order import clause, order_of
 from visiontrain.data.samples import scoring_set, training_set
 from visiontrain.data.table import Table
-from visiontrain.data.tiles import TiledEval
 from visiontrain.engine.checkpoint import CheckpointStore
 from visiontrain.engine.evaluate import Evaluation, Scorable, Trained, evaluate
 from visiontrain.engine.learner import Learner, start_average
@@ -253,9 +252,7 @@ def score_set(
     place = learner.strategy.place
     batches = eval_batches(data, run.batch, place.shard, loaders(run, place))
     evaluator = EVALUATORS[run.task.kind](data.table)
-    if isinstance(data, TiledEval):
-        return evaluate(learner, batches, evaluator, asked, data.merge)
-    return evaluate(learner, batches, evaluator, asked)
+    return evaluate(learner, batches, evaluator, asked, data.merge)
 
 
 def build_saver(run: Run, spec: DataSpec, learner: Learner, images: int) -> Saver:

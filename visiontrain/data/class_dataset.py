@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from visiontrain.core.types import Batch
 from visiontrain.data.collate import collate
@@ -42,6 +43,10 @@ class LabelledEval:
         pixels = np.stack([blank if image is None else centre(image, self.imgsz) for image in read])
         labels = [weighted(self.table, row, 1.0) for row in rows]
         return batch_of(pixels, labels, np.array(rows, np.int64))
+
+    def merge(self, rows: Tensor) -> Tensor:
+        """Return rows as they are: whole images are looked at."""
+        return rows
 
 
 class LabelledTraining:

@@ -7,6 +7,7 @@ from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from visiontrain.core.seed import generator
 from visiontrain.core.types import Batch, Item
@@ -48,6 +49,10 @@ class EvalSet:
     def cell(self, rows: Sequence[int]) -> Batch:
         """Return the images of `rows`; a blank one for none."""
         return collate([self[row] for row in rows], self.imgsz)
+
+    def merge(self, rows: Tensor) -> Tensor:
+        """Return rows as they are: whole images are looked at."""
+        return rows
 
 
 class TrainSet:

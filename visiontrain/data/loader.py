@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 import cv2
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from visiontrain.core.errors import VisiontrainError
@@ -59,6 +60,10 @@ class Scoring(Protocol):
 
     def cell(self, rows: Sequence[int]) -> Batch:
         """Return the images of `rows`; a blank one for none."""
+        ...
+
+    def merge(self, rows: Tensor) -> Tensor:
+        """Turn an evaluator's rows, those of all ranks, into rows of the table's images."""
         ...
 
 

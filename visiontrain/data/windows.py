@@ -25,17 +25,12 @@ class Windows:
 
     def numbers(self, rows: Rows, seed: int, epoch: int) -> Rows:
         """Return the window (N,) in which each of `rows` (N,) is read in `epoch`."""
-        place = np.argsort(self._shuffled(seed, epoch))
-        shards = np.searchsorted(self.starts, rows, side="right") - 1
-        return np.searchsorted(self._bounds(), place[shards], side="right") - 1
+        return self._numbers(rows, self._shuffled(seed, epoch))
 
     def around(self, row: int, seed: int, epoch: int) -> Rows:
         """Return the shards (K,) that are read together with `row` in `epoch`."""
-        shard = int(np.searchsorted(self.starts, row, side="right")) - 1
-        order = self._shuffled(seed, epoch)
-        place = int(np.flatnonzero(order == shard)[0])
-        bounds = self._bounds()
-        window = int(np.searchsorted(bounds, place, side="right")) - 1
+        order, bounds = self._shuffled(seed, epoch), self._bounds()
+        window = int(self._numbers(np.array([row]), order)[0])
         return order[bounds[window] : bounds[window + 1]]
 
     def near(
@@ -49,10 +44,13 @@ class Windows:
             shares: numbers in [0, 1) (N,) that choose.
             ends: how often each row of the table is wanted, added up; default: all alike.
         """
-        found = np.empty(len(rows), np.int64)
-        for k, (row, share) in enumerate(zip(rows.tolist(), shares.tolist(), strict=True)):
-            found[k] = self._chosen(self.around(row, *at), share, ends)
-        return found
+        order, bounds = self._shuffled(*at), self._bounds()
+        windows = self._numbers(rows, order).tolist()
+        found = [
+            self._chosen(order[bounds[window] : bounds[window + 1]], share, ends)
+            for window, share in zip(windows, shares.tolist(), strict=True)
+        ]
+        return np.array(found, np.int64)
 
     def _chosen(self, window: Rows, share: float, ends: Floats | None) -> int:
         """Return the row at `share` of what the shards of a window weigh."""
@@ -67,6 +65,12 @@ class Windows:
         row = int(place) if ends is None else int(np.searchsorted(ends, place, side="right"))
         return min(max(row, int(first[which])), int(last[which]) - 1)
 
+    def _numbers(self, rows: Rows, order: Rows) -> Rows:
+        """Return the window of each of `rows` when shards are read in `order`."""
+        shards = np.searchsorted(self.starts, rows, side="right") - 1
+        place = np.argsort(order)[shards]
+        return np.searchsorted(self._bounds(), place, side="right") - 1
+
     def _shuffled(self, seed: int, epoch: int) -> Rows:
         return generator(seed, "shards", epoch).permutation(len(self.starts) - 1)
 
@@ -79,7 +83,7 @@ class Windows:
 
 def _reached(ends: Floats, rows: Rows) -> Floats:
     """Return what all rows before each of `rows` weigh together."""
-    return np.concatenate([[0.0], ends])[rows]
+    return np.where(rows > 0, ends[rows - 1], 0.0)
 
 
 def windows_of(starts: Rows, shards: int) -> Windows:

@@ -50,7 +50,7 @@ def merge(
 
     Two detections of one class in two tiles are one object when they agree on the ground that
     both tiles see. Of a group the likeliest box that no tile cuts is taken; where all are cut,
-    what they cover together. So whatever tiles see exactly comes out exactly, of any size.
+    what they cover together. So what overlapping tiles see exactly comes out exactly.
 
     Args:
         boxes: (K, 4).
