@@ -9,7 +9,7 @@ from visiontrain.core.interfaces import VisionModel
 from visiontrain.core.types import Place
 from visiontrain.engine.config import OptimConfig
 from visiontrain.engine.learner import fill_state
-from visiontrain.engine.muon import ORTHOGONAL, Muon, orthogonal
+from visiontrain.engine.muon import OTHERS, Muon, orthogonal
 from visiontrain.engine.optim import Schedule, build_optimizer, share_of
 from visiontrain.engine.sgd import SGD
 from visiontrain.engine.step import train_step
@@ -60,20 +60,40 @@ def test_steps_of_matrices_are_orthogonal(shape):
     assert (orthogonal(matrix.double()) * (one @ third)).sum() > 0.6 * len(other)  # no turn
 
 
-def test_muon_is_sgd_for_vectors_and_adds_an_orthogonal_step_for_matrices():
+def test_muon_turns_matrices_and_moves_vectors_as_adamw_does():
     generator = torch.Generator().manual_seed(2)
     start = [torch.randn(5, generator=generator), torch.randn(4, 2, 3, 3, generator=generator)]
-    trained = {}
-    for kind in (Muon, SGD):
-        params = [torch.nn.Parameter(t.clone()) for t in start]
-        optimizer = kind([{"params": params, "lr": 0.1}], momentum=0.9)
-        fill_state(optimizer)
-        steps(optimizer, params, 1)
-        trained[kind] = params
-    torch.testing.assert_close(trained[Muon][0], trained[SGD][0])
-    extra = (trained[SGD][1] - trained[Muon][1]).detach().flatten(1)  # of the first step
-    values = torch.linalg.svdvals(extra / 0.1 / ORTHOGONAL)
+    mine, theirs = ([torch.nn.Parameter(t.clone()) for t in start] for _ in range(2))
+    group = {"weight_decay": 0.5, "lr_share": 1.0}
+    own = Muon([{"params": mine, **group}], betas=(0.9, 0.99))
+    fill_state(own)
+    for part in own.param_groups:
+        part["lr"] = 0.1 * part["lr_share"]
+    reference = torch.optim.AdamW(theirs[:1], lr=0.1 * OTHERS, betas=(0.9, 0.99), weight_decay=0.5)
+    steps(own, mine, 1)
+    moved = (start[1] * (1 - 0.1 * 0.5) - mine[1]).detach().flatten(1)  # beside the decay
+    values = torch.linalg.svdvals(moved / 0.1)
     assert 0.6 < values.min() <= values.max() < 1.3
+    steps(reference, theirs, 1)
+    steps(own, mine, 4)
+    steps(reference, theirs, 4)
+    torch.testing.assert_close(mine[0], theirs[0])
+
+
+def test_muon_keeps_nesterovs_momentum():
+    start = torch.randn(6, 6, generator=torch.Generator().manual_seed(3))
+    parameter = torch.nn.Parameter(start.clone())
+    own = Muon([{"params": [parameter], "lr": 1.0}], betas=(0.75, 0.99))
+    fill_state(own)
+    first, second = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(4))
+    kept = 0.25 * first
+    expected = start - orthogonal(0.25 * first + 0.75 * kept)
+    kept = 0.75 * kept + 0.25 * second
+    expected = expected - orthogonal(0.25 * second + 0.75 * kept)
+    for grad in (first, second):
+        parameter.grad = grad.clone()
+        own.step()
+    torch.testing.assert_close(parameter.detach(), expected)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw", "muon"])

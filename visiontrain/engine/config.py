@@ -13,13 +13,13 @@ class OptimConfig(Section):
     """How parameters move. Lengths are in epochs or shares; all become functions of samples."""
 
     kind: Literal["auto", "adamw", "sgd", "muon"] = Field(
-        "auto", description="auto takes adamw; muon is sgd with orthogonal steps of matrices"
+        "auto", description="auto takes adamw; muon turns matrices by orthogonal steps, the rest is adamw"
     )
     lr: float | None = Field(
         None,
         gt=0,
         description="peak rate; default: 0.002 adamw (0.0001 on torchvision's models), "
-        "0.01 sgd, muon",
+        "0.01 sgd, 0.02 muon",
     )
     lr_final: float = Field(0.01, ge=0, le=1, description="last rate as a share of the peak")
     schedule: Literal["linear", "cosine", "constant"] = Field(
@@ -28,8 +28,8 @@ class OptimConfig(Section):
     warmup: float = Field(
         3.0, ge=0, description="epochs of linear warm-up, at most a tenth of the run"
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum, or beta1 of adamw")
-    beta2: float = Field(0.999, ge=0, lt=1, description="second beta of adamw")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum, and beta1 of adamw")
+    beta2: float = Field(0.999, ge=0, lt=1, description="second beta of adamw, also in muon")
     weight_decay: float = Field(0.0005, ge=0, description="decay of weights; not of norms, biases")
     body_lr: float = Field(
         1.0, gt=0, description="rate of the model's body, the backbone, as a share of the rate"

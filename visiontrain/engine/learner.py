@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from visiontrain.core.interfaces import StateDict, Task, VisionModel
+from visiontrain.engine.muon import Muon, is_matrix
 from visiontrain.engine.optim import Schedule
 from visiontrain.strategies.base import Strategy
 
@@ -148,10 +149,10 @@ def start_average(model: nn.Module, weights: torch.dtype) -> dict[str, Tensor]:
 
 def fill_state(optimizer: Optimizer) -> None:
     """Make the optimizer's state as zeros, so that it can be loaded and suppressed at step 0."""
-    adam = isinstance(optimizer, torch.optim.AdamW)
+    adam, muon = isinstance(optimizer, torch.optim.AdamW), isinstance(optimizer, Muon)
     for group in optimizer.param_groups:
         for p in group["params"]:
-            if adam:
+            if adam or (muon and not is_matrix(p)):
                 steps = torch.zeros((), dtype=torch.float32, device=p.device)
                 moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
                 optimizer.state[p] = {"step": steps} | moments

@@ -1,42 +1,81 @@
-"""Muon: momentum whose matrices are made orthogonal, mixed with plain SGD."""
+"""Muon: matrices step by momentum made orthogonal, everything else by AdamW."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import AdamW, Optimizer
 
-from visiontrain.engine.sgd import SGD, finite
+from visiontrain.engine.sgd import finite
 
 # Quintic Newton-Schulz iteration (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 A, B, C = 3.4445, -4.7750, 2.0315
 ITERATIONS = 5
-ORTHOGONAL, PLAIN = 0.2, 1.0  # shares of the two steps, as in YOLO26 (arXiv 2606.03748)
+OTHERS = 0.04  # rate of AdamW as a share of Muon's, which is relative to the matrix
 
 
-class Muon(SGD):
-    """Weights of two or more dimensions step by Muon and SGD, the others by SGD alone.
+class Muon(Optimizer):
+    """Weights of two or more dimensions step by Muon, vectors by AdamW at 0.04 of the rate.
 
-    Both steps come from one Nesterov momentum. A convolution (out, in, k, k) counts as a matrix
-    (out, in * k * k).
+    A convolution (out, in, k, k) counts as a matrix (out, in * k * k). Nesterov momentum and the
+    scale of steps are those of Jordan et al. 2024; decay is apart from the gradient, as in AdamW.
+    `found_inf` () is 1.0 to leave parameters and state bit-identical.
     """
 
-    def _move(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        for parameter in params:
-            if parameter.grad is not None:
-                self._turn(parameter, finite(parameter.grad, self.found_inf), group)
+    found_inf: Tensor | None = None
+
+    def __init__(self, groups: Iterable[dict[str, Any]], *, betas: tuple[float, float]) -> None:
+        super().__init__(split(groups), {"lr": 0.0, "weight_decay": 0.0})
+        self._momentum = betas[0]
+        vectors = [g for g in self.param_groups if not any(map(is_matrix, g["params"]))]
+        # It shares the groups, whose rates change, and the state, which is saved.
+        self._others = AdamW(vectors, lr=0.0, betas=betas, fused=True) if vectors else None
+        if self._others is not None:
+            self._others.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyrefly: ignore
+        """Update every parameter that has a gradient."""
+        del closure
+        if self._others is not None:
+            self._others.found_inf = self.found_inf  # pyrefly: ignore
+            self._others.step()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if is_matrix(parameter) and parameter.grad is not None:
+                    self._turn(parameter, finite(parameter.grad, self.found_inf), group)
 
     def _turn(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        momentum, buffer = group["momentum"], self.state[parameter]["momentum_buffer"]
+        buffer = self.state[parameter]["momentum_buffer"]
         failed = torch.zeros((), device=grad.device) if self.found_inf is None else self.found_inf
         good = 1 - failed.to(grad.dtype)
-        buffer.mul_(1 - good * (1 - momentum)).add_(grad * good)
-        step = grad + momentum * buffer
-        if parameter.ndim > 1:
-            step = PLAIN * step + ORTHOGONAL * scaled(orthogonal(step.flatten(1))).view_as(step)
-        decayed = step + group["weight_decay"] * parameter
-        parameter.add_(decayed * (-group["lr"] * good))
+        buffer.lerp_(grad, (1 - self._momentum) * good)
+        step = torch.lerp(grad, buffer, self._momentum).flatten(1)
+        turned = scaled(orthogonal(step)).view_as(parameter)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"] * good)
+        parameter.add_(turned * (-group["lr"] * good))
+
+
+def is_matrix(parameter: Tensor) -> bool:
+    """Whether Muon moves it."""
+    return parameter.ndim > 1
+
+
+def split(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cut each group into its matrices and its other parameters, which move slower."""
+    parts = []
+    for group in groups:
+        matrices = [p for p in group["params"] if is_matrix(p)]
+        vectors = [p for p in group["params"] if not is_matrix(p)]
+        if matrices or not vectors:  # a frozen stage has neither
+            parts.append(group | {"params": matrices})
+        if vectors:
+            share = group.get("lr_share", 1.0) * OTHERS
+            parts.append(group | {"params": vectors, "lr_share": share})
+    return parts
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

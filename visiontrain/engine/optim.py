@@ -14,7 +14,7 @@ from visiontrain.engine.config import OptimConfig
 from visiontrain.engine.muon import Muon
 from visiontrain.engine.sgd import SGD
 
-PEAK = {"adamw": 0.002, "sgd": 0.01, "muon": 0.01}
+PEAK = {"adamw": 0.002, "sgd": 0.01, "muon": 0.02}
 # Places and tokens of transformers: matrices by shape only.
 UNDECAYED = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table")
 
@@ -53,7 +53,7 @@ def build_optimizer(config: OptimConfig, model: VisionModel) -> Optimizer:
     if kind_of(config) == "sgd":
         return SGD(listed, momentum=config.momentum)
     if kind_of(config) == "muon":
-        return Muon(listed, momentum=config.momentum)
+        return Muon(listed, betas=(config.momentum, config.beta2))
     # The fused kernel skips an update on the device when `found_inf` says so.
     return AdamW(listed, lr=0.0, betas=(config.momentum, config.beta2), fused=True)
 
