@@ -63,12 +63,16 @@ def test_other_epochs_and_seeds_are_other_samples():
     assert not torch.equal(first, other.cell([(0, 1)], 0).images)
 
 
-def test_whole_batches_are_moved_as_single_pictures_are():
-    rows, stream = np.arange(COUNT), (5, 2, "own")
-    small, files = (kind(table(), SIDE, MOVES)(rows, stream) for kind in (SmallViews, FileViews))
+@pytest.mark.parametrize("translate", [0.0, 0.2])
+def test_whole_batches_are_moved_as_single_pictures_are(translate):
+    rows, stream = np.arange(4 * COUNT), (5, 2, "own")
+    config = MOVES.model_copy(update={"translate": translate})
+    small, files = (kind(table(), SIDE, config)(rows, stream) for kind in (SmallViews, FileViews))
     assert np.array_equal(small[0], files[0])
     assert np.array_equal(small[1], files[1])
-    assert not np.array_equal(small[0], np.stack(PICTURES))
+    for turned in (np.array, np.flipud, np.fliplr, lambda p: p[::-1, ::-1]):
+        same = [np.array_equal(turned(PICTURES[k % COUNT]), small[0][k]) for k in rows]
+        assert any(same) or translate
 
 
 def test_every_picture_is_mirrored_in_every_other_epoch():

@@ -78,6 +78,16 @@ def moves(rows: Rows, stream: Stream, side: int, config: ClassifyAugment) -> tup
     return np.where(over[:, None], down[:, ::-1], down), across
 
 
+def moved(picture: Pixels, down: Rows, across: Rows) -> Pixels:
+    """Return the lines `down` (S,) and the columns `across` (S,) of a picture (S, S, 3)."""
+    last = len(down) - 1
+    if {*down[[0, -1]].tolist()} | {*across[[0, -1]].tolist()} != {0, last}:  # shifted
+        return picture[down][:, across]
+    if down[0] == last:
+        picture = np.asarray(cv2.flip(picture, 0), np.uint8)
+    return np.asarray(cv2.flip(picture, 1), np.uint8) if across[0] == last else picture
+
+
 def _mirrored(index: Rows, side: int) -> Rows:
     """Reflect places outside of 0 to side - 1 back inside, without repeating the border."""
     index = np.abs(index)
@@ -132,10 +142,14 @@ def centre(image: Pixels, side: int) -> Pixels:
 
 
 def resized(image: Pixels, side: int) -> Pixels:
-    """Return a picture (H, W, 3) as (side, side, 3); averaged where it shrinks."""
+    """Return a picture (H, W, 3) as (side, side, 3); averaged where it shrinks to less than half.
+
+    Up to there the four neighbours that are blended leave hardly a pixel out, at a fifth of the
+    time.
+    """
     if image.shape[:2] == (side, side):
         return image
-    how = cv2.INTER_AREA if min(image.shape[:2]) > side else cv2.INTER_LINEAR
+    how = cv2.INTER_AREA if max(image.shape[:2]) > 2 * side else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (side, side), interpolation=how), np.uint8)
 
 
@@ -158,7 +172,7 @@ class FileViews:
             found.append(read)
             if self.config.own is not None:
                 image = self._own(image, read, generator(*stream, "own", entry))
-            view = self._cropped(image, boxes[k])[down[k]][:, across[k]]
+            view = moved(self._cropped(image, boxes[k]), down[k], across[k])
             if self.config.auto != "none":
                 view = apply_policy(view, self.config.auto, policy[k])
             if self.colours is not None:

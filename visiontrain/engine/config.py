@@ -13,7 +13,8 @@ class OptimConfig(Section):
     """How parameters move. Lengths are in epochs or shares; all become functions of samples."""
 
     kind: Literal["auto", "adamw", "sgd", "muon"] = Field(
-        "auto", description="auto takes adamw; muon turns matrices by orthogonal steps, the rest is adamw"
+        "auto",
+        description="auto takes adamw; muon turns matrices by orthogonal steps, the rest is adamw",
     )
     lr: float | None = Field(
         None,
