@@ -23,7 +23,7 @@ from visiontrain.engine.run_folder import RunFolder, claim, reopen
 from visiontrain.engine.weights import load_weights
 from visiontrain.models.config import TorchvisionConfig
 from visiontrain.recipe import Run, check_fixed, check_values
-from visiontrain.strategies.config import DDP, check_votes
+from visiontrain.strategies.config import DDP, check_ranks, check_votes
 from visiontrain.strategies.devices import devices, settle, world
 from visiontrain.strategies.environment import launched
 from visiontrain.strategies.precision import LOWER, resolve
@@ -91,7 +91,9 @@ def check_group(run: Run) -> None:
         ConfigError: naming the key.
     """
     if isinstance(run.strategy, DDP):
-        check_votes(run.strategy, world(run.strategy), run.batch // run.accumulate)
+        ranks = world(run.strategy)
+        check_votes(run.strategy, ranks, run.batch // run.accumulate)
+        check_ranks(run.strategy, ranks, fixed=launched() is None)
 
 
 def goes_on(given: Mapping[str, Any], file: str = "config.yaml") -> bool:

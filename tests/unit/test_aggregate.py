@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.strategies.aggregate import AGGREGATES
-from visiontrain.strategies.config import DDP, check_votes, least_ranks
+from visiontrain.strategies.config import DDP, check_ranks, check_votes, least_ranks
 
 ROBUST = sorted(AGGREGATES.keys() - {"mean"})
 WRONG = {
@@ -90,3 +90,16 @@ def test_too_few_ranks_and_ranks_without_an_image_are_refused():
         check_votes(DDP(aggregate="krum", faulty=2), 4, 8)
     with pytest.raises(ConfigError, match="batch: 3 in a micro-batch for 4 processes"):
         check_votes(DDP(aggregate="median"), 4, 3)
+
+
+def test_what_takes_other_processes_or_groups_is_refused_without_them():
+    check_ranks(DDP(), 1)
+    check_ranks(DDP(topology="hierarchical", inner=2, compress="fp16"), 4)
+    check_ranks(DDP(compress="fp16"), 1, fixed=False)
+    with pytest.raises(ConfigError, match=r"^strategy.compress: fp16 in one process, "):
+        check_ranks(DDP(processes=1, compress="fp16"), 1)
+    with pytest.raises(ConfigError, match=r"^strategy.sync_every: 4 in one process, "):
+        check_ranks(DDP(processes=1, sync_every=4), 1)
+    for world, keys in ((2, {}), (4, {"inner": 3}), (4, {"inner": 4})):
+        with pytest.raises(ConfigError, match=rf"^strategy.topology: hierarchical with {world} "):
+            check_ranks(DDP(topology="hierarchical", **keys), world)

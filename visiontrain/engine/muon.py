@@ -30,6 +30,7 @@ class Muon(Optimizer):
     def __init__(self, groups: Iterable[dict[str, Any]], *, betas: tuple[float, float]) -> None:
         super().__init__(split(groups), {"lr": 0.0, "weight_decay": 0.0})
         self._momentum = betas[0]
+        self._matrices = [g for g in self.param_groups if any(map(is_matrix, g["params"]))]
         vectors = [g for g in self.param_groups if not any(map(is_matrix, g["params"]))]
         # It shares the groups, whose rates change, and the state, which is saved.
         self._others = AdamW(vectors, lr=0.0, betas=betas, fused=True) if vectors else None
@@ -43,15 +44,17 @@ class Muon(Optimizer):
         if self._others is not None:
             self._others.found_inf = self.found_inf  # pyrefly: ignore
             self._others.step()
-        for group in self.param_groups:
+        good = 1.0 if self.found_inf is None else 1 - self.found_inf
+        for group in self._matrices:
             for parameter in group["params"]:
-                if is_matrix(parameter) and parameter.grad is not None:
-                    self._turn(parameter, finite(parameter.grad, self.found_inf), group)
+                if parameter.grad is not None:
+                    self._turn(parameter, finite(parameter.grad, self.found_inf), group, good)
 
-    def _turn(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _turn(
+        self, parameter: Tensor, grad: Tensor, group: dict[str, Any], good: Tensor | float
+    ) -> None:
         buffer = self.state[parameter]["momentum_buffer"]
-        failed = torch.zeros((), device=grad.device) if self.found_inf is None else self.found_inf
-        good = 1 - failed.to(grad.dtype)
+        good = good.to(grad.dtype) if isinstance(good, Tensor) else good
         buffer.lerp_(grad, (1 - self._momentum) * good)
         step = torch.lerp(grad, buffer, self._momentum).flatten(1)
         turned = scaled(orthogonal(step)).view_as(parameter)

@@ -169,3 +169,29 @@ def check_votes(config: DDP, world: int, images: int) -> None:
             f"batch: {images} in a micro-batch for {world} processes; under strategy.aggregate="
             f"{name} each needs an image of its own, take a larger batch or a smaller accumulate"
         )
+
+
+def check_ranks(config: DDP, world: int, *, fixed: bool = True) -> None:
+    """Refuse what takes other processes, or groups of them, than there are.
+
+    Args:
+        config: of the mode.
+        world: ranks on all machines.
+        fixed: whether there will be as many to the end; else one may be alone for a while.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    inner = config.inner or config.processes
+    if config.topology == "hierarchical" and (inner == world or world % inner):
+        raise ConfigError(
+            f"strategy.topology: hierarchical with {world} processes in groups of {inner}; set "
+            "strategy.inner to a divisor, or take flat"
+        )
+    for key in ("compress", "sync_every"):
+        value = getattr(config, key)
+        if fixed and world == 1 and value != DDP.model_fields[key].default:
+            raise ConfigError(
+                f"strategy.{key}: {value} in one process, which nobody talks to; take "
+                "strategy.processes=2 or leave it out"
+            )

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
-from visiontrain.core.errors import ConfigError
 from visiontrain.core.types import Place
 from visiontrain.strategies.comm import ring_bytes
 
@@ -72,11 +71,6 @@ class Hierarchical:
     """
 
     def __init__(self, place: Place, inner: int) -> None:
-        if inner == place.world or place.world % inner:
-            raise ConfigError(
-                f"strategy.topology: hierarchical with {place.world} processes in groups of "
-                f"{inner}; set strategy.inner to a divisor, or take flat"
-            )
         self._inner, self._outer = inner, place.world // inner
         ranks = torch.arange(place.world).reshape(self._outer, inner)
         self._near: Any
