@@ -29,6 +29,7 @@ from visiontrain.models.config import ModelConfig
 from visiontrain.models.registry import build_model
 from visiontrain.strategies import comm, ddp
 from visiontrain.strategies.config import DDP, FSDP, Pipeline, Single
+from visiontrain.strategies.member import share_of
 from visiontrain.strategies.registry import build_strategy
 from visiontrain.tasks.config import TaskConfig
 from visiontrain.tasks.detect import DetectTask
@@ -171,16 +172,15 @@ def build(run_json, place, objects):
     return learner, make(learner.strategy, data=data, seed=seed, **changes)
 
 
-def here(kind):
+def here(kind, **keys):
     """Return this rank's place under a mode."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    shard = (0, 1) if kind == "pipeline" else (rank, world)
-    return Place(CPU, rank, world, shard, is_main=rank == 0)
+    return Place(CPU, rank, world, share_of(MODES[kind](**keys), rank, world), is_main=rank == 0)
 
 
 def traced(job_json):
     """Be one rank of a traced training; return all assignments made, of all ranks."""
-    return run_traced(job_json, here(json.loads(job_json)["run"]["strategy"]["kind"]))
+    return run_traced(job_json, here(**json.loads(job_json)["run"]["strategy"]))
 
 
 def run_traced(job_json, place):

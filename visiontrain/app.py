@@ -168,6 +168,9 @@ def heading(
         f"{name}, {size:.1f} M parameters, {run.imgsz} px, batch {run.batch}, {how}; "
         f"results go to {run.out}",
     ]
+    stages = folder_of(run).stages
+    if run.strategy.kind == "pipeline" and stages.is_file():
+        lines += stages.read_text().splitlines()
     if slow(run.precision, place.device):
         lines.append(
             f"precision={run.precision}: this CPU has no instructions for it and takes several "

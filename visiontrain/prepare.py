@@ -23,7 +23,14 @@ from visiontrain.engine.run_folder import RunFolder, claim, reopen
 from visiontrain.engine.weights import load_weights
 from visiontrain.models.config import TorchvisionConfig
 from visiontrain.recipe import Run, check_fixed, check_values
-from visiontrain.strategies.config import DDP, check_ranks, check_votes
+from visiontrain.staging import with_stages
+from visiontrain.strategies.config import (
+    DDP,
+    Pipeline,
+    check_pipeline,
+    check_ranks,
+    check_votes,
+)
 from visiontrain.strategies.devices import devices, settle, world
 from visiontrain.strategies.environment import launched
 from visiontrain.strategies.precision import LOWER, resolve
@@ -52,16 +59,20 @@ def prepare(run: Run) -> Run:
     Raises:
         VisiontrainError: when the folder or the data cannot be used.
     """
-    run = settled(run)
-    if run.resume:
-        folder = reopen(run.out)
-        if folder.config.is_file():
-            check_fixed(build(Run, read_config(folder)), run)
-            return _placed(run, folder)  # `fit` writes config.yaml once it goes on
+    asked = "stages" in run.strategy.model_fields_set
+    run, stages = with_stages(settled(run), asked=asked)
+    folder = reopen(run.out) if run.resume else None
+    if folder is not None and folder.config.is_file():
+        check_fixed(build(Run, read_config(folder)), run)
+        run = _placed(run, folder)  # `fit` writes config.yaml once it goes on
     else:
-        folder = claim(run.out, Path(run.project) / run.task.kind, run.name, resumable=True)
-    run = _placed(run, folder)
-    write_config(run)
+        place = Path(run.project) / run.task.kind
+        folder = folder or claim(run.out, place, run.name, resumable=True)
+        run = _placed(run, folder)
+        write_config(run)
+    if stages:
+        with storing(folder.stages):
+            replace_file(folder.stages, "\n".join([*stages, ""]).encode())
     return run
 
 
@@ -94,6 +105,8 @@ def check_group(run: Run) -> None:
         ranks = world(run.strategy)
         check_votes(run.strategy, ranks, run.batch // run.accumulate)
         check_ranks(run.strategy, ranks, fixed=launched() is None)
+    if isinstance(run.strategy, Pipeline):
+        check_pipeline(run.strategy, world(run.strategy), run.accumulate)
 
 
 def goes_on(given: Mapping[str, Any], file: str = "config.yaml") -> bool:

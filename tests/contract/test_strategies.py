@@ -14,6 +14,7 @@ from visiontrain.core.types import Batch, Place
 from visiontrain.data.collate import collate
 from visiontrain.engine.step import train_step
 from visiontrain.strategies.base import Strategy
+from visiontrain.strategies.config import Pipeline as PipelineConfig
 from visiontrain.strategies.pipeline import Pipeline, fill
 from visiontrain.strategies.precision import START, Precision
 from visiontrain.strategies.registry import STRATEGIES
@@ -28,8 +29,8 @@ def settings(kind, precision="fp32", **changes):
 
 
 def learner_of(run):
-    kind = run["strategy"]["kind"]
-    return cases.make_learner(ALONE if kind == "single" else cases.here(kind), run)
+    keys = run["strategy"]
+    return cases.make_learner(ALONE if keys["kind"] == "single" else cases.here(**keys), run)
 
 
 def advance(learner, steps):
@@ -265,8 +266,13 @@ def test_half_precision_leaves_gradients_in_true_units(kind, precision, ranks):
     "changes",
     [
         {"strategy": {"schedule": "1f1b"}},
-        {"strategy": {"cuts": ["head"]}},
-        {"strategy": {"cuts": ["up4"]}, "freeze": 5},  # nothing trains in the first stage
+        *(
+            {"strategy": {"schedule": schedule}} | more
+            for schedule in ("interleaved_1f1b", "zero_bubble", "zbv")
+            for more in ({}, {"freeze": 5})
+        ),
+        {"strategy": {"stages": ["head"]}},
+        {"strategy": {"stages": ["up4"]}, "freeze": 5},  # nothing trains in the first stage
         {"freeze": 2},
     ],
 )
@@ -295,7 +301,7 @@ def test_synchronised_batch_norm_is_refused_where_it_cannot_work():
     with pytest.raises(ConfigError, match=r"^model\.norm: sync on the CPU; "):
         learner_of(settings("single", norm="sync"))
     place = Place(torch.device("meta"), 0, 2)
-    strategy = Pipeline(place, Precision("fp32", torch.device("cpu")), "gpipe", None)
+    strategy = Pipeline(place, Precision("fp32", torch.device("cpu")), PipelineConfig())
     with pytest.raises(ConfigError, match=r"^model\.norm: sync in a pipeline"):
         strategy.setup(nn.Sequential(nn.SyncBatchNorm(2)))
 

@@ -215,16 +215,16 @@ def test_text_and_mappings_name_the_same_modes(tmp_path):
     file = tmp_path / "three.yaml"
     file.write_text(
         "strategies:\n- centralized\n- {kind: ddp, threads: 1}\n"
-        "- {kind: pipeline, cuts: [head, neck], schedule: 1f1b}\nstrategy: {processes: 3}\n"
+        "- {kind: pipeline, stages: [head, neck], schedule: 1f1b}\nstrategy: {processes: 3}\n"
     )
-    text = "strategies=centralized,ddp:threads=1,pipeline:cuts=head+neck+schedule=1f1b"
+    text = "strategies=centralized,ddp:threads=1,pipeline:stages=head+neck+schedule=1f1b"
     found = read(text, "strategy.processes=3")
     assert found == read(str(file))
     assert [mode.name for mode in found] == [
-        *("single", "ddp-threads=1", "pipeline-cuts=head+neck+schedule=1f1b")
+        *("single", "ddp-threads=1", "pipeline-stages=head+neck+schedule=1f1b")
     ]
     assert [getattr(mode.strategy, "processes", 1) for mode in found] == [1, 3, 3]
-    assert (found[2].strategy.cuts, found[2].strategy.schedule) == (["head", "neck"], "1f1b")
+    assert (found[2].strategy.stages, found[2].strategy.schedule) == (["head", "neck"], "1f1b")
     own = read("strategies=ddp,ddp:processes=4", "strategy.processes=3")
     assert [mode.strategy.processes for mode in own] == [3, 4]
 
@@ -241,7 +241,10 @@ def test_text_and_mappings_name_the_same_modes(tmp_path):
         (["strategies=ddp:thread=1"], "strategy.thread: no such key; did you mean "),
         (["strategies=ddp:threads=x"], "strategy.threads: 'x'; "),
         (["strategies=single:threads=1"], "strategy.threads: strategy=single has no such key; "),
-        (["strategies=ddp", "strategy.cuts=a"], "strategy.cuts: ['a']; none of ddp has such a key"),
+        (
+            ["strategies=ddp", "strategy.stages=a"],
+            "strategy.stages: ['a']; none of ddp has such a key",
+        ),
         (["strategies=ddp", "strategy.thread=1"], "strategy.thread: no such key; did you mean "),
         (["strategies=ddp", "strategy=ddp"], "strategy.kind: 'ddp'; it would change nothing here"),
         (["strategies=ddp", "batch=-1"], "batch: -1; what fits differs from mode to mode"),

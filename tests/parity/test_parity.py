@@ -16,6 +16,7 @@ from visiontrain.engine.parity import ALLOWED, ULPS, Check, Job, Parity, judge
 from visiontrain.engine.trace import Trace, compare
 from visiontrain.strategies import launch
 from visiontrain.strategies.config import DDP
+from visiontrain.strategies.stage import PER_PROCESS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MODES = ("ddp", "fsdp", "pipeline")
@@ -26,7 +27,7 @@ SEEDS = 20  # asked one after another, until one is as far off
 def train(kind, optim, precision, *, steps=cases.STEPS, pool=None, permute=None, **changes):
     """Return a trace of `cases`' training and the assignments made in it."""
     run = {
-        "strategy": {"kind": kind},
+        "strategy": {"kind": kind, **changes.pop("keys", {})},
         "precision": precision,
         "accumulate": cases.ACCUMULATE,
         "optim": {"kind": optim, "clip": CLIP[optim], **changes.pop("rates", {})},
@@ -122,6 +123,24 @@ def test_every_kind_of_detector_and_data_is_one_device(mode, kind, world, ranks)
     keys = {"steps": 2, **KINDS[kind]}
     want, wanted = alone(kind, "sgd")
     got, assigned = train(mode, "sgd", "fp64", pool=ranks(world), **keys)
+    assert assigned == wanted
+    assert not too_far(compare(want, got).as_dict(), "fp64")
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind", "world"),
+    [
+        *(({"schedule": name}, "few images", 2) for name in sorted(PER_PROCESS)),
+        *(({"schedule": name}, "frozen", 2) for name in ("1f1b", "zero_bubble", "zbv")),
+        ({"stages": ["head"], "schedule": "1f1b"}, "few images", 2),
+        ({"data_parallel": 2}, "few images", 4),
+        ({"data_parallel": 2, "schedule": "zbv"}, "a rank without data", 4),
+    ],
+)
+def test_every_pipeline_is_one_device(keys, kind, world, ranks):
+    want, wanted = alone(kind, "sgd")
+    changes = {"steps": 2, **KINDS[kind]}
+    got, assigned = train("pipeline", "sgd", "fp64", pool=ranks(world), keys=keys, **changes)
     assert assigned == wanted
     assert not too_far(compare(want, got).as_dict(), "fp64")
 

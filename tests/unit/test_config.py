@@ -90,7 +90,10 @@ def test_words_become_keys(words, want):
         (["workers=many"], "data.workers: 'many'; input should be a valid integer or 'auto'"),
         (["lr0=1e999"], "optim.lr: inf; input should be a finite number"),
         (["cos_lr=[1]"], "optim.schedule: [1]; take one of linear, cosine, constant"),
-        (["strategy=pipeline", "strategy=ddp", "strategy.cuts=[a]"], "strategy.cuts: strategy=ddp"),
+        (
+            ["strategy=pipeline", "strategy=ddp", "strategy.stages=[a]"],
+            "strategy.stages: strategy=ddp",
+        ),
         (
             ["detect/yolo_m"],
             "detect/yolo_m: no such file or preset, and no key=value; did you mean ",
@@ -191,7 +194,7 @@ def test_python_values_follow_the_same_rules():
 
 
 def test_the_config_round_trips_through_yaml():
-    run = load(Run, ["strategy=pipeline", "strategy.cuts=[up4]", "lr0=1e-5", "time=0.5"], PRESETS)
+    run = load(Run, ["strategy=pipeline", "strategy.stages=[up4]", "lr0=1e-5", "time=0.5"], PRESETS)
     assert Run.model_validate(load_yaml(dump_yaml(run.model_dump()), "x")) == run
 
 

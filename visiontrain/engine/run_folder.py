@@ -40,6 +40,11 @@ class RunFolder:
         return self.path / "metrics.json"
 
     @property
+    def stages(self) -> Path:
+        """What was measured of the model, where a pipeline's stages were chosen by it."""
+        return self.path / "stages.txt"
+
+    @property
     def best(self) -> Path:
         """The weights with the best score."""
         return self.path / "weights" / "best.safetensors"

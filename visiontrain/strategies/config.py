@@ -84,9 +84,14 @@ class Pipeline(Group):
     """Model parallel: every process holds a run of blocks; micro-batches flow through."""
 
     kind: Literal["pipeline"] = "pipeline"
-    schedule: Literal["gpipe", "1f1b"] = Field("gpipe", description="order of the micro-batches")
-    cuts: list[str] | None = Field(
-        None, description="first block of each stage but the first; default: balanced by cost"
+    schedule: Literal["gpipe", "1f1b", "interleaved_1f1b", "zero_bubble", "zbv"] = Field(
+        "gpipe", description="order of the micro-batches; the last three give processes two stages"
+    )
+    stages: Literal["auto"] | list[str] = Field(
+        "auto", description="first block of each stage but the first; auto: measured and balanced"
+    )
+    data_parallel: int = Field(
+        1, ge=1, description="pipelines side by side, each on its share of a batch"
     )
 
 
@@ -168,6 +173,28 @@ def check_votes(config: DDP, world: int, images: int) -> None:
         raise ConfigError(
             f"batch: {images} in a micro-batch for {world} processes; under strategy.aggregate="
             f"{name} each needs an image of its own, take a larger batch or a smaller accumulate"
+        )
+
+
+def check_pipeline(config: Pipeline, processes: int, accumulate: int) -> None:
+    """Refuse pipelines side by side that have no equal shares, and counts a schedule cannot have.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    copies = config.data_parallel
+    if processes % copies or processes == copies > 1:
+        raise ConfigError(
+            f"strategy.data_parallel: {copies} with {processes} processes, which have to be a "
+            f"multiple of it, {2 * copies} or more"
+        )
+    depth = processes // copies
+    count = max(accumulate, depth)
+    rounds = max(1, count // depth)
+    if config.schedule in ("interleaved_1f1b", "zero_bubble") and count % rounds:
+        raise ConfigError(
+            f"accumulate: {accumulate} with strategy.schedule={config.schedule}, which takes "
+            f"micro-batches in {rounds} equal rounds; take a multiple of {depth}"
         )
 
 

@@ -19,11 +19,14 @@ def starts(names: Sequence[str], cuts: Sequence[str], stages: int) -> list[int]:
     """Return the first block's index of each stage, from the names the user gave."""
     unknown = [cut for cut in cuts if cut not in names]
     if unknown:
-        raise ConfigError(f"strategy.cuts: no block {unknown[0]!r}; blocks are {', '.join(names)}")
+        raise ConfigError(
+            f"strategy.stages: no block {unknown[0]!r}; blocks are {', '.join(names)}"
+        )
     found = [0, *(names.index(cut) for cut in cuts)]
     if len(found) != stages or found != sorted(set(found)):
         raise ConfigError(
-            f"strategy.cuts: {list(cuts)}; take {stages - 1} different blocks in order, none first"
+            f"strategy.stages: {list(cuts)}; take {stages - 1} different blocks in order, none "
+            "first"
         )
     return found
 
@@ -56,28 +59,38 @@ def _counter(costs: dict[str, int], name: str) -> Any:
     return count
 
 
-def balance(meta: VisionModel, stages: int) -> list[int]:
+def balance(costs: Sequence[float], lives: Sequence[int], stages: int) -> list[int]:
     """Return the first block's index of each stage, so that the dearest stage is cheapest.
 
-    Of equally good cuts the one with the fewest live values is taken: less to send.
+    Of equally good cuts those with the least to send are taken.
+
+    Args:
+        costs: of each block.
+        lives: what a cut before each block sends, bytes or values.
+        stages: how many, at most one per block.
     """
-    costs = list(itertools.accumulate(block_costs(meta), initial=0))
-    lives = [len(meta.live(n)) for n in range(len(meta.blocks))]
-    # best[n]: (dearest stage, live values, cuts) of blocks up to n in the stages so far.
-    best = {n: (costs[n], 0, (0,)) for n in range(1, len(costs))}
+    sums = list(itertools.accumulate(costs, initial=0))
+    # best[n]: (dearest stage, what is sent, cuts) of blocks up to n in the stages so far.
+    best = {n: (sums[n], 0, (0,)) for n in range(1, len(sums))}
     for stage in range(2, stages + 1):
         best = {
             n: min(
                 (
-                    max(best[cut][0], costs[n] - costs[cut]),
+                    max(best[cut][0], sums[n] - sums[cut]),
                     best[cut][1] + lives[cut],
                     (*best[cut][2], cut),
                 )
                 for cut in range(stage - 1, n)
             )
-            for n in range(stage, len(costs))
+            for n in range(stage, len(sums))
         }
-    return list(best[len(costs) - 1][2])
+    return list(best[len(sums) - 1][2])
+
+
+def counted(meta: VisionModel, stages: int) -> list[int]:
+    """Balance multiply-adds, where nothing was measured."""
+    lives = [len(meta.live(n)) for n in range(len(meta.blocks))]
+    return balance(block_costs(meta), lives, stages)
 
 
 def live_values(meta: VisionModel, images: Tensor, n: int) -> tuple[Tensor, ...]:

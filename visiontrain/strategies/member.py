@@ -43,7 +43,7 @@ def join(config: Group, device: str, entry: Entry, run_json: str, objects: Objec
     local = own_device(device, told)
     if local.type == "cuda":
         torch.cuda.set_device(local)
-    shard = (0, 1) if isinstance(config, Pipeline) else (told.rank, told.world)
+    shard = share_of(config, told.rank, told.world)
     main = told.rank == 0
     place = Place(local, told.rank, told.world, shard, main, told.local_world)
     with Heartbeat(met.store, told, config.timeout_s) as heartbeat:
@@ -54,6 +54,14 @@ def join(config: Group, device: str, entry: Entry, run_json: str, objects: Objec
             if cause is None:
                 raise
             raise cause from error
+
+
+def share_of(config: Group, rank: int, world: int) -> tuple[int, int]:
+    """Return which share of each batch a rank reads: index, and how many there are."""
+    if isinstance(config, Pipeline):
+        depth = world // config.data_parallel
+        return rank // depth, config.data_parallel
+    return rank, world
 
 
 def _work(heartbeat: Heartbeat, local: torch.device, entry: Callable[[], int]) -> int:

@@ -3,69 +3,60 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+    ScheduleZBVZeroBubble,
+)
 
 from visiontrain.core.errors import ConfigError
-from visiontrain.core.interfaces import IMAGE, StateDict, Updatable, VisionModel
-from visiontrain.core.seed import seed_model
+from visiontrain.core.interfaces import StateDict, Updatable, VisionModel
 from visiontrain.core.types import Batch, Loss, Place
 from visiontrain.strategies import comm
+from visiontrain.strategies import config as settings
 from visiontrain.strategies.base import detach
-from visiontrain.strategies.cuts import balance, live_values, starts
+from visiontrain.strategies.cuts import counted, live_values, starts
+from visiontrain.strategies.grid import Grid, form
 from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.processes import Processes
+from visiontrain.strategies.stage import PER_PROCESS, Stage, owner
 
-SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
-
-
-class Stage(nn.Module):
-    """A run of blocks as the pipelining engine wants it: tensors in, tensors out."""
-
-    def __init__(self, model: VisionModel, bounds: tuple[int, int], precision: Precision) -> None:
-        super().__init__()
-        first, last = bounds
-        names = list(model.blocks)
-        self.model, self.names, self.precision = model, names[first:last], precision
-        self.seeds: Iterator[Sequence[int]] = iter(())  # one for each micro-batch that comes
-        self.takes = model.live(first) if first else (IMAGE,)
-        self.gives = model.live(last) if last < len(names) else tuple(names[-1:])
-
-    def forward(self, *values: Tensor) -> Any:
-        """Map the values that are live before the first block to those after the last.
-
-        They travel in the type of the weights: what autocast makes of them depends on the
-        blocks, and the neighbours must know it beforehand.
-        """
-        if self.model.training:
-            seed_model(*next(self.seeds))
-        with self.precision.autocast(values[0].device):
-            named = dict(zip(self.takes, values, strict=True))
-            given = self.model.run(self.names, named, keep=self.gives)
-        flat = given[0] if isinstance(given[0], tuple) else given
-        # Contiguous, as sending wants them: some blocks permute, and a view would not travel.
-        wide = tuple(value.to(self.precision.weights).contiguous() for value in flat)
-        return wide if len(wide) > 1 else wide[0]
+SCHEDULES = {
+    "gpipe": ScheduleGPipe,
+    "1f1b": Schedule1F1B,
+    "interleaved_1f1b": ScheduleInterleaved1F1B,
+    "zero_bubble": ScheduleInterleavedZeroBubble,
+    "zbv": ScheduleZBVZeroBubble,
+}
 
 
 class Pipeline(Processes):
-    """All ranks read the same batches; M micro-batches equal M accumulation steps elsewhere."""
+    """All ranks read the same batches; M micro-batches equal M accumulation steps elsewhere.
 
-    _stage: Stage
+    With `data_parallel` several such pipelines stand side by side, each on its share of a batch;
+    processes that hold the same stages add their gradients up after each step.
+    """
+
+    _stages: list[Stage]  # of this process, in order
     _meta: VisionModel
-    _bounds: tuple[int, int]
+    _grid: Grid
 
-    def __init__(
-        self, place: Place, precision: Precision, schedule: str, cuts: Sequence[str] | None
-    ) -> None:
+    def __init__(self, place: Place, precision: Precision, config: settings.Pipeline) -> None:
         super().__init__(place, precision)
-        self._schedule_class, self._cuts = SCHEDULES[schedule], cuts
+        self._config, self._kind = config, config.schedule
+        self._depth = place.world // config.data_parallel  # processes of a pipeline
+        self._count = PER_PROCESS[config.schedule] * self._depth  # of stages
         self._schedules: dict[tuple[int, ...], Any] = {}
         self._sent: dict[tuple[int, ...], int] = {}  # bytes to the neighbours per step
         self._parts: list[Loss] = []
@@ -81,25 +72,36 @@ class Pipeline(Processes):
                 "model.norm: sync in a pipeline, where no two processes hold the same layer; "
                 "take model.norm=group"
             )
-        rank, world, names = self.place.rank, self.place.world, list(model.blocks)
-        if len(names) < world:
+        names, count = list(model.blocks), self._count
+        if len(names) < count:
             raise ConfigError(
-                f"strategy.processes: {world}; the model has {len(names)} blocks to cut between"
+                f"strategy.processes: {self._depth} for a pipeline, which schedule={self._kind} "
+                f"cuts into {count} stages; the model has {len(names)} blocks"
             )
+        self._grid = form(self.place, self._config.data_parallel)
         self._meta = copy.deepcopy(model).to("meta")
-        first = starts(names, self._cuts, world) if self._cuts else balance(self._meta, world)
-        begin, end = [*first, len(names)][rank : rank + 2]
-        self._bounds = (begin, end)
-        self._stage = Stage(model, self._bounds, self.precision)
-        for name in [*names[:begin], *names[end:]]:
-            model.blocks[name] = nn.Identity()
+        chosen = self._config.stages
+        first = counted(self._meta, count) if chosen == "auto" else starts(names, chosen, count)
+        bounds = list(pairwise([*first, len(names)]))
+        self._stages = [
+            Stage(model, number, bounds[number], self.precision)
+            for number in range(count)
+            if self._owner(number) == self._grid.place
+        ]
+        mine = {name for stage in self._stages for name in stage.names}
+        for name in names:
+            if name not in mine:
+                model.blocks[name] = nn.Identity()
 
     def micro_batches(self, accumulate: int) -> int:
-        return max(accumulate, self.place.world)
+        return max(accumulate, self._depth)
+
+    def sync_buffers(self, model: VisionModel) -> None:
+        self._grid.copy_column(list(model.buffers()))
 
     def collect(self, tensors: Mapping[str, Tensor], *, everywhere: bool = True) -> StateDict:
         mine, whole = super().collect(tensors), {}
-        for source in range(self.place.world):
+        for source in range(self._depth):  # the first pipeline's
             got = comm.broadcast_tensors(mine, self.place.device, source)
             whole |= got if everywhere or self.place.is_main else {}
         return whole
@@ -114,17 +116,26 @@ class Pipeline(Processes):
         key = (len(batches), *batches[0].images.shape)
         schedule = self._schedule(key)
         self._parts, self._learner = [], learner
-        key_of_draws = learner.seed, learner.step, self.place.rank
-        self._stage.seeds = iter([(*key_of_draws, i) for i in range(len(batches))])
-        first, last = self.place.rank == 0, self.place.rank == self.place.world - 1
+        for stage in self._stages:
+            cells = map(self.cell, range(len(batches)))
+            stage.seeds = iter([(learner.seed, learner.step, stage.number, n) for n in cells])
+        first, last = self._holds(0), self._holds(self._count - 1)
         schedule.step(
             arg_mbs=[(b.images,) for b in batches] if first else None,
             target_mbs=batches if last else None,
             losses=[] if last else None,
             return_outputs=False,
         )
-        self.bytes_sent += self._sent[key]
+        grads = [p.grad for p in learner.model.parameters() if p.grad is not None]
+        summed = self._grid.sum_column(grads)
+        self.bytes_sent += self._sent[key] + 2 * comm.ring_bytes(summed, self._grid.copies)
         return self.divide(learner, self.total(self._parts or [self._nothing(learner)]))
+
+    def _owner(self, stage: int) -> int:
+        return owner(stage, self._kind, self._depth)
+
+    def _holds(self, stage: int) -> bool:
+        return any(mine.number == stage for mine in self._stages)
 
     def _ready(self, batch: Batch) -> Batch:
         """Move a batch; channels first, as stages must send them and their neighbours expect."""
@@ -136,23 +147,43 @@ class Pipeline(Processes):
         if key not in self._schedules:
             count, *shape = key
             images = torch.empty(shape, device="meta", dtype=self.precision.images)
-            before = live_values(self._meta, images, self._bounds[0])
-            after = live_values(self._meta, images, self._bounds[1])
-            stage = PipelineStage(
-                self._stage,
-                self.place.rank,
-                self.place.world,
-                self.place.device,
-                input_args=before,
-                output_args=after,
-            )
-            forwards = 0 if stage.is_last else sum(value.nbytes for value in after)
-            backwards = sum(value.nbytes for value in before if value.requires_grad)
-            self._sent[key] = count * (forwards + backwards)
-            self._schedules[key] = self._schedule_class(
-                stage, n_microbatches=count, loss_fn=self._loss, scale_grads=False
+            stages = [self._engine_stage(stage, images) for stage in self._stages]
+            self._sent[key] = count * sum(self._bytes(stage, images) for stage in self._stages)
+            several = PER_PROCESS[self._kind] > 1
+            self._schedules[key] = SCHEDULES[self._kind](
+                stages if several else stages[0],
+                n_microbatches=count,
+                loss_fn=self._loss,
+                scale_grads=False,
             )
         return self._schedules[key]
+
+    def _engine_stage(self, stage: Stage, images: Tensor) -> PipelineStage:
+        before, after = self._around(stage, images)
+        place, device = stage.number, self.place.device
+        return PipelineStage(
+            stage,
+            place,
+            self._count,
+            device,
+            input_args=before,
+            output_args=after,
+            group=self._grid.row,
+        )
+
+    def _around(self, stage: Stage, images: Tensor) -> list[tuple[Tensor, ...]]:
+        """Return what a stage takes and gives for one micro-batch, shapes and types only."""
+        return [live_values(self._meta, images, place) for place in stage.bounds]
+
+    def _bytes(self, stage: Stage, images: Tensor) -> int:
+        """Count what a stage sends to other processes for one micro-batch."""
+        before, after = self._around(stage, images)
+        sent = 0
+        if stage.number < self._count - 1 and not self._holds(stage.number + 1):
+            sent += sum(value.nbytes for value in after)
+        if stage.number and not self._holds(stage.number - 1):
+            sent += sum(value.nbytes for value in before if value.requires_grad)
+        return sent
 
     def _loss(self, outputs: Any, batch: Batch) -> Tensor:
         loss = self._learner.task.loss(outputs, batch, self._learner.progress)
@@ -166,28 +197,35 @@ class Pipeline(Processes):
         return Loss(dict.fromkeys(task.terms, zero), dict.fromkeys(task.heads, zero))
 
     def sum_shards(self, value: Tensor) -> Tensor:
-        return comm.all_sum(value)
+        return self._grid.sum_row(value)
 
     # -- evaluation ---------------------------------------------------------------
 
     def forward(self, model: VisionModel, batch: Batch) -> Any:
-        """Pass the batch from stage to stage; only the last returns outputs."""
-        del model  # the stage holds this rank's part of it
-        rank, last = self.place.rank, self.place.world - 1
+        """Pass the batch from stage to stage; only the holder of the last returns outputs."""
+        del model  # the stages hold this rank's part of it
         values: tuple[Tensor, ...] = (batch.images,)
-        if rank > 0:
-            images = torch.empty_like(batch.images, device="meta")
-            shapes = live_values(self._meta, images, self._bounds[0])
-            device = self.place.device
-            values = tuple(torch.empty(s.shape, dtype=s.dtype, device=device) for s in shapes)
-            for value in values:
-                dist.recv(value, rank - 1)
-        outputs = self._stage(*map(as_images, values))
-        if rank == last:
-            return outputs
-        for value in outputs if isinstance(outputs, tuple) else (outputs,):
-            dist.send(value.contiguous(), rank + 1)
+        for stage in self._stages:
+            if stage.number and not self._holds(stage.number - 1):
+                values = self._received(stage, batch.images)
+            outputs = stage(*map(as_images, values))
+            values = outputs if isinstance(outputs, tuple) else (outputs,)
+            if stage.number == self._count - 1:
+                return outputs
+            if not self._holds(stage.number + 1):
+                for value in values:
+                    dist.send(value.contiguous(), self._grid.peer(self._owner(stage.number + 1)))
         return None
+
+    def _received(self, stage: Stage, images: Tensor) -> tuple[Tensor, ...]:
+        """Wait for what the stage before sends."""
+        shapes = live_values(self._meta, torch.empty_like(images, device="meta"), stage.bounds[0])
+        values = tuple(
+            torch.empty(s.shape, dtype=s.dtype, device=self.place.device) for s in shapes
+        )
+        for value in values:
+            dist.recv(value, self._grid.peer(self._owner(stage.number - 1)))
+        return values
 
 
 def as_images(value: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def pipeline(config: settings.Pipeline, place: Place, precision: Precision) -> S
     """Make pipeline model parallelism."""
     from visiontrain.strategies.pipeline import Pipeline  # noqa: PLC0415 - torch's takes a second
 
-    return Pipeline(place, precision, config.schedule, config.cuts)
+    return Pipeline(place, precision, config)
 
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {

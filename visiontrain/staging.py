@@ -1,0 +1,124 @@
+"""strategy.stages=auto: measure the model's blocks on this machine, and cut where it is fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+
+from visiontrain.core.errors import ConfigError
+from visiontrain.core.seed import seed_model
+from visiontrain.data.config import sides
+from visiontrain.data.open import open_dataset
+from visiontrain.models.registry import build_model, check_input
+from visiontrain.recipe import Run
+from visiontrain.strategies.config import Pipeline
+from visiontrain.strategies.cuts import balance
+from visiontrain.strategies.devices import devices, threads, world
+from visiontrain.strategies.precision import Precision
+from visiontrain.strategies.profile import BlockCost, measure
+from visiontrain.strategies.stage import PER_PROCESS
+
+IMAGES = 4  # at most, of what is measured: costs of blocks grow alike
+
+
+def with_stages(run: Run, *, asked: bool) -> tuple[Run, list[str]]:
+    """Replace stages=auto by names of blocks, so that config.yaml repeats the run.
+
+    Args:
+        run: a settled run.
+        asked: whether the user named the stages; those of an earlier run, which may have had
+            more or fewer processes, are chosen anew if they do not fit.
+
+    Returns:
+        the run, and lines that say what was measured and where the model is cut.
+    """
+    config = run.strategy
+    if not isinstance(config, Pipeline):
+        return run, []
+    depth = world(config) // config.data_parallel
+    count, micro = PER_PROCESS[config.schedule] * depth, max(run.accumulate, depth)
+    if config.stages != "auto" and (asked or len(config.stages) + 1 == count):
+        return run, []
+    images = max(1, run.batch // (micro * config.data_parallel))
+    classes = len(open_dataset(run.data, run.task.kind).names)
+    costs = costs_of(run, classes, min(images, IMAGES))
+    if len(costs) < count:
+        raise ConfigError(
+            f"strategy.processes: {depth} for a pipeline, which schedule={config.schedule} cuts "
+            f"into {count} stages; the model has {len(costs)} blocks"
+        )
+    first = cheapest(costs, count)
+    names = [costs[place].name for place in first[1:]]
+    lines = table(costs, first, images / min(images, IMAGES))
+    lines.append(f"bubble: {bubble(costs, first, micro):.0%} of the time, in {micro} micro-batches")
+    return run.model_copy(update={"strategy": config.model_copy(update={"stages": names})}), lines
+
+
+def costs_of(run: Run, classes: int, images: int) -> list[BlockCost]:
+    """Measure the blocks of a run's model on `images` images, with one process's threads."""
+    assert isinstance(run.strategy, Pipeline)
+    check_input(run.model, run.imgsz, run.task.kind)
+    device, side = devices(run.device)[0], max(sides(run.imgsz, run.augment))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads(run.strategy))
+    try:
+        seed_model(run.seed)
+        model = build_model(run.model, classes, run.task.kind)
+        model.freeze(run.freeze)
+        if run.recompute:
+            model.recompute_blocks()
+        precision = Precision(run.precision, device)
+        model.to(device, precision.weights).train()
+        pixels = torch.rand(max(2, images), 3, side, side, device=device)
+        with precision.autocast(device):
+            return measure(model, pixels.to(precision.images).contiguous())
+    finally:
+        torch.set_num_threads(before)
+
+
+def cheapest(costs: Sequence[BlockCost], stages: int) -> list[int]:
+    """Return the first block of each stage, so that the slowest stage is fastest."""
+    sent = [0, *(cost.passed for cost in costs)]
+    return balance([cost.forward + cost.backward for cost in costs], sent, stages)
+
+
+def bubble(costs: Sequence[BlockCost], first: Sequence[int], micro: int) -> float:
+    """Return the share of the time that processes wait, one stage each, in `micro` micro-batches.
+
+    All pass forwards, then backwards; a pass takes as long as its slowest stage, so that with
+    equal stages this is (K - 1) / (M + K - 1) of Huang et al. 2019 (GPipe).
+    """
+    bounds = [*first, len(costs)]
+    parts = [costs[a:b] for a, b in pairwise(bounds)]
+    total = taken = 0.0
+    for way in ("forward", "backward"):
+        times = [sum(getattr(cost, way) for cost in part) for part in parts]
+        total += micro * sum(times)
+        taken += sum(times) + (micro - 1) * max(times)
+    return 1 - total / (len(parts) * taken)
+
+
+def table(costs: Sequence[BlockCost], first: Sequence[int], scale: float) -> list[str]:
+    """Say of each stage which blocks it has, and what they cost for one micro-batch.
+
+    Args:
+        costs: of all blocks, for fewer images than a micro-batch has.
+        first: the first block of each stage.
+        scale: images of a micro-batch, over those that were measured.
+    """
+    bounds = [*first, len(costs)]
+    lines = []
+    for number, (begin, end) in enumerate(pairwise(bounds)):
+        part = costs[begin:end]
+        names = part[0].name if len(part) == 1 else f"{part[0].name} to {part[-1].name}"
+        seconds = scale * sum(cost.forward + cost.backward for cost in part)
+        weights = sum(cost.parameters for cost in part) / 2**20
+        kept = scale * sum(cost.kept for cost in part) / 2**20
+        sent = "" if end == len(costs) else f", sends {scale * part[-1].passed / 2**20:.1f} MiB"
+        lines.append(
+            f"stage {number}: {names}, {seconds:.3g} s, weights {weights:.1f} MiB, keeps "
+            f"{kept:.0f} MiB{sent}"
+        )
+    return lines

@@ -1,0 +1,52 @@
+"""Stages of a pipeline: runs of blocks, and which process holds which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from visiontrain.core.interfaces import IMAGE, VisionModel
+from visiontrain.core.seed import seed_model
+from visiontrain.strategies.precision import Precision
+
+PER_PROCESS = {"gpipe": 1, "1f1b": 1, "interleaved_1f1b": 2, "zero_bubble": 2, "zbv": 2}
+
+
+def owner(stage: int, schedule: str, world: int) -> int:
+    """Return the rank that holds `stage`: round after round, or for zbv down and up again."""
+    turn, rank = divmod(stage, world)
+    return world - 1 - rank if schedule == "zbv" and turn % 2 else rank
+
+
+class Stage(nn.Module):
+    """A run of blocks as the pipelining engine wants it: tensors in, tensors out."""
+
+    def __init__(
+        self, model: VisionModel, number: int, bounds: tuple[int, int], precision: Precision
+    ) -> None:
+        super().__init__()
+        first, last = bounds
+        names = list(model.blocks)
+        self.model, self.names, self.precision = model, names[first:last], precision
+        self.number, self.bounds = number, bounds
+        self.seeds: Iterator[Sequence[int]] = iter(())  # one for each micro-batch that comes
+        self.takes = model.live(first) if first else (IMAGE,)
+        self.gives = model.live(last) if last < len(names) else tuple(names[-1:])
+
+    def forward(self, *values: Tensor) -> Any:
+        """Map the values that are live before the first block to those after the last.
+
+        They travel in the type of the weights: what autocast makes of them depends on the
+        blocks, and the neighbours must know it beforehand.
+        """
+        if self.model.training:
+            seed_model(*next(self.seeds))
+        with self.precision.autocast(values[0].device):
+            named = dict(zip(self.takes, values, strict=True))
+            given = self.model.run(self.names, named, keep=self.gives)
+        flat = given[0] if isinstance(given[0], tuple) else given
+        # Contiguous, as sending wants them: some blocks permute, and a view would not travel.
+        wide = tuple(value.to(self.precision.weights).contiguous() for value in flat)
+        return wide if len(wide) > 1 else wide[0]
