@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -30,7 +30,7 @@ from visiontrain.strategies.cuts import counted, live_values, starts
 from visiontrain.strategies.grid import Grid, form
 from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.processes import Processes
-from visiontrain.strategies.stage import PER_PROCESS, Stage, owner
+from visiontrain.strategies.stage import PER_PROCESS, Border, Stage, owner
 
 SCHEDULES = {
     "gpipe": ScheduleGPipe,
@@ -39,6 +39,7 @@ SCHEDULES = {
     "zero_bubble": ScheduleInterleavedZeroBubble,
     "zbv": ScheduleZBVZeroBubble,
 }
+SPLIT = ("zero_bubble", "zbv")  # the backward pass, into what the inputs and the weights get
 
 
 class Pipeline(Processes):
@@ -126,10 +127,24 @@ class Pipeline(Processes):
             losses=[] if last else None,
             return_outputs=False,
         )
+        self._refuse_lost(learner.model)
         grads = [p.grad for p in learner.model.parameters() if p.grad is not None]
         summed = self._grid.sum_column(grads)
         self.bytes_sent += self._sent[key] + 2 * comm.ring_bytes(summed, self._grid.copies)
         return self.divide(learner, self.total(self._parts or [self._nothing(learner)]))
+
+    def _refuse_lost(self, model: VisionModel) -> None:
+        """Refuse a backward pass in two halves where parameters got no gradient from it.
+
+        Raises:
+            ConfigError: naming one.
+        """
+        for name, parameter in model.named_parameters() if self._kind in SPLIT else ():
+            if parameter.requires_grad and parameter.grad is None:
+                raise ConfigError(
+                    f"strategy.schedule: {self._kind}; {name} depends on nothing that comes from "
+                    "the stage before, and gets no gradient so; take 1f1b"
+                )
 
     def _owner(self, stage: int) -> int:
         return owner(stage, self._kind, self._depth)
@@ -160,15 +175,16 @@ class Pipeline(Processes):
 
     def _engine_stage(self, stage: Stage, images: Tensor) -> PipelineStage:
         before, after = self._around(stage, images)
-        place, device = stage.number, self.place.device
+        whole = stage.number > 0 and not all(value.requires_grad for value in before)
         return PipelineStage(
             stage,
-            place,
+            stage.number,
             self._count,
-            device,
+            self.place.device,
             input_args=before,
             output_args=after,
             group=self._grid.row,
+            dw_builder=whole_backward if whole else None,
         )
 
     def _around(self, stage: Stage, images: Tensor) -> list[tuple[Tensor, ...]]:
@@ -186,6 +202,9 @@ class Pipeline(Processes):
         return sent
 
     def _loss(self, outputs: Any, batch: Batch) -> Tensor:
+        flat = outputs if isinstance(outputs, tuple) else (outputs,)
+        flat = tuple(map(Border.apply, flat))  # the engine cuts off what came, saved or not
+        outputs = flat if isinstance(outputs, tuple) else flat[0]
         loss = self._learner.task.loss(outputs, batch, self._learner.progress)
         self._parts.append(detach(loss))
         return loss.total() * self.precision.scale.to(loss.total().dtype)
@@ -235,6 +254,15 @@ def as_images(value: Tensor) -> Tensor:
     """
     maps = value.ndim == 4
     return value.contiguous(memory_format=torch.channels_last) if maps else value
+
+
+def whole_backward() -> Callable[[], None]:
+    """Have the engine never cut a stage's backward pass in two.
+
+    The weights' half goes along the way to the stage's inputs: what lies beside that way, as
+    behind frozen blocks, would get no gradient.
+    """
+    return lambda: None
 
 
 def fill(batch: Batch, size: int, image: Tensor) -> Batch:

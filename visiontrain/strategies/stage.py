@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from visiontrain.core.interfaces import IMAGE, VisionModel
@@ -44,9 +45,30 @@ class Stage(nn.Module):
         if self.model.training:
             seed_model(*next(self.seeds))
         with self.precision.autocast(values[0].device):
-            named = dict(zip(self.takes, values, strict=True))
+            named = dict(zip(self.takes, map(Border.apply, values), strict=True))
             given = self.model.run(self.names, named, keep=self.gives)
         flat = given[0] if isinstance(given[0], tuple) else given
         # Contiguous, as sending wants them: some blocks permute, and a view would not travel.
-        wide = tuple(value.to(self.precision.weights).contiguous() for value in flat)
+        wide = (value.to(self.precision.weights).contiguous() for value in flat)
+        wide = tuple(map(Border.apply, wide))
         return wide if len(wide) > 1 else wide[0]
+
+
+class Border(torch.autograd.Function):
+    """Nothing but what values may be at a stage's border.
+
+    Schedules that cut the backward pass in two send gradients as autograd has them, in any
+    strides, which sending refuses; and they cut outputs off in place, which views refuse.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:  # pyrefly: ignore
+        """Return the same values, as no view of anything."""
+        del ctx
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyrefly: ignore
+        """Return the gradient in rows."""
+        del ctx
+        return grad.contiguous()
