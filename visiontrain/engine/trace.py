@@ -88,7 +88,7 @@ def record(learner: Learner, steps: Iterable[Step], count: int) -> Trace:
     results: list[tuple[Numbers, Numbers, float]] = []
     gradients: dict[str, StateDict] = {}
     for step in itertools.islice(steps, count):
-        if strategy.place.is_main or strategy.place.shard[1] > 1:  # stages read the same batch
+        if strategy.reads_first:
             seen += [_fingerprints(step.step, batch) for batch in step.micro_batches]
         watched.counts = []
         result = train_step(learner, step.micro_batches, step.images)

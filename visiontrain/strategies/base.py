@@ -38,6 +38,11 @@ class Strategy:
         self.bytes_sent = 0  # by this process to others, since the run began
         self.apart = False  # whether ranks hold different weights between steps
 
+    @property
+    def reads_first(self) -> bool:
+        """Whether no rank before this one reads the same share of each batch."""
+        return True
+
     # -- the model ----------------------------------------------------------------
 
     def setup(self, model: VisionModel) -> None:

@@ -94,6 +94,10 @@ class Pipeline(Processes):
             if name not in mine:
                 model.blocks[name] = nn.Identity()
 
+    @property
+    def reads_first(self) -> bool:
+        return self._grid.place == 0
+
     def micro_batches(self, accumulate: int) -> int:
         return max(accumulate, self._depth)
 
