@@ -245,12 +245,12 @@ def with_batch(run: Run) -> Run:
         model = build_model(run.model, len(table.names), run.task.kind)
     if run.recompute:
         model.recompute_blocks()
-    staged = run.strategy.kind == "pipeline"  # whose stages keep all micro-batches at once
+    staged = isinstance(run.strategy, Pipeline)  # whose stages keep all micro-batches at once
     here = 1 if run.strategy.kind == "single" else run.strategy.processes
     room = Room(
         free=free_memory(device, here),
         images=len(table),
-        processes=1 if staged else world(run.strategy),
+        processes=run.strategy.data_parallel if staged else world(run.strategy),
         accumulate=1 if staged else run.accumulate,
         device=device.type,
         width=8 if run.precision == "fp64" else 2 if run.precision in LOWER else 4,

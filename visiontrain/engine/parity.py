@@ -214,7 +214,8 @@ class Parity:
         accumulate = int(self.run["accumulate"])
         processes = self.mode.processes if isinstance(self.mode, Group) else 1
         if isinstance(self.mode, Pipeline):
-            return max(accumulate, processes)
+            copies = self.mode.data_parallel
+            return max(accumulate, processes // copies) * copies
         return accumulate * processes
 
     def _train(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -60,7 +61,8 @@ def form(place: Place, copies: int) -> Grid:
     depth = place.world // copies
     if copies == 1:
         return Grid(place.rank, depth, copies)
-    ranks = range(place.world)
-    rows = [dist.new_group(list(ranks[n * depth : (n + 1) * depth])) for n in range(copies)]
-    columns = [dist.new_group(list(ranks[n::depth])) for n in range(depth)]
-    return Grid(place.rank, depth, copies, rows[place.rank // depth], columns[place.rank % depth])
+    ranks = list(range(place.world))
+    rows: list[Any] = [dist.new_group(ranks[n * depth : (n + 1) * depth]) for n in range(copies)]
+    columns: list[Any] = [dist.new_group(ranks[n::depth]) for n in range(depth)]
+    row, number = divmod(place.rank, depth)
+    return Grid(place.rank, depth, copies, rows[row], columns[number])

@@ -32,7 +32,7 @@ from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.processes import Processes
 from visiontrain.strategies.stage import PER_PROCESS, Border, Stage, owner
 
-SCHEDULES = {
+SCHEDULES: Mapping[str, Callable[..., Any]] = {
     "gpipe": ScheduleGPipe,
     "1f1b": Schedule1F1B,
     "interleaved_1f1b": ScheduleInterleaved1F1B,
