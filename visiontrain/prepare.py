@@ -245,13 +245,14 @@ def with_batch(run: Run) -> Run:
         model = build_model(run.model, len(table.names), run.task.kind)
     if run.recompute:
         model.recompute_blocks()
-    staged = isinstance(run.strategy, Pipeline)  # whose stages keep all micro-batches at once
+    # Stages keep all micro-batches at once; pipelines side by side share them.
+    copies = run.strategy.data_parallel if isinstance(run.strategy, Pipeline) else None
     here = 1 if run.strategy.kind == "single" else run.strategy.processes
     room = Room(
         free=free_memory(device, here),
         images=len(table),
-        processes=run.strategy.data_parallel if staged else world(run.strategy),
-        accumulate=1 if staged else run.accumulate,
+        processes=copies or world(run.strategy),
+        accumulate=1 if copies else run.accumulate,
         device=device.type,
         width=8 if run.precision == "fp64" else 2 if run.precision in LOWER else 4,
     )
