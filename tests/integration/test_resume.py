@@ -20,6 +20,7 @@ from visiontrain.engine.run_folder import RunFolder
 from visiontrain.engine.saving import Saver
 from visiontrain.prepare import below, prepare
 from visiontrain.recipe import USES, Run
+from visiontrain.strategies.comm import broadcast_json
 
 CPU = Place(torch.device("cpu"))
 ROOT = Path(__file__).parents[2]
@@ -240,11 +241,9 @@ def go_on(out, kind, epochs):
     keys = dict(EXACT, epochs=epochs, resume=True, strategy=kind)
     if kind == "fsdp":
         keys["save.sharded"] = True
-    run = None
-    if dist.get_rank() == 0:
-        run = prepare(config(out, **keys))
-    dist.barrier()
-    run = run or prepare(config(out, **keys))
+    # Where to cut a model is measured: the main process settles the run for all.
+    text = prepare(config(out, **keys)).model_dump_json() if dist.get_rank() == 0 else None
+    run = Run.model_validate_json(broadcast_json(text))
     app.build(run, mode_of(kind, dist.get_rank(), dist.get_world_size())).fit()
 
 
