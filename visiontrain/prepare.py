@@ -176,6 +176,7 @@ def restarted(text: str) -> Run | None:
     run = run.model_copy(update={"strategy": settle(run.strategy, run.device)})
     check_values(run)
     check_group(run)
+    run, _ = with_stages(run, asked=False)  # those that were chosen may be too many or too few
     write_config(run)
     return run
 

@@ -15,7 +15,7 @@ from visiontrain.data.collate import collate
 from visiontrain.engine.step import train_step
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.config import Pipeline as PipelineConfig
-from visiontrain.strategies.pipeline import Pipeline, fill
+from visiontrain.strategies.pipeline import Pipeline, fill, refuse_lost
 from visiontrain.strategies.precision import START, Precision
 from visiontrain.strategies.registry import STRATEGIES
 
@@ -295,6 +295,16 @@ def test_bytes_sent_are_counted(kind, ranks):
     want = {"single": 0, "ddp": 2 * weights, "fsdp": 2 * (gathers + 1) * (weights // 2)}
     for _, _, sent in on_ranks(ranks, kind, results, {}):
         assert sent == want[kind] if kind in want else sent > 0
+
+
+def test_a_parameter_that_got_no_gradient_is_named():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0](torch.ones(1, 2)).sum().backward()
+    model[1].bias.requires_grad_(requires_grad=False)
+    with pytest.raises(ConfigError, match=r"^strategy\.schedule: zbv; 1\.weight depends on "):
+        refuse_lost(model, "zbv")
+    model[1].weight.requires_grad_(requires_grad=False)
+    refuse_lost(model, "zbv")
 
 
 def test_synchronised_batch_norm_is_refused_where_it_cannot_work():

@@ -20,11 +20,13 @@ import torch.distributed as dist
 from small import KEYS, STEPS, config
 
 from visiontrain import app
+from visiontrain.core.config import build
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.types import Place
 from visiontrain.engine.checkpoint import CheckpointStore, read
 from visiontrain.engine.run_folder import RunFolder
-from visiontrain.prepare import prepare, restarted
+from visiontrain.prepare import prepare, restarted, write_config
+from visiontrain.recipe import Run
 from visiontrain.strategies.config import DDP
 from visiontrain.strategies.devices import settle
 from visiontrain.strategies.stacks import PACKAGE
@@ -308,3 +310,13 @@ def test_without_a_launcher_the_rank_that_holds_the_store_is_named(start, tmp_pa
     errors = (tmp_path / "errors").read_text()
     assert "RankError: rank 0 of 2: no sign of life while the others waited 3.5 s; it" in errors
     assert "in stop_rank_0" in errors.split("RankError")[1]
+
+
+def test_stages_are_chosen_anew_for_another_number_of_processes(tmp_path):
+    strategy = {"kind": "pipeline", "processes": 3, "stages": ["stage4", "up4"]}
+    keys = {"data": {"source": "tiny"}, "imgsz": 64, "batch": 8, "out": str(tmp_path)}
+    run = build(Run, keys | {"strategy": strategy})
+    write_config(run)
+    again = restarted(run.model_dump_json())  # on two, the default where no launcher says more
+    assert again.strategy.processes == 2
+    assert len(again.strategy.stages) == 1

@@ -32,6 +32,7 @@ from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.processes import Processes
 from visiontrain.strategies.stage import PER_PROCESS, Border, Stage, owner
 
+Values = tuple[Tensor, ...]  # that go from stage to stage
 SCHEDULES: Mapping[str, Callable[..., Any]] = {
     "gpipe": ScheduleGPipe,
     "1f1b": Schedule1F1B,
@@ -119,6 +120,7 @@ class Pipeline(Processes):
         image = micro_batches[0].images[:1]  # shares of a batch put the larger ones first
         batches = [self._ready(fill(b, size, image)) for b in micro_batches]
         key = (len(batches), *batches[0].images.shape)
+        is_new = key not in self._schedules
         schedule = self._schedule(key)
         self._parts, self._learner = [], learner
         for stage in self._stages:
@@ -131,24 +133,13 @@ class Pipeline(Processes):
             losses=[] if last else None,
             return_outputs=False,
         )
-        self._refuse_lost(learner.model)
-        grads = [p.grad for p in learner.model.parameters() if p.grad is not None]
+        if is_new and self._kind in SPLIT:
+            refuse_lost(learner.model, self._kind)
+        trained = learner.trained.values()  # walking through the modules takes longer
+        grads = [p.grad for several in trained for p in several if p.grad is not None]
         summed = self._grid.sum_column(grads)
         self.bytes_sent += self._sent[key] + 2 * comm.ring_bytes(summed, self._grid.copies)
         return self.divide(learner, self.total(self._parts or [self._nothing(learner)]))
-
-    def _refuse_lost(self, model: VisionModel) -> None:
-        """Refuse a backward pass in two halves where parameters got no gradient from it.
-
-        Raises:
-            ConfigError: naming one.
-        """
-        for name, parameter in model.named_parameters() if self._kind in SPLIT else ():
-            if parameter.requires_grad and parameter.grad is None:
-                raise ConfigError(
-                    f"strategy.schedule: {self._kind}; {name} depends on nothing that comes from "
-                    "the stage before, and gets no gradient so; take 1f1b"
-                )
 
     def _owner(self, stage: int) -> int:
         return owner(stage, self._kind, self._depth)
@@ -166,8 +157,13 @@ class Pipeline(Processes):
         if key not in self._schedules:
             count, *shape = key
             images = torch.empty(shape, device="meta", dtype=self.precision.images)
-            stages = [self._engine_stage(stage, images) for stage in self._stages]
-            self._sent[key] = count * sum(self._bytes(stage, images) for stage in self._stages)
+            around = [
+                [live_values(self._meta, images, place) for place in stage.bounds]
+                for stage in self._stages
+            ]
+            pairs = list(zip(self._stages, around, strict=True))
+            stages = [self._engine_stage(stage, *values) for stage, values in pairs]
+            self._sent[key] = count * sum(self._bytes(stage, *values) for stage, values in pairs)
             several = PER_PROCESS[self._kind] > 1
             self._schedules[key] = SCHEDULES[self._kind](
                 stages if several else stages[0],
@@ -177,8 +173,8 @@ class Pipeline(Processes):
             )
         return self._schedules[key]
 
-    def _engine_stage(self, stage: Stage, images: Tensor) -> PipelineStage:
-        before, after = self._around(stage, images)
+    def _engine_stage(self, stage: Stage, before: Values, after: Values) -> PipelineStage:
+        """Make what the engine runs; what comes and goes, shapes and types only."""
         whole = stage.number > 0 and not all(value.requires_grad for value in before)
         return PipelineStage(
             stage,
@@ -191,13 +187,8 @@ class Pipeline(Processes):
             dw_builder=whole_backward if whole else None,
         )
 
-    def _around(self, stage: Stage, images: Tensor) -> list[tuple[Tensor, ...]]:
-        """Return what a stage takes and gives for one micro-batch, shapes and types only."""
-        return [live_values(self._meta, images, place) for place in stage.bounds]
-
-    def _bytes(self, stage: Stage, images: Tensor) -> int:
+    def _bytes(self, stage: Stage, before: Values, after: Values) -> int:
         """Count what a stage sends to other processes for one micro-batch."""
-        before, after = self._around(stage, images)
         sent = 0
         if stage.number < self._count - 1 and not self._holds(stage.number + 1):
             sent += sum(value.nbytes for value in after)
@@ -267,6 +258,20 @@ def whole_backward() -> Callable[[], None]:
     behind frozen blocks, would get no gradient.
     """
     return lambda: None
+
+
+def refuse_lost(model: VisionModel, schedule: str) -> None:
+    """Refuse a backward pass in two halves where parameters got no gradient from it.
+
+    Raises:
+        ConfigError: naming one.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            raise ConfigError(
+                f"strategy.schedule: {schedule}; {name} depends on nothing that comes from the "
+                "stage before, and gets no gradient so; take 1f1b"
+            )
 
 
 def fill(batch: Batch, size: int, image: Tensor) -> Batch:
