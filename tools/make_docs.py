@@ -30,6 +30,8 @@ from visiontrain.core.section import (
 )
 from visiontrain.core.shipped import presets
 from visiontrain.data.config import SHARDING_USES, ShardingConfig
+from visiontrain.plan_config import USES as PLAN_USES
+from visiontrain.plan_config import PlanConfig
 from visiontrain.predict_config import PredictConfig
 from visiontrain.recipe import USES, Run
 
@@ -50,9 +52,14 @@ ROOTS: dict[str, type[Section]] = {
     "check": Run,
     "data": ShardingConfig,
     "parity": Run,
+    "plan": PlanConfig,
     "compare": CompareConfig,
 }
-TYPED = USES | {"compare": COMPARE_USES, "data": SHARDING_USES}  # what each verb may be told
+TYPED = USES | {
+    "compare": COMPARE_USES,
+    "data": SHARDING_USES,
+    "plan": PLAN_USES,
+}  # what each verb may be told
 EXAMPLES = {
     "train": (
         "visiontrain train",
@@ -77,6 +84,10 @@ EXAMPLES = {
     ),
     "parity": (
         "visiontrain parity data=tiny epochs=5 strategy=ddp model.norm=group imgsz=64 batch=4",
+    ),
+    "plan": (
+        "visiontrain plan data=my/data.yaml model=yolo_m batch=32 devices=4 memory=16",
+        "visiontrain plan data=digits devices=2 strategy=pipeline strategy.schedule=1f1b --json",
     ),
     "compare": (
         "visiontrain compare data=digits strategies=single,ddp,fsdp,pipeline epochs=3",
@@ -126,6 +137,7 @@ NOTES = {
     "data": "Writes every split as tars in WebDataset's layout, an index of where images lie,\n"
     "and a data.yaml, into a new folder. Nothing is left there when it is stopped.",
     "parity": "Compares 20 optimizer steps; ends with 0 when the mode is exact, with 1 otherwise.",
+    "plan": "Measures the model on four images at most here, on one device; --json prints bytes.",
     "compare": "Trains in one mode after another from the same weights with the same samples;\n"
     "strategy.KEY=VALUE holds for every mode that has the key. Leaves a run folder per mode,\n"
     "compare.json, compare.csv and compare.md. Ends with 1 when a mode failed.",

@@ -17,6 +17,7 @@ VERBS = {
     "check": "read a data set: what is wrong with it, what it has twice, what would help",
     "data": "write a data set as tars, for what outgrows a folder: data shard",
     "parity": "measure whether a training mode equals one device on your configuration",
+    "plan": "what a training needs in each mode: memory per device, waiting, bytes that travel",
     "compare": "train in several modes from the same weights and see what each gives and costs",
 }
 NOT_EXACT, USAGE_ERROR, DATA_ERROR = 1, 2, 3
@@ -164,6 +165,23 @@ def _compare(words: Sequence[str]) -> int:
     return comparison.exit_code
 
 
+def _plan(words: Sequence[str]) -> int:
+    as_json = "--json" in words
+    from visiontrain.core.config import load  # noqa: PLC0415
+    from visiontrain.core.shipped import shipped  # noqa: PLC0415
+    from visiontrain.plan_config import USES, PlanConfig  # noqa: PLC0415
+
+    typed = [word for word in words if word != "--json"]
+    config = load(PlanConfig, typed, shipped("cfg"), USES, _below)
+    import json  # noqa: PLC0415
+
+    from visiontrain.planning import plan  # noqa: PLC0415
+
+    found = plan(config)
+    print(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(found.lines()))
+    return 0
+
+
 def _reasons(reasons: Sequence[str]) -> str:
     return f" ({'; '.join(reasons)})" if reasons else ""
 
@@ -195,5 +213,6 @@ RUN: dict[str, Callable[[Sequence[str]], int]] = {
     "check": _check,
     "data": _data,
     "parity": _parity,
+    "plan": _plan,
     "compare": _compare,
 }

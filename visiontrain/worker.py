@@ -14,6 +14,7 @@ from visiontrain.core.own import NONE, Objects, with_objects
 from visiontrain.core.types import Place
 from visiontrain.engine.durable import FULL, full_disk
 from visiontrain.engine.parity import trace
+from visiontrain.planning import weigh
 from visiontrain.prediction import from_text, predict_share
 from visiontrain.prepare import folder_of
 from visiontrain.recipe import Run
@@ -60,6 +61,12 @@ def predict(config_json: str, place: Place, objects: Objects = NONE) -> int:
 def traced(job_json: str, place: Place, objects: Objects = NONE) -> int:
     """Be one process of a training that `visiontrain parity` traces; return the exit code."""
     return trace(job_json, place, objects, app.build_traced)
+
+
+def weighed(job_json: str, place: Place, objects: Objects = NONE) -> int:
+    """Be one process of a training that `visiontrain plan measure=true` weighs."""
+    with kept_memory():
+        return weigh(job_json, place, objects)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,8 +27,12 @@ class BlockCost:
     forward: float  # seconds
     backward: float  # seconds; 0 where nothing trains up to here
     parameters: int  # bytes
+    trained: int  # bytes of those parameters that train
+    buffers: int  # bytes of those that are averaged, as BatchNorm's statistics
     kept: int  # bytes that stay for the backward pass, its outputs among them
+    given: int  # bytes of its outputs
     passed: int  # bytes of what is live after it, which a cut there would send
+    passed_back: int  # bytes of gradients that would come back for it
 
 
 def measure(model: VisionModel, images: Tensor) -> list[BlockCost]:
@@ -62,17 +66,27 @@ def _round(model: VisionModel, images: Tensor) -> list[BlockCost]:
         saved |= {_storage(value): value.nbytes for value in flat}
         values[name] = outputs
         live = [values[source] for source in model.live(place)] or list(flat)
+        parameters = list(model.blocks[name].parameters())
+        floats = [b for b in model.blocks[name].buffers() if b.is_floating_point()]
         costs.append(
             BlockCost(
                 name,
                 forward,
                 _backward_time(model, name, inputs, flat),
-                sum(p.nbytes for p in model.blocks[name].parameters()),
-                sum(saved.values()),
-                sum(value.nbytes for value in live),
+                parameters=_bytes(parameters),
+                trained=_bytes(p for p in parameters if p.requires_grad),
+                buffers=_bytes(floats),
+                kept=sum(saved.values()),
+                given=_bytes(flat),
+                passed=_bytes(live),
+                passed_back=_bytes(value for value in live if value.requires_grad),
             )
         )
     return costs
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _run(model: VisionModel, name: str, inputs: Sequence[Tensor]) -> Any:
