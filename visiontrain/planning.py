@@ -23,7 +23,7 @@ from visiontrain.engine.step import train_step
 from visiontrain.plan_config import OWN, PlanConfig
 from visiontrain.prepare import below
 from visiontrain.recipe import Run, check_values, foreign
-from visiontrain.staging import IMAGES, cheapest
+from visiontrain.staging import IMAGES, within
 from visiontrain.strategies import forecast, launch
 from visiontrain.strategies.config import (
     DDP,
@@ -167,7 +167,13 @@ def _staged(run: Run, facts: Facts, count: int) -> tuple[Pipeline, Forecast]:
     if len(names) < stages:
         raise ConfigError(f"{stages} stages; the model has {len(names)} blocks")
     chosen = config.stages
-    first = cheapest(facts.costs, stages) if chosen == "auto" else starts(names, chosen, stages)
+    if chosen == "auto":
+        here = run.model_copy(update={"strategy": config.model_copy(update={"processes": count})})
+        micro = max(run.accumulate, count // config.data_parallel)
+        scale = -(-run.batch // (micro * config.data_parallel)) / facts.images
+        first = within(here, facts.costs, micro, scale)
+    else:
+        first = starts(names, chosen, stages)
     known = forecast.pipeline(facts, count, config.schedule, first, config.data_parallel)
     config = config.model_copy(update={"processes": count, "stages": list(known.stages)})
     return config, known

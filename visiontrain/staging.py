@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -11,15 +11,17 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.core.seed import seed_model
 from visiontrain.data.config import sides
 from visiontrain.data.open import open_dataset
+from visiontrain.engine.optim import kind_of
 from visiontrain.models.registry import build_model, check_input
 from visiontrain.recipe import Run
 from visiontrain.strategies.config import Pipeline
-from visiontrain.strategies.cuts import balance
+from visiontrain.strategies.cuts import anything, balance
 from visiontrain.strategies.devices import devices, threads, world
 from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.profile import BlockCost, measure
 from visiontrain.strategies.stage import PER_PROCESS
 
+WAYS = ("forward", "backward")
 IMAGES = 4  # at most, of what is measured: costs of blocks grow alike
 
 
@@ -49,10 +51,12 @@ def with_stages(run: Run, *, asked: bool) -> tuple[Run, list[str]]:
             f"strategy.processes: {depth} for a pipeline, which schedule={config.schedule} cuts "
             f"into {count} stages; the model has {len(costs)} blocks"
         )
-    first = cheapest(costs, count)
+    scale = images / min(images, IMAGES)
+    first = within(run, costs, micro, scale)
     names = [costs[place].name for place in first[1:]]
-    lines = table(costs, first, images / min(images, IMAGES))
-    lines.append(f"bubble: {bubble(costs, first, micro):.0%} of the time, in {micro} micro-batches")
+    lines = table(costs, first, scale)
+    waits = bubble(costs, first, config.schedule, micro)
+    lines.append(f"bubble: {waits:.0%} of the time, in {micro} micro-batches")
     return run.model_copy(update={"strategy": config.model_copy(update={"stages": names})}), lines
 
 
@@ -78,26 +82,57 @@ def costs_of(run: Run, classes: int, images: int) -> list[BlockCost]:
         torch.set_num_threads(before)
 
 
-def cheapest(costs: Sequence[BlockCost], stages: int) -> list[int]:
-    """Return the first block of each stage, so that the slowest stage is fastest."""
+def cheapest(
+    costs: Sequence[BlockCost], stages: int, fits: Callable[[int, int, int], bool] = anything
+) -> list[int] | None:
+    """Return the first block of each stage, so that the slowest that `fits` is fastest."""
     sent = [0, *(cost.passed for cost in costs)]
-    return balance([cost.forward + cost.backward for cost in costs], sent, stages)
+    return balance([cost.forward + cost.backward for cost in costs], sent, stages, fits)
 
 
-def bubble(costs: Sequence[BlockCost], first: Sequence[int], micro: int) -> float:
-    """Return the share of the time that processes wait, one stage each, in `micro` micro-batches.
+def within(run: Run, costs: Sequence[BlockCost], micro: int, scale: float) -> list[int]:
+    """Return `cheapest` of the stages whose processes keep to `strategy.memory`.
 
-    All pass forwards, then backwards; a pass takes as long as its slowest stage, so that with
-    equal stages this is (K - 1) / (M + K - 1) of Huang et al. 2019 (GPipe).
+    A process of several stages gives each the same share of it.
+
+    Raises:
+        ConfigError: there are none.
     """
-    bounds = [*first, len(costs)]
-    parts = [costs[a:b] for a, b in pairwise(bounds)]
-    total = taken = 0.0
-    for way in ("forward", "backward"):
-        times = [sum(getattr(cost, way) for cost in part) for part in parts]
-        total += micro * sum(times)
-        taken += sum(times) + (micro - 1) * max(times)
-    return 1 - total / (len(parts) * taken)
+    from visiontrain.strategies.timeline import orders, play  # noqa: PLC0415 - takes a second
+
+    config = run.strategy
+    assert isinstance(config, Pipeline)
+    depth = world(config) // config.data_parallel
+    count = PER_PROCESS[config.schedule] * depth
+    held = play(orders(config.schedule, depth, micro), [1.0] * count, [2.0] * count).held
+    states = 2 if kind_of(run.optim) == "adamw" else 1
+
+    def need(stage: int, begin: int, end: int) -> float:
+        part = costs[begin:end]
+        weights = sum(cost.parameters * (2 if run.ema else 1) for cost in part)
+        trained = sum(cost.trained for cost in part) * (1 + states)
+        return weights + trained + held[stage] * scale * sum(cost.kept for cost in part)
+
+    if config.memory is None:
+        found = cheapest(costs, count)
+    else:
+        each = config.memory * 2**30 / PER_PROCESS[config.schedule]
+        found = cheapest(costs, count, lambda *stage: need(*stage) <= each)
+    if found is None:
+        raise ConfigError(
+            f"strategy.memory: {config.memory:g}; no {count} stages of the model need as little, "
+            "take more processes, a smaller batch or recompute=true"
+        )
+    return found
+
+
+def bubble(costs: Sequence[BlockCost], first: Sequence[int], schedule: str, micro: int) -> float:
+    """Return the share of the time that processes wait in `micro` micro-batches."""
+    from visiontrain.strategies.timeline import orders, play  # noqa: PLC0415 - takes a second
+
+    parts = [costs[a:b] for a, b in pairwise([*first, len(costs)])]
+    times = [[sum(getattr(cost, way) for cost in part) for part in parts] for way in WAYS]
+    return play(orders(schedule, len(parts) // PER_PROCESS[schedule], micro), *times).bubble
 
 
 def table(costs: Sequence[BlockCost], first: Sequence[int], scale: float) -> list[str]:

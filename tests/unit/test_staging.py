@@ -1,13 +1,13 @@
 """Where a pipeline's stages begin: what is measured of blocks, and what is made of it."""
 
-import itertools
-
 import pytest
 import torch
 from torch import nn
 
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import IMAGE, VisionModel
-from visiontrain.staging import bubble, cheapest, table
+from visiontrain.recipe import Run
+from visiontrain.staging import bubble, cheapest, table, within
 from visiontrain.strategies.profile import BlockCost, measure
 
 
@@ -57,24 +57,40 @@ def test_what_does_not_train_has_no_backward_pass():
 
 def cost(forward, backward=None, name="b", passed=1):
     back = 2 * forward if backward is None else backward
-    return BlockCost(name, forward, back, 2**20, 2**20, passed)
-
-
-@pytest.mark.parametrize(("stages", "micro"), [*itertools.product((2, 4), (2, 8, 16))])
-def test_equal_stages_wait_as_gpipe_says(stages, micro):
-    costs = [cost(1.0) for _ in range(8)]
-    first = list(range(0, 8, 8 // stages))
-    assert bubble(costs, first, micro) == pytest.approx((stages - 1) / (micro + stages - 1))
+    mib = 2**20
+    return BlockCost(name, forward, back, mib, mib, 0, mib, mib, passed, passed)
 
 
 def test_uneven_stages_wait_longer():
     even, uneven = ([cost(a), cost(b)] for a, b in ((1.0, 1.0), (0.5, 1.5)))
-    assert bubble(uneven, [0, 1], 8) > bubble(even, [0, 1], 8)
+    assert bubble(even, [0, 1], "gpipe", 8) == pytest.approx(1 / 9)
+    assert bubble(uneven, [0, 1], "gpipe", 8) > bubble(even, [0, 1], "gpipe", 8)
 
 
 def test_the_slowest_stage_is_as_fast_as_can_be_and_sends_little():
     costs = [cost(t, passed=p) for t, p in ((3.0, 9), (0.0, 1), (1.0, 9), (2.0, 9))]
     assert cheapest(costs, 2) == [0, 2]  # before block 2: what block 1 passes is least
+
+
+def test_no_stage_has_more_than_fits():
+    costs = [cost(1.0) for _ in range(4)]
+    assert cheapest(costs, 2) == [0, 2]
+    assert cheapest(costs, 2, lambda stage, begin, end: stage > 0 or end <= 1) == [0, 1]
+    assert cheapest(costs, 2, lambda stage, begin, end: end - begin < 2) is None
+
+
+def test_memory_moves_the_cut_or_is_too_little():
+    # Each block: 5 MiB of weights, average, gradient and moments, and 1 for each of 4 batches.
+    costs = [cost(t) for t in (3.0, 1.0, 1.0, 1.0)]
+
+    def first(mib):
+        strategy = {"kind": "pipeline", "memory": mib / 1024}
+        return within(Run(optim="adamw", strategy=strategy), costs, 4, 1.0)
+
+    assert first(27) == [0, 1]
+    assert first(26) == [0, 2]
+    with pytest.raises(ConfigError, match=r"^strategy.memory: 0.0166016; no 2 stages "):
+        first(17)
 
 
 def test_the_table_says_what_each_stage_costs():

@@ -90,6 +90,9 @@ class Pipeline(Group):
     stages: Literal["auto"] | list[str] = Field(
         "auto", description="first block of each stage but the first; auto: measured and balanced"
     )
+    memory: float | None = Field(
+        None, gt=0, description="GiB that a process's tensors may take, which stages=auto keeps to"
+    )
     data_parallel: int = Field(
         1, ge=1, description="pipelines side by side, each on its share of a batch"
     )

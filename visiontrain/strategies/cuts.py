@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -59,7 +59,18 @@ def _counter(costs: dict[str, int], name: str) -> Any:
     return count
 
 
-def balance(costs: Sequence[float], lives: Sequence[int], stages: int) -> list[int]:
+def anything(stage: int, begin: int, end: int) -> bool:
+    """Let every stage be."""
+    del stage, begin, end
+    return True
+
+
+def balance(
+    costs: Sequence[float],
+    lives: Sequence[int],
+    stages: int,
+    fits: Callable[[int, int, int], bool] = anything,
+) -> list[int] | None:
     """Return the first block's index of each stage, so that the dearest stage is cheapest.
 
     Of equally good cuts those with the least to send are taken.
@@ -68,29 +79,37 @@ def balance(costs: Sequence[float], lives: Sequence[int], stages: int) -> list[i
         costs: of each block.
         lives: what a cut before each block sends, bytes or values.
         stages: how many, at most one per block.
+        fits: tells whether a stage may have the blocks from one to before another.
+
+    Returns:
+        None where no cuts fit.
     """
     sums = list(itertools.accumulate(costs, initial=0))
     # best[n]: (dearest stage, what is sent, cuts) of blocks up to n in the stages so far.
-    best = {n: (sums[n], 0, (0,)) for n in range(1, len(sums))}
-    for stage in range(2, stages + 1):
-        best = {
-            n: min(
+    best = {n: (sums[n], 0, (0,)) for n in range(1, len(sums)) if fits(0, 0, n)}
+    for stage in range(1, stages):
+        found = {
+            n: [
                 (
                     max(best[cut][0], sums[n] - sums[cut]),
                     best[cut][1] + lives[cut],
                     (*best[cut][2], cut),
                 )
-                for cut in range(stage - 1, n)
-            )
-            for n in range(stage, len(sums))
+                for cut in range(stage, n)
+                if cut in best and fits(stage, cut, n)
+            ]
+            for n in range(stage + 1, len(sums))
         }
-    return list(best[len(sums) - 1][2])
+        best = {n: min(several) for n, several in found.items() if several}
+    return list(best[len(sums) - 1][2]) if len(sums) - 1 in best else None
 
 
 def counted(meta: VisionModel, stages: int) -> list[int]:
     """Balance multiply-adds, where nothing was measured."""
     lives = [len(meta.live(n)) for n in range(len(meta.blocks))]
-    return balance(block_costs(meta), lives, stages)
+    found = balance(block_costs(meta), lives, stages)
+    assert found is not None  # nothing was refused
+    return found
 
 
 def live_values(meta: VisionModel, images: Tensor, n: int) -> tuple[Tensor, ...]:
