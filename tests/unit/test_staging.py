@@ -85,7 +85,7 @@ def test_memory_moves_the_cut_or_is_too_little():
 
     def first(mib):
         strategy = {"kind": "pipeline", "memory": mib / 1024}
-        return within(Run(optim="adamw", strategy=strategy), costs, 4, 1.0)
+        return within(Run(optim={"kind": "adamw"}, strategy=strategy), costs, 4, 1.0)
 
     assert first(27) == [0, 1]
     assert first(26) == [0, 2]
