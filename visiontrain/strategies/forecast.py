@@ -114,7 +114,8 @@ def pipeline(
     for rank in range(depth):
         mine = [s for s in range(len(parts)) if owner(s, schedule, depth) == rank]
         blocks = [cost for s in mine for cost in parts[s]]
-        kept = sum(line.held[s] * _kept(parts[s], facts) for s in mine) * scale
+        kept = scale * sum(line.held[s] * _kept(cost, facts) for s in mine for cost in parts[s])
+        kept += scale * max(_again(cost, facts) for cost in blocks)
         if 0 in mine:
             kept += facts.image * images * micro
         if len(parts) - 1 in mine:
@@ -142,27 +143,22 @@ def _crossing(
 
 def _whole(facts: Facts, images: int, shares: int) -> Need:
     """Return what a process needs that runs all blocks, and holds one of `shares` of them."""
-    scale = images / facts.images
-    kept = [scale * _kept([cost], facts) for cost in facts.costs]
+    scale, kept = images / facts.images, [_kept(cost, facts) for cost in facts.costs]
     trained = [cost.trained for cost in facts.costs]
-    images_bytes = facts.image * images * facts.accumulate
-    if facts.accumulate > 1:
-        # Gradients of earlier micro-batches are there: whole, also where weights are shared out.
-        peak = sum(kept) + scale * facts.loss
-        gradients = sum(trained)
-    else:
-        # While gradients come up from the last block, activations go.
-        moments = [(sum(kept) + scale * facts.loss, 0)]
-        moments += [
-            (sum(kept[: n + 1]) + scale * facts.costs[n].given, sum(trained[n + 1 :]) // shares)
-            for n in range(len(kept))
-        ]
-        peak, gradients = max(moments, key=sum)
+    # Gradients come up from the last block while activations go; those of earlier micro-batches
+    # are all there, and whole, also where weights are shared out.
+    there = sum(trained) if facts.accumulate > 1 else 0
+    moments = [(scale * (sum(kept) + facts.loss), there)]
+    for n, cost in enumerate(facts.costs):
+        at_work = sum(kept[: n + 1]) + _again(cost, facts) + cost.given
+        moments.append((scale * at_work, there or sum(trained[n + 1 :]) // shares))
+    peak, gradients = max(moments, key=sum)
+    peak += facts.image * images * facts.accumulate
     if shares > 1:
         largest = sorted((cost.parameters for cost in facts.costs), reverse=True)
         peak += sum(largest[:2]) + largest[0]  # at work, fetched ahead, and on its way
     blocks = list(facts.costs)
-    return _need(facts, blocks, shares, gradients, round(peak + images_bytes))
+    return _need(facts, blocks, shares, gradients, round(peak))
 
 
 def _need(
@@ -185,8 +181,11 @@ def _need(
     )
 
 
-def _kept(part: Sequence[BlockCost], facts: Facts) -> float:
-    """Return what blocks keep of the measured images until their backward pass."""
-    if not facts.recompute:
-        return sum(cost.kept for cost in part)
-    return sum(cost.given for cost in part) + max(cost.kept - cost.given for cost in part)
+def _kept(cost: BlockCost, facts: Facts) -> int:
+    """Return what a block keeps of the measured images until its backward pass begins."""
+    return cost.given if facts.recompute else cost.kept
+
+
+def _again(cost: BlockCost, facts: Facts) -> int:
+    """Return what a block computes again when its backward pass begins."""
+    return cost.kept - cost.given if facts.recompute else 0

@@ -1,0 +1,65 @@
+"""`visiontrain plan` as typed: what modes need, foretold and weighed."""
+
+import json
+
+import pytest
+
+from visiontrain.cli import main
+
+WORDS = ["data=tiny", "imgsz=64", "batch=8", "devices=2"]
+
+
+def table(capsys, *words):
+    code = main(["plan", *WORDS, *words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_what_is_foretold_is_what_is_weighed(capsys):
+    code, out, _ = table(capsys, "imgsz=192", "measure=true", "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert [mode["mode"] for mode in told["modes"]] == ["single", "ddp", "fsdp", "pipeline, gpipe"]
+    for mode in told["modes"]:
+        known = [need["tensors"] for need in mode["needs"]]
+        held = [process["tensors"] for process in mode["weighed"]]
+        assert len(held) == (1 if mode["mode"] == "single" else 2)
+        assert max(known) == pytest.approx(max(held), rel=0.2), mode["mode"]
+
+
+def test_the_table_says_which_mode_fits(capsys):
+    code, out, _ = table(capsys, "memory=0.001", "strategy=pipeline", "strategy.schedule=1f1b")
+    assert code == 0
+    assert "which may hold 1\n" in out
+    rows = [line for line in out.splitlines() if line.endswith("  no")]
+    assert [row.split()[0] for row in rows] == ["single", "ddp", "fsdp", "pipeline,", "#1"]
+    assert "pipeline, 1f1b: stages begin at " in out
+
+
+def test_a_pipeline_of_more_stages_than_blocks_is_left_out(capsys):
+    code, out, _ = table(capsys, "devices=64", "model.backbone=null")
+    assert code == 0
+    assert "pipeline: 64 stages; the model has " in out
+
+
+def test_stages_that_cannot_be_leave_the_pipeline_out(capsys):
+    code, out, err = table(capsys, "strategy=pipeline", "strategy.stages=[nowhere]")
+    assert (code, err) == (0, "")
+    assert "pipeline: strategy.stages: no block 'nowhere'" in out
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("batch=-1", "batch: -1; what fits differs from mode to mode"),
+        ("device=7", "device: '7'"),
+        ("model=faster_rcnn", "model: faster_rcnn is one block"),
+        ("devices=0", "devices: 0"),
+        ("epoch=3", "epoch: no such key"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_one_line(capsys, word, message):
+    code, _, err = table(capsys, word)
+    assert code == 2
+    assert err.startswith(f"visiontrain: {message}")
+    assert err.count("\n") == 1
