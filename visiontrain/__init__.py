@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visiontrain.api import TrainedRun, compare, load, predict, shard, train, val
+    from visiontrain.api import TrainedRun, compare, load, plan, predict, shard, train, val
     from visiontrain.core.errors import (
         CheckpointError,
         ConfigError,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from visiontrain.data.sharding import Sharded
     from visiontrain.engine.classifier import Classifier
     from visiontrain.engine.detector import Detector
+    from visiontrain.planning import Plan
     from visiontrain.prediction import Predicted
     from visiontrain.report.compare import Comparison
 
@@ -46,6 +47,7 @@ _HOMES = {
     "FetchError": "core.errors",
     "Logger": "core.interfaces",
     "OutOfMemoryError": "core.errors",
+    "Plan": "planning",
     "Predicted": "prediction",
     "RankError": "core.errors",
     "Sample": "core.types",
@@ -57,6 +59,7 @@ _HOMES = {
     "VisiontrainError": "core.errors",
     "compare": "api",
     "load": "api",
+    "plan": "api",
     "predict": "api",
     "shard": "api",
     "train": "api",
@@ -78,6 +81,7 @@ __all__ = [
     "FetchError",
     "Logger",
     "OutOfMemoryError",
+    "Plan",
     "Predicted",
     "RankError",
     "Sample",
@@ -90,6 +94,7 @@ __all__ = [
     "__version__",
     "compare",
     "load",
+    "plan",
     "predict",
     "shard",
     "train",

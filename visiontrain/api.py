@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import numpy as np
 from torch import Tensor, nn
 
-from visiontrain import commands, comparison, prediction
+from visiontrain import commands, comparison, planning, prediction
 from visiontrain.compare_config import USES as COMPARE_USES
 from visiontrain.compare_config import CompareConfig
 from visiontrain.core.config import Below, from_keys, read_preset
@@ -25,6 +25,9 @@ from visiontrain.data.config import SHARDING_USES, ShardingConfig
 from visiontrain.engine.classifier import Classifier
 from visiontrain.engine.detector import Detector
 from visiontrain.engine.run_folder import RunFolder
+from visiontrain.plan_config import USES as PLAN_USES
+from visiontrain.plan_config import PlanConfig
+from visiontrain.planning import Plan
 from visiontrain.predict_config import DetectorConfig, PredictConfig
 from visiontrain.prediction import Predicted
 from visiontrain.prepare import below, folder_of
@@ -112,6 +115,14 @@ class CompareKeys(TrainKeys, total=False):
     strategies: Sequence[str | Keys]
     check: bool
     check_steps: int
+
+
+class PlanKeys(TrainKeys, total=False):
+    """The keys of `plan`: those of `train`, and what to run on."""
+
+    devices: int | None
+    memory: float | None
+    measure: bool
 
 
 class ShardKeys(TypedDict, total=False):
@@ -219,6 +230,21 @@ def compare(preset: str | Path | None = None, /, **keys: Unpack[CompareKeys]) ->
     base = None if preset is None else read_preset(CompareConfig, str(preset), shipped("cfg"))
     config = from_keys(CompareConfig, taken_apart(keys), base, COMPARE_USES, comparison.below)
     return comparison.compare(config, _log)
+
+
+def plan(preset: str | Path | None = None, /, **keys: Unpack[PlanKeys]) -> Plan:
+    """Work out what each mode would need: memory per process, waiting, bytes that travel.
+
+    Args:
+        preset: as for `train`.
+        keys: as for `train`. `devices` says how many there are, `memory` how many GiB each has;
+            with `measure` a few steps are trained in each mode, and weighed.
+
+    Raises:
+        VisiontrainError: with one line, when the training cannot be as asked.
+    """
+    base = None if preset is None else read_preset(PlanConfig, str(preset), shipped("cfg"))
+    return planning.plan(from_keys(PlanConfig, taken_apart(keys), base, PLAN_USES, below))
 
 
 def shard(**keys: Unpack[ShardKeys]) -> sharding.Sharded:

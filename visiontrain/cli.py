@@ -178,7 +178,7 @@ def _plan(words: Sequence[str]) -> int:
     from visiontrain.planning import plan  # noqa: PLC0415
 
     found = plan(config)
-    print(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(found.lines()))
+    print(json.dumps(found.as_json(), indent=2) if as_json else found)
     return 0
 
 

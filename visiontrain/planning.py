@@ -74,6 +74,9 @@ class Plan:
     modes: Sequence[Mode]
     left_out: Sequence[str]  # modes that cannot be, and why
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
     def lines(self) -> list[str]:
         """Return the table for people."""
         head = "".join(f"{name:>12}" for name in COLUMNS)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import visiontrain
-from visiontrain.api import CompareKeys, LoadKeys, PredictKeys, TrainKeys
+from visiontrain.api import CompareKeys, LoadKeys, PlanKeys, PredictKeys, TrainKeys
 from visiontrain.compare_config import CompareConfig
 from visiontrain.core.keys import ALIASES
+from visiontrain.plan_config import PlanConfig
 from visiontrain.predict_config import DetectorConfig, PredictConfig
 from visiontrain.recipe import Run
 
@@ -29,6 +30,8 @@ def test_typed_keys_are_those_of_the_config():
     assert TrainKeys.__annotations__.keys() == Run.model_fields.keys() | ALIASES.keys() | objects
     compared = CompareConfig.model_fields.keys() | ALIASES.keys()
     assert CompareKeys.__annotations__.keys() == compared | objects
+    planned = PlanConfig.model_fields.keys() | ALIASES.keys()
+    assert PlanKeys.__annotations__.keys() == planned | objects
     assert PredictKeys.__annotations__.keys() == PredictConfig.model_fields.keys() | {"model"}
     assert LoadKeys.__annotations__.keys() == DetectorConfig.model_fields.keys() - {"weights"} | {
         "model"
