@@ -195,9 +195,11 @@ def check_values(run: Run) -> None:
     check_task(run)
     if isinstance(run.data.workers, int) and run.data.workers < 0:
         raise ConfigError(f"data.workers: {run.data.workers}; take auto, 0 or more")
-    if run.optim.kind == "muon" and run.strategy.kind == "fsdp":
+    sharded = "sharded=true" if getattr(run.strategy, "sharded", False) else None
+    if run.optim.kind == "muon" and (sharded or run.strategy.kind == "fsdp"):
         raise ConfigError(
-            "optim: muon under strategy=fsdp, where no process holds a whole matrix; take adamw"
+            f"optim: muon under strategy{'.' + sharded if sharded else '=fsdp'}, where no process "
+            "holds a whole matrix; take adamw"
         )
     if isinstance(run.strategy, DDP):
         check_data_parallel(run.strategy)

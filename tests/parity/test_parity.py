@@ -135,6 +135,9 @@ def test_every_kind_of_detector_and_data_is_one_device(mode, kind, world, ranks)
         ({"stages": ["head"], "schedule": "1f1b"}, "few images", 2),
         ({"data_parallel": 2}, "few images", 4),
         ({"data_parallel": 2, "schedule": "zbv"}, "a rank without data", 4),
+        ({"data_parallel": 2, "sharded": True}, "few images", 4),
+        ({"data_parallel": 2, "sharded": True, "schedule": "1f1b"}, "frozen", 4),
+        ({"data_parallel": 2, "sharded": True, "schedule": "zero_bubble"}, "few images", 4),
     ],
 )
 def test_every_pipeline_is_one_device(keys, kind, world, ranks):

@@ -96,6 +96,9 @@ class Pipeline(Group):
     data_parallel: int = Field(
         1, ge=1, description="pipelines side by side, each on its share of a batch"
     )
+    sharded: bool = Field(
+        False, description="cut each stage's weights, optimizer and average over them, as fsdp does"
+    )
 
 
 StrategyConfig = Annotated[Single | DDP | FSDP | Pipeline, Field(discriminator="kind")]
@@ -190,6 +193,11 @@ def check_pipeline(config: Pipeline, processes: int, accumulate: int) -> None:
         raise ConfigError(
             f"strategy.data_parallel: {copies} with {processes} processes, which have to be a "
             f"multiple of it, {2 * copies} or more"
+        )
+    if config.sharded and copies == 1:
+        raise ConfigError(
+            "strategy.sharded: true with one pipeline, which has nobody to share with; add "
+            "strategy.data_parallel=2 or leave it out"
         )
     depth = processes // copies
     count = max(accumulate, depth)

@@ -30,7 +30,58 @@ from visiontrain.strategies.processes import Processes
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
-class FSDP(Processes):
+class Sharded(Processes):
+    """Ranks that hold rows of the same tensors: how those are looked at, joined and cut."""
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Which of how many runs of rows this rank holds."""
+        return self.place.rank, self.place.world
+
+    def local(self, tensor: Tensor) -> Tensor:
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+    def collect(self, tensors: Mapping[str, Tensor], *, everywhere: bool = True) -> StateDict:
+        wanted, whole = everywhere or self.place.is_main, {}
+        for name, tensor in tensors.items():  # one at a time is whole on the device
+            value = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if wanted:
+                whole[name] = on_cpu(value)
+        return whole
+
+    def shard(self, tensors: Mapping[str, Tensor]) -> dict[str, Piece]:
+        pieces = {}
+        for name, tensor in tensors.items():
+            start, stop = self._rows(tensor)
+            if start < stop or (self.place.is_main and not tensor.numel()):
+                pieces[name] = Piece(on_cpu(self.local(tensor)), start, tuple(tensor.shape))
+        return pieces
+
+    def scatter(self, whole: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+        """Copy this process's rows out of whole tensors; of files, read no others."""
+        cut = {name: tensor for name, tensor in into.items() if isinstance(tensor, DTensor)}
+        super().scatter(whole, {name: t for name, t in into.items() if name not in cut})
+        with torch.no_grad():
+            for name, tensor in cut.items():
+                start, stop = self._rows(tensor)
+                if start < stop:
+                    self.local(tensor).copy_(rows_of(whole, name, start, stop))
+
+    def _rows(self, tensor: Tensor) -> tuple[int, int]:
+        """Return which rows this process writes: its own, or as the main process of a whole."""
+        rows = tensor.shape[0] if tensor.ndim else 1
+        if not isinstance(tensor, DTensor):
+            return 0, rows if self.place.is_main else 0
+        place, count = self.part
+        each = -(-rows // count)  # as torch.chunk cuts: the last may have fewer or none
+        start = min(rows, each * place)
+        return start, min(rows, start + each)
+
+    def sum_shards(self, value: Tensor) -> Tensor:
+        return comm.all_sum(value)
+
+
+class FSDP(Sharded):
     """Each block of the model is one shard group, gathered just before it runs.
 
     Under bf16 and fp16 weights travel in that format, which convolutions and products would
@@ -65,10 +116,7 @@ class FSDP(Processes):
         for block in model.blocks.values():
             shard(block)
         self._model = shard(model)  # in place: `model` is this object
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.set_gradient_divide_factor(1.0)  # terms are sums, so no mean
-                module.set_force_sum_reduction_for_comms(True)  # gloo lacks fp32's PREMUL_SUM
+        add_gradients_up(model)
 
     def _count(self, model: VisionModel, weights: torch.dtype) -> None:
         """Note the bytes of what travels in a forward and a backward pass and with gradients."""
@@ -82,49 +130,11 @@ class FSDP(Processes):
             sizes["gradients"] += trained * self._reduced.itemsize
         self._bytes = sizes
 
-    def local(self, tensor: Tensor) -> Tensor:
-        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
     # -- state --------------------------------------------------------------------
 
     def sync_buffers(self, model: VisionModel) -> None:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
-
-    def collect(self, tensors: Mapping[str, Tensor], *, everywhere: bool = True) -> StateDict:
-        wanted, whole = everywhere or self.place.is_main, {}
-        for name, tensor in tensors.items():  # one at a time is whole on the device
-            value = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            if wanted:
-                whole[name] = on_cpu(value)
-        return whole
-
-    def shard(self, tensors: Mapping[str, Tensor]) -> dict[str, Piece]:
-        pieces = {}
-        for name, tensor in tensors.items():
-            start, stop = self._rows(tensor)
-            if start < stop or (self.place.is_main and not tensor.numel()):
-                pieces[name] = Piece(on_cpu(self.local(tensor)), start, tuple(tensor.shape))
-        return pieces
-
-    def scatter(self, whole: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
-        """Copy this process's rows out of whole tensors; of files, read no others."""
-        cut = {name: tensor for name, tensor in into.items() if isinstance(tensor, DTensor)}
-        super().scatter(whole, {name: t for name, t in into.items() if name not in cut})
-        with torch.no_grad():
-            for name, tensor in cut.items():
-                start, stop = self._rows(tensor)
-                if start < stop:
-                    self.local(tensor).copy_(rows_of(whole, name, start, stop))
-
-    def _rows(self, tensor: Tensor) -> tuple[int, int]:
-        """Return which rows this process writes: its own, or as the main process of a whole."""
-        rows = tensor.shape[0] if tensor.ndim else 1
-        if not isinstance(tensor, DTensor):
-            return 0, rows if self.place.is_main else 0
-        each = -(-rows // self.place.world)  # as torch.chunk cuts: the last may have fewer or none
-        start = min(rows, each * self.place.rank)
-        return start, min(rows, start + each)
 
     # -- the step -----------------------------------------------------------------
 
@@ -140,8 +150,13 @@ class FSDP(Processes):
         self._model.set_requires_gradient_sync(enabled)
         yield
 
-    def sum_shards(self, value: Tensor) -> Tensor:
-        return comm.all_sum(value)
+
+def add_gradients_up(model: nn.Module) -> None:
+    """Have sharded modules sum gradients over ranks: terms are sums, so no mean."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo lacks fp32's PREMUL_SUM
 
 
 def rows_of(whole: Mapping[str, Tensor], name: str, start: int, stop: int) -> Tensor:

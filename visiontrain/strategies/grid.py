@@ -28,6 +28,11 @@ class Grid:
         """Place in the row, from 0."""
         return self.rank % self.depth
 
+    @property
+    def number(self) -> int:
+        """Which pipeline this one is, from 0."""
+        return self.rank // self.depth
+
     def peer(self, place: int) -> int:
         """Return the rank at `place` of this row."""
         return self.rank - self.place + place

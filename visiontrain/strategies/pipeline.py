@@ -137,9 +137,12 @@ class Pipeline(Processes):
             refuse_lost(learner.model, self._kind)
         trained = learner.trained.values()  # walking through the modules takes longer
         grads = [p.grad for several in trained for p in several if p.grad is not None]
-        summed = self._grid.sum_column(grads)
-        self.bytes_sent += self._sent[key] + 2 * comm.ring_bytes(summed, self._grid.copies)
+        self.bytes_sent += self._sent[key] + self.add_up(grads)
         return self.divide(learner, self.total(self._parts or [self._nothing(learner)]))
+
+    def add_up(self, gradients: Sequence[Tensor]) -> int:
+        """Add gradients up over pipelines; return the bytes sent for it. Collective."""
+        return 2 * comm.ring_bytes(self._grid.sum_column(gradients), self._grid.copies)
 
     def _owner(self, stage: int) -> int:
         return owner(stage, self._kind, self._depth)

@@ -30,7 +30,11 @@ def fsdp(config: settings.FSDP, place: Place, precision: Precision) -> Strategy:
 
 
 def pipeline(config: settings.Pipeline, place: Place, precision: Precision) -> Strategy:
-    """Make pipeline model parallelism."""
+    """Make pipeline model parallelism, perhaps with shards over pipelines side by side."""
+    if config.sharded:
+        from visiontrain.strategies.sharded_pipeline import ShardedPipeline  # noqa: PLC0415
+
+        return ShardedPipeline(place, precision, config)
     from visiontrain.strategies.pipeline import Pipeline  # noqa: PLC0415 - torch's takes a second
 
     return Pipeline(place, precision, config)

@@ -30,7 +30,9 @@ class Stage(nn.Module):
         super().__init__()
         first, last = bounds
         names = list(model.blocks)
-        self.model, self.names, self.precision = model, names[first:last], precision
+        self._model = [model]  # in a list: its other blocks are none of this module's
+        self.names, self.precision = names[first:last], precision
+        self.blocks = nn.ModuleDict({name: model.blocks[name] for name in self.names})
         self.number, self.bounds = number, bounds
         self.seeds: Iterator[Sequence[int]] = iter(())  # one for each micro-batch that comes
         self.takes = model.live(first) if first else (IMAGE,)
@@ -42,11 +44,12 @@ class Stage(nn.Module):
         They travel in the type of the weights: what autocast makes of them depends on the
         blocks, and the neighbours must know it beforehand.
         """
-        if self.model.training:
+        (model,) = self._model
+        if model.training:
             seed_model(*next(self.seeds))
         with self.precision.autocast(values[0].device):
             named = dict(zip(self.takes, map(Border.apply, values), strict=True))
-            given = self.model.run(self.names, named, keep=self.gives)
+            given = model.run(self.names, named, keep=self.gives)
         flat = given[0] if isinstance(given[0], tuple) else given
         # Contiguous, as sending wants them: some blocks permute, and a view would not travel.
         wide = (value.to(self.precision.weights).contiguous() for value in flat)
