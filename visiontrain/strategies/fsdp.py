@@ -103,8 +103,6 @@ class FSDP(Sharded):
     # -- the model ----------------------------------------------------------------
 
     def setup(self, model: VisionModel) -> None:
-        # torch warns of views, which in-place writes would cut off; blocks never write in place.
-        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         super().setup(model)
         lower = LOWER.get(self.precision.kind)
         self._count(model, lower or self.precision.weights)
@@ -116,7 +114,7 @@ class FSDP(Sharded):
         for block in model.blocks.values():
             shard(block)
         self._model = shard(model)  # in place: `model` is this object
-        add_gradients_up(model)
+        as_summed(model)
 
     def _count(self, model: VisionModel, weights: torch.dtype) -> None:
         """Note the bytes of what travels in a forward and a backward pass and with gradients."""
@@ -151,8 +149,10 @@ class FSDP(Sharded):
         yield
 
 
-def add_gradients_up(model: nn.Module) -> None:
+def as_summed(model: nn.Module) -> None:
     """Have sharded modules sum gradients over ranks: terms are sums, so no mean."""
+    # torch warns of views, which in-place writes would cut off; blocks never write in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

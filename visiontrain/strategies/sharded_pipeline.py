@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from visiontrain.core.interfaces import Updatable, VisionModel
 from visiontrain.core.types import Batch, Loss
 from visiontrain.strategies import comm
-from visiontrain.strategies.fsdp import Sharded, add_gradients_up
+from visiontrain.strategies.fsdp import Sharded, as_summed
 from visiontrain.strategies.pipeline import Pipeline
 from visiontrain.strategies.stage import Stage
 
@@ -44,7 +44,7 @@ class ShardedPipeline(Pipeline, Sharded):
             for block in stage.blocks.values():
                 fully_shard(block, mesh=mesh)
             fully_shard(stage, mesh=mesh)
-            add_gradients_up(stage)
+            as_summed(stage)
 
     def forward_backward(self, learner: Updatable, micro_batches: Sequence[Batch]) -> Loss:
         with gathered(self._stages):
