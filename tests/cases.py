@@ -28,7 +28,7 @@ from visiontrain.engine.parity import trace
 from visiontrain.models.config import ModelConfig
 from visiontrain.models.registry import build_model
 from visiontrain.strategies import comm, ddp
-from visiontrain.strategies.config import DDP, FSDP, Pipeline, Single
+from visiontrain.strategies.config import DDP, FSDP, Pipeline, Placement, Single
 from visiontrain.strategies.member import share_of
 from visiontrain.strategies.registry import build_strategy
 from visiontrain.tasks.config import TaskConfig
@@ -36,7 +36,13 @@ from visiontrain.tasks.detect import DetectTask
 from visiontrain.tasks.registry import build_task
 
 CPU = torch.device("cpu")
-MODES = {"single": Single, "ddp": DDP, "fsdp": FSDP, "pipeline": Pipeline}
+MODES = {
+    "single": Single,
+    "ddp": DDP,
+    "fsdp": FSDP,
+    "pipeline": Pipeline,
+    "placement": Placement,
+}
 SIDE, SORTED = 64, 32  # of scenes, of digits to classify
 # The last batch of an epoch has 3 images, so that a rank gets none of its second micro-batch.
 IMAGES, BATCH, ACCUMULATE, EPOCHS = 24, 7, 2, 2

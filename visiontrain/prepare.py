@@ -26,6 +26,7 @@ from visiontrain.recipe import Run, check_fixed, check_values
 from visiontrain.staging import with_stages
 from visiontrain.strategies.config import (
     DDP,
+    Alone,
     Pipeline,
     check_pipeline,
     check_ranks,
@@ -248,7 +249,7 @@ def with_batch(run: Run) -> Run:
         model.recompute_blocks()
     # Stages keep all micro-batches at once; pipelines side by side share them.
     copies = run.strategy.data_parallel if isinstance(run.strategy, Pipeline) else None
-    here = 1 if run.strategy.kind == "single" else run.strategy.processes
+    here = 1 if isinstance(run.strategy, Alone) else run.strategy.processes
     room = Room(
         free=free_memory(device, here),
         images=len(table),

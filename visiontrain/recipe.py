@@ -210,9 +210,9 @@ def check_values(run: Run) -> None:
             f"take {32 / run.imgsz:.2g} or more"
         )
     check_batch(run)
-    if foreign(run) and run.strategy.kind == "pipeline":
+    if foreign(run) and run.strategy.kind in ("pipeline", "placement"):
         raise ConfigError(
-            f"strategy: pipeline, but {run.model.kind} is one block, which cannot be cut; "
+            f"strategy: {run.strategy.kind}, but {run.model.kind} is one block, which cannot be cut; "
             "take strategy=ddp or strategy=fsdp"
         )
 

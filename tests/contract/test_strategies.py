@@ -13,15 +13,18 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.core.types import Batch, Place
 from visiontrain.data.collate import collate
 from visiontrain.engine.step import train_step
+from visiontrain.models.config import YoloN
+from visiontrain.models.registry import build_model
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.config import Pipeline as PipelineConfig
 from visiontrain.strategies.pipeline import Pipeline, fill, refuse_lost
+from visiontrain.strategies.placement import Placement
 from visiontrain.strategies.precision import START, Precision
 from visiontrain.strategies.registry import STRATEGIES
 
 MODES = sorted(STRATEGIES)
 ADAMW = {"kind": "adamw", "clip": 8.0}
-ALONE = Place(cases.CPU)
+ALONE = {"single": Place(cases.CPU), "placement": Place(cases.CPU, before=(cases.CPU,))}
 
 
 def settings(kind, precision="fp32", **changes):
@@ -30,7 +33,7 @@ def settings(kind, precision="fp32", **changes):
 
 def learner_of(run):
     keys = run["strategy"]
-    return cases.make_learner(ALONE if keys["kind"] == "single" else cases.here(**keys), run)
+    return cases.make_learner(ALONE.get(keys["kind"]) or cases.here(**keys), run)
 
 
 def advance(learner, steps):
@@ -53,8 +56,8 @@ def gap(one, other):
 
 
 def on_ranks(ranks, kind, fn, *args):
-    """Call `fn` on two ranks, or here for the mode of one."""
-    if kind == "single":
+    """Call `fn` on two ranks, or here for the modes of one."""
+    if kind in ALONE:
         return [fn(kind, *args)]
     return ranks(2).run(fn, kind, *args)
 
@@ -176,7 +179,7 @@ def score(kind):
     learner = learner_of(settings(kind, "fp64", norm="batch"))
     advance(learner, 1)
     raw = learner.collect()
-    batch = next(iter(cases.make_steps(Strategy(ALONE, learner.strategy.precision))))
+    batch = next(iter(cases.make_steps(Strategy(ALONE["single"], learner.strategy.precision))))
     batch = batch.micro_batches[0].to(cases.CPU, torch.float64)
     with learner.evaluating() as model, torch.no_grad():
         learner.strategy.sync_buffers(model)
@@ -305,6 +308,21 @@ def test_a_parameter_that_got_no_gradient_is_named():
         refuse_lost(model, "zbv")
     model[1].weight.requires_grad_(requires_grad=False)
     refuse_lost(model, "zbv")
+
+
+def test_placed_blocks_take_their_inputs_to_where_they_lie():
+    place = Place(torch.device("meta"), before=(cases.CPU,))
+    model = build_model(YoloN(), 10)
+    names = list(model.blocks)
+    strategy = Placement(place, Precision("fp32", cases.CPU), [names[2]])
+    strategy.setup(model)
+    lies = [{p.device.type for p in model.blocks[name].parameters()} for name in names]
+    assert lies[:2] == [{"cpu"}] * 2
+    assert set().union(*lies[2:]) == {"meta"}
+    outputs = model(torch.rand(2, 3, 64, 64))
+    assert {value.device.type for value in outputs} == {"meta"}
+    with pytest.raises(ConfigError, match="no block 'nowhere'"):
+        Placement(place, strategy.precision, ["nowhere"]).setup(build_model(YoloN(), 10))
 
 
 def test_synchronised_batch_norm_is_refused_where_it_cannot_work():

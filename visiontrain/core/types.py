@@ -165,3 +165,4 @@ class Place:
     shard: tuple[int, int] = (0, 1)  # (index, total): which share of each batch it reads
     is_main: bool = True  # it logs and writes checkpoints
     local_world: int | None = None  # processes on this machine; None: all
+    before: tuple[torch.device, ...] = ()  # devices of this process's earlier blocks

@@ -79,8 +79,9 @@ class Learner:
         self.optimizer.found_inf = failed  # pyrefly: ignore
         self.optimizer.step()
         self.strategy.precision.update(self.failed)
+        flags = {b.device: (self.failed > 0).to(b.device) for b in self.buffers}
         for buffer, old in zip(self.buffers, self.before, strict=True):
-            torch.where(self.failed > 0, old, buffer, out=buffer)
+            torch.where(flags[buffer.device], old, buffer, out=buffer)
         self._average()
         return norm
 

@@ -44,17 +44,18 @@ class Muon(Optimizer):
         if self._others is not None:
             self._others.found_inf = self.found_inf  # pyrefly: ignore
             self._others.step()
-        good = 1.0 if self.found_inf is None else 1 - self.found_inf
         for group in self._matrices:
+            one, failed = group["params"][0], self.found_inf
+            failed = None if failed is None else failed.to(one.device, one.dtype)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._turn(parameter, finite(parameter.grad, self.found_inf), group, good)
+                    self._turn(parameter, parameter.grad, group, failed)
 
     def _turn(
-        self, parameter: Tensor, grad: Tensor, group: dict[str, Any], good: Tensor | float
+        self, parameter: Tensor, grad: Tensor, group: dict[str, Any], failed: Tensor | None
     ) -> None:
         buffer = self.state[parameter]["momentum_buffer"]
-        good = good.to(grad.dtype) if isinstance(good, Tensor) else good
+        grad, good = finite(grad, failed), 1.0 if failed is None else 1 - failed
         buffer.lerp_(grad, (1 - self._momentum) * good)
         step = torch.lerp(grad, buffer, self._momentum).flatten(1)
         turned = scaled(orthogonal(step)).view_as(parameter)

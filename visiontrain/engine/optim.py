@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
@@ -40,15 +41,17 @@ def build_optimizer(config: OptimConfig, model: VisionModel) -> Optimizer:
             f"optim.layer_decay: {config.layer_decay}; this backbone is one block, take "
             "optim.body_lr"
         )
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    # Kernels for lists take what lies on one device: a model may be spread over several.
+    groups: dict[tuple[float, float, torch.device], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             bare = parameter.ndim <= 1 or name.endswith(UNDECAYED)
-            key = (share_of(config, model, name), 0.0 if bare else config.weight_decay)
+            decay = 0.0 if bare else config.weight_decay
+            key = (share_of(config, model, name), decay, parameter.device)
             groups.setdefault(key, []).append(parameter)
     listed = [
         {"params": params, "lr_share": share, "weight_decay": decay}
-        for (share, decay), params in groups.items()
+        for (share, decay, _), params in groups.items()
     ] or [{"params": [], "lr_share": 1.0}]  # a frozen stage
     if kind_of(config) == "sgd":
         return SGD(listed, momentum=config.momentum)

@@ -33,9 +33,10 @@ class SGD(Optimizer):
                 self._move(params, group)
 
     def _move(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        momentum, dtype = group["momentum"], params[0].dtype
-        good = 1 - self.found_inf.to(dtype) if self.found_inf is not None else 1.0
-        grads = [finite(p.grad, self.found_inf) for p in params if p.grad is not None]
+        momentum, one = group["momentum"], params[0]
+        failed = None if self.found_inf is None else self.found_inf.to(one.device, one.dtype)
+        good = 1.0 if failed is None else 1 - failed
+        grads = [finite(p.grad, failed) for p in params if p.grad is not None]
         if group["weight_decay"]:
             grads = torch._foreach_add(grads, torch._foreach_mul(params, group["weight_decay"]))
         buffers = [self.state[p]["momentum_buffer"] for p in params]

@@ -166,9 +166,9 @@ class Strategy:
         shares = {head: 1 / count.clamp(min=1) for head, count in loss.counts.items()}
         for head, share in shares.items():
             grads = [self.local(p.grad) for p in learner.trained[head] if p.grad is not None]
-            if grads:
-                factor = share.to(grads[0].dtype) * self.precision.unscale
-                torch._foreach_mul_(grads, factor.to(grads[0].device))
+            for device, here in by_device(grads).items():
+                factor = share.to(here[0].dtype) * self.precision.unscale
+                torch._foreach_mul_(here, factor.to(device))
         return self.mean(loss)
 
     def mean(self, loss: Loss) -> Loss:
@@ -187,13 +187,15 @@ class Strategy:
     def clip_grad_norm(self, model: nn.Module, max_norm: float) -> Tensor:
         """Clip by the norm over all parameters everywhere; return that norm ()."""
         grads = [self.local(p.grad) for p in model.parameters() if p.grad is not None]
-        device = grads[0].device if grads else self.place.device  # the CPU, when offloaded
+        device = grads[-1].device if grads else self.place.device  # the CPU, when offloaded
         none = torch.zeros((), device=device, dtype=self.precision.weights)
+        groups = by_device(grads)
+        norms = [n.to(device) for here in groups.values() for n in torch._foreach_norm(here)]
         # A pipeline's stage may be frozen whole, and then has no gradient.
-        norms = torch.stack([none, *(torch._foreach_norm(grads) if grads else ())])
-        norm = self.sum_shards(norms.square().sum()).sqrt()
-        if grads:
-            torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        norm = self.sum_shards(torch.stack([none, *norms]).square().sum()).sqrt()
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for other, here in groups.items():
+            torch._foreach_mul_(here, factor.to(other))
         return norm
 
     def sum_shards(self, value: Tensor) -> Tensor:
@@ -255,6 +257,14 @@ def add_up(parts: Sequence[Loss], over_ranks: Callable[[Tensor], Tensor]) -> Los
     values = dict(zip(names, over_ranks(torch.stack(rows).sum(0)).unbind(), strict=True))
     terms = {name: values[name] for name in parts[0].terms}
     return Loss(terms, {name: values[name] for name in parts[0].counts})
+
+
+def by_device(tensors: Sequence[Tensor]) -> dict[torch.device, list[Tensor]]:
+    """Group tensors by where they lie: kernels for lists take those of one device."""
+    groups: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.device, []).append(tensor)
+    return groups
 
 
 def is_synced(model: nn.Module) -> bool:

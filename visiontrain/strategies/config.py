@@ -10,10 +10,24 @@ from visiontrain.core.config import Section
 from visiontrain.core.errors import ConfigError
 
 
-class Single(Section):
+class Alone(Section):
+    """What modes of one process share."""
+
+
+class Single(Alone):
     """One process, one device: the control run for every other mode."""
 
     kind: Literal["single"] = "single"
+
+
+class Placement(Alone):
+    """One process, blocks on several devices that wait for each other: what pipelines improve."""
+
+    kind: Literal["placement"] = "placement"
+    stages: Literal["auto"] | list[str] = Field(
+        "auto",
+        description="first block on each device but the first; auto: equal numbers of operations",
+    )
 
 
 class Group(Section):
@@ -101,7 +115,7 @@ class Pipeline(Group):
     )
 
 
-StrategyConfig = Annotated[Single | DDP | FSDP | Pipeline, Field(discriminator="kind")]
+StrategyConfig = Annotated[Single | DDP | FSDP | Pipeline | Placement, Field(discriminator="kind")]
 
 HALF, SPARSE = ("fp16", "bf16"), ("powersgd", "topk")
 # Keys of DDP that are used only beside others: key, other key, its values.

@@ -9,7 +9,14 @@ from typing import TypeVar
 import torch
 
 from visiontrain.core.errors import ConfigError
-from visiontrain.strategies.config import FSDP, Group, Single, StrategyConfig
+from visiontrain.strategies.config import (
+    FSDP,
+    Alone,
+    Group,
+    Placement,
+    Single,
+    StrategyConfig,
+)
 from visiontrain.strategies.environment import Launched, cores, launched
 from visiontrain.strategies.meeting import located
 
@@ -17,7 +24,7 @@ G = TypeVar("G", bound=Group)
 
 
 def devices(text: str) -> list[torch.device]:
-    """List the devices that `device=` names: auto, cpu, cuda, cuda:1, or numbers as 0,1.
+    """List the devices that `device=` names: auto, cpu, cuda, cuda:1, or numbers as 0,1 or cpu,0.
 
     Raises:
         ConfigError: there is no such device.
@@ -27,12 +34,12 @@ def devices(text: str) -> list[torch.device]:
         return [torch.device("cpu")]
     numbers = text.removeprefix("cuda").removeprefix(":")
     wanted = range(found) if text == "auto" or not numbers else numbers.split(",")
-    if not all(str(number).strip().isdecimal() for number in wanted):
+    named = [str(number).strip() for number in wanted]
+    if not all(name.isdecimal() or name == "cpu" for name in named):
         raise ConfigError(f"device: {text!r}; take auto, cpu, cuda, or GPU numbers such as 0,1")
-    indices = [int(number) for number in wanted]
-    if not indices or max(indices) >= found:
+    if not named or any(int(name) >= found for name in named if name != "cpu"):
         raise ConfigError(f"device: {text!r}; torch sees {found} GPUs here, take device=cpu")
-    return [torch.device("cuda", index) for index in indices]
+    return [torch.device(name if name == "cpu" else f"cuda:{name}") for name in named]
 
 
 def threads(config: Group) -> int:
@@ -48,14 +55,23 @@ def settle(config: StrategyConfig, device: str) -> StrategyConfig:
     """
     found = devices(device)
     told = launched()
-    if isinstance(config, Single):
+    if isinstance(config, Single | Placement):
         if told is not None and told.world != 1:
             raise ConfigError(
-                f"strategy: single under {told.by}; start one process, or take strategy=ddp"
+                f"strategy: {config.kind} under {told.by}; start one process, or take strategy=ddp"
             )
-        if "," in device:
+        if "," in device and isinstance(config, Single):
             raise ConfigError(f"device: {device!r}; strategy=single takes one, or add strategy=ddp")
+        if len(found) == 1 and isinstance(config, Placement):
+            raise ConfigError(
+                f"device: {device!r}; strategy=placement takes several, as 0,1 or cpu,0"
+            )
         return config
+    if len({one.type for one in found}) > 1 or (found[0].type == "cpu" and len(found) > 1):
+        raise ConfigError(
+            f"device: {device!r}; processes share the CPU or take a GPU each, so take cpu or "
+            "numbers, or strategy=placement"
+        )
     if isinstance(config, FSDP) and config.offload and found[0].type == "cpu":
         raise ConfigError(
             "strategy.offload: true on the CPU, where everything lies already; leave it out"
@@ -102,7 +118,7 @@ def own_device(device: str, told: Launched) -> torch.device:
 
 def world(config: StrategyConfig) -> int:
     """Return how many processes a settled mode has, over all machines."""
-    if isinstance(config, Single):
+    if isinstance(config, Alone):
         return 1
     told = launched()
     return config.processes if told is None else told.world

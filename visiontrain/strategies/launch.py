@@ -26,7 +26,15 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from visiontrain.core.errors import RankError
 from visiontrain.core.own import NONE, Objects
 from visiontrain.core.types import Place
-from visiontrain.strategies.config import DDP, FSDP, Group, Pipeline, Single, StrategyConfig
+from visiontrain.strategies.config import (
+    DDP,
+    FSDP,
+    Alone,
+    Group,
+    Pipeline,
+    Placement,
+    StrategyConfig,
+)
 from visiontrain.strategies.devices import devices, threads
 from visiontrain.strategies.environment import LOOPBACK, cpu_threads, launched
 from visiontrain.strategies.handover import hand_over, handed_over
@@ -67,8 +75,9 @@ def run(
         RankError: a process failed; the message names its rank and ends with its traceback.
         VisiontrainError: whatever `entry` raised for the user.
     """
-    if isinstance(config, Single):
-        return entry(run_json, Place(devices(device)[0]), objects)
+    if isinstance(config, Alone):
+        *before, last = devices(device) if isinstance(config, Placement) else devices(device)[:1]
+        return entry(run_json, Place(last, before=tuple(before)), objects)
     told = located()
     if told is not None:
         count = config.threads or cpu_threads(told.local_world or told.world)

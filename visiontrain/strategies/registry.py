@@ -40,11 +40,19 @@ def pipeline(config: settings.Pipeline, place: Place, precision: Precision) -> S
     return Pipeline(place, precision, config)
 
 
+def placement(config: settings.Placement, place: Place, precision: Precision) -> Strategy:
+    """Make naive placement on the devices of this process."""
+    from visiontrain.strategies.placement import Placement  # noqa: PLC0415
+
+    return Placement(place, precision, config.stages)
+
+
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "single": lambda _, place, precision: Strategy(place, precision),
     "ddp": ddp,
     "fsdp": fsdp,
     "pipeline": pipeline,
+    "placement": placement,
 }
 
 
