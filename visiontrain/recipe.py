@@ -212,8 +212,8 @@ def check_values(run: Run) -> None:
     check_batch(run)
     if foreign(run) and run.strategy.kind in ("pipeline", "placement"):
         raise ConfigError(
-            f"strategy: {run.strategy.kind}, but {run.model.kind} is one block, which cannot be cut; "
-            "take strategy=ddp or strategy=fsdp"
+            f"strategy: {run.strategy.kind}, but {run.model.kind} is one block, which cannot be "
+            "cut; take strategy=ddp or strategy=fsdp"
         )
 
 
