@@ -51,9 +51,17 @@ class Strategy:
         Raises:
             ConfigError: the model cannot train in this mode or on this device.
         """
-        if is_synced(model) and self.place.device.type == "cpu":
+        self.put(model, self.place.device)
+
+    def put(self, module: nn.Module, device: torch.device) -> None:
+        """Move what is to train to a device.
+
+        Raises:
+            ConfigError: it cannot train there.
+        """
+        if is_synced(module) and device.type == "cpu":
             raise ConfigError("model.norm: sync on the CPU; torch has it for GPUs, take group")
-        model.to(self.place.device, self.precision.weights)
+        module.to(device, self.precision.weights)
 
     def local(self, tensor: Tensor) -> Tensor:
         """Return what this process holds of a parameter, gradient or state."""

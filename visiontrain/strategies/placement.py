@@ -34,7 +34,6 @@ class Placement(Strategy):
         Raises:
             ConfigError: there are fewer blocks than devices, or no such blocks.
         """
-        super().setup(model)
         names, count = list(model.blocks), len(self._devices)
         if len(names) < count:
             raise ConfigError(f"device: {count} devices; the model has {len(names)} blocks")
@@ -44,8 +43,8 @@ class Placement(Strategy):
             first = starts(names, self._chosen, count)
         for device, (begin, end) in zip(self._devices, pairwise([*first, len(names)]), strict=True):
             for name in names[begin:end]:
-                block = model.blocks[name].to(device)
-                block.register_forward_pre_hook(carrying(device))
+                self.put(model.blocks[name], device)
+                model.blocks[name].register_forward_pre_hook(carrying(device))
 
 
 def carrying(device: torch.device) -> Any:
