@@ -20,6 +20,7 @@ from visiontrain.strategies.devices import devices, threads, world
 from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.profile import BlockCost, measure
 from visiontrain.strategies.stage import PER_PROCESS
+from visiontrain.strategies.timeline import orders, play
 
 WAYS = ("forward", "backward")
 IMAGES = 4  # at most, of what is measured: costs of blocks grow alike
@@ -98,8 +99,6 @@ def within(run: Run, costs: Sequence[BlockCost], micro: int, scale: float) -> li
     Raises:
         ConfigError: there are none.
     """
-    from visiontrain.strategies.timeline import orders, play  # noqa: PLC0415 - takes a second
-
     config = run.strategy
     assert isinstance(config, Pipeline)
     depth = world(config) // config.data_parallel
@@ -128,8 +127,6 @@ def within(run: Run, costs: Sequence[BlockCost], micro: int, scale: float) -> li
 
 def bubble(costs: Sequence[BlockCost], first: Sequence[int], schedule: str, micro: int) -> float:
     """Return the share of the time that processes wait in `micro` micro-batches."""
-    from visiontrain.strategies.timeline import orders, play  # noqa: PLC0415 - takes a second
-
     parts = [costs[a:b] for a, b in pairwise([*first, len(costs)])]
     times = [[sum(getattr(cost, way) for cost in part) for part in parts] for way in WAYS]
     return play(orders(schedule, len(parts) // PER_PROCESS[schedule], micro), *times).bubble

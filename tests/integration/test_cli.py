@@ -101,7 +101,7 @@ def test_the_module_is_the_program():
         (
             ["export"],
             2,
-            "export: no such verb; take one of train, val, predict, check, data, parity, compare",
+            f"export: no such verb; take one of {', '.join(VERBS)}",
         ),
         (["train", "epochs=0"], 2, "epochs: 0; "),
         (["train", "split=test"], 2, "split: 'test'; it would change nothing here"),

@@ -21,7 +21,7 @@ class Single(Alone):
 
 
 class Placement(Alone):
-    """One process, blocks on several devices that wait for each other: what pipelines improve."""
+    """One process, blocks on several devices that take turns: a pipeline's baseline."""
 
     kind: Literal["placement"] = "placement"
     stages: Literal["auto"] | list[str] = Field(

@@ -8,20 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
-from torch.distributed.pipelining import (
-    ScheduleInterleaved1F1B,
-    ScheduleInterleavedZeroBubble,
-    ScheduleZBVZeroBubble,
-)
 
 from visiontrain.strategies.stage import PER_PROCESS
 
 # What is done: a forward pass, a backward pass, or its two halves: inputs' and weights'.
 WAYS = {"FORWARD": "F", "FULL_BACKWARD": "B", "BACKWARD_INPUT": "I", "BACKWARD_WEIGHT": "W"}
-ENGINES: dict[str, Any] = {
-    "interleaved_1f1b": ScheduleInterleaved1F1B,
-    "zero_bubble": ScheduleInterleavedZeroBubble,
-    "zbv": ScheduleZBVZeroBubble,
+ENGINES = {
+    "interleaved_1f1b": "ScheduleInterleaved1F1B",
+    "zero_bubble": "ScheduleInterleavedZeroBubble",
+    "zbv": "ScheduleZBVZeroBubble",
 }
 Action = tuple[str, int, int]  # one of WAYS' letters, stage, micro-batch
 
@@ -47,6 +42,8 @@ def orders(schedule: str, depth: int, micro: int) -> list[list[Action]]:
         return [[(way, rank, m) for way, all_ in both for m in all_] for rank in range(depth)]
     if schedule == "1f1b":
         return [_one_by_one(rank, depth, micro) for rank in range(depth)]
+    from torch.distributed import pipelining  # noqa: PLC0415 - takes a second
+
     # Only numbers are asked of the stages for their order.
     count = PER_PROCESS[schedule] * depth
     stages = [
@@ -62,7 +59,8 @@ def orders(schedule: str, depth: int, micro: int) -> list[list[Action]]:
         )
         for number in range(PER_PROCESS[schedule])
     ]
-    planned = ENGINES[schedule](stages, n_microbatches=micro).pipeline_order
+    engine: Any = getattr(pipelining, ENGINES[schedule])
+    planned = engine(stages, n_microbatches=micro).pipeline_order
     return [
         [
             (WAYS[action.computation_type.name], action.stage_index, action.microbatch_index)
