@@ -39,7 +39,7 @@ from visiontrain.core.types import Place  # noqa: E402
 from visiontrain.engine.step import train_step  # noqa: E402
 from visiontrain.prepare import below  # noqa: E402
 from visiontrain.recipe import Run, check_values  # noqa: E402
-from visiontrain.staging import costs_of, with_stages  # noqa: E402
+from visiontrain.staging import facts_of_blocks, with_stages  # noqa: E402
 from visiontrain.strategies import launch  # noqa: E402
 from visiontrain.strategies.devices import settle  # noqa: E402
 
@@ -121,7 +121,7 @@ def cuts(words: Sequence[str]) -> None:
     base = made_of([*words, *TWO])
     chosen, lines = with_stages(base, asked=False)
     print("\n".join(lines), file=sys.stderr)
-    names = [cost.name for cost in costs_of(base, 2, 2)][1:]
+    names = [cost.name for cost in facts_of_blocks(base).costs][1:]
     staged = [with_cut(base, name) for name in names]
     order = [n for _ in range(WARM + ROUNDS) for n in range(len(staged))]
     times = medians(measure(staged, order), WARM)

@@ -11,9 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from visiontrain import app
 from visiontrain.core.config import build, merge
-from visiontrain.core.errors import ConfigError, RankError
+from visiontrain.core.errors import ConfigError, RankError, VisiontrainError
 from visiontrain.core.memory import forget_peak, peak_rss_mb, resident
 from visiontrain.core.own import Objects, objects_of
 from visiontrain.core.types import Batch, Place
@@ -21,30 +23,36 @@ from visiontrain.engine.autobatch import free_memory
 from visiontrain.engine.learner import Learner
 from visiontrain.engine.step import train_step
 from visiontrain.plan_config import OWN, PlanConfig
-from visiontrain.prepare import below
+from visiontrain.prepare import below, check_group
 from visiontrain.recipe import Run, check_values, foreign
-from visiontrain.staging import IMAGES, within
+from visiontrain.staging import IMAGES, refuse_larger, within
 from visiontrain.strategies import forecast, launch
 from visiontrain.strategies.config import (
     DDP,
     FSDP,
     Group,
     Pipeline,
+    Placement,
     Single,
     StrategyConfig,
-    check_pipeline,
 )
 from visiontrain.strategies.cuts import starts
 from visiontrain.strategies.devices import devices, settle
+from visiontrain.strategies.environment import launched
 from visiontrain.strategies.forecast import Facts, Forecast
 from visiontrain.strategies.live import LiveBytes
-from visiontrain.strategies.precision import resolve
-from visiontrain.strategies.profile import measure
+from visiontrain.strategies.precision import LOWER, resolve
+from visiontrain.strategies.profile import measure, recomputed
 from visiontrain.strategies.stage import PER_PROCESS
 
 WORKER = "visiontrain.worker"  # sits above this module and is only named here
 STEPS = 4  # that are weighed: the first two make what stays
 GIB, MIB = 2**30, 2**20
+# Keys of modes that are counted with, or that change nothing of what is counted.
+KNOWN = {
+    *("kind", "processes", "schedule", "stages", "memory", "data_parallel", "sharded"),
+    *("threads", "timeout_s", "max_restarts"),
+}
 COLUMNS = ("weights", "gradients", "optimizer", "average", "activations", "tensors", "resident")
 
 
@@ -54,6 +62,7 @@ class Weighed:
 
     tensors: int
     resident: int
+    sent: int  # bytes, by the main process, in the last step
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,7 @@ class Mode:
     """What a mode would need, and needed."""
 
     known: Forecast
+    memory: float  # bytes that one process may hold
     weighed: Sequence[Weighed] = ()  # of each process, where it was asked for
 
 
@@ -70,7 +80,7 @@ class Plan:
 
     title: str
     devices: int
-    memory: float  # bytes that one process may hold
+    memory: float | None  # GiB that each device has, as it was given
     modes: Sequence[Mode]
     left_out: Sequence[str]  # modes that cannot be, and why
 
@@ -85,9 +95,9 @@ class Plan:
             for mode in self.modes
             if mode.known.stages
         ]
+        room = f"{self.memory:g} GiB each" if self.memory else "this machine's memory, shared"
         return [
-            f"{self.title}: MiB at most in each process of {self.devices}, which may hold "
-            f"{self.memory / MIB:.0f}",
+            f"{self.title}, {self.devices} devices, {room}; MiB at most in each process:",
             f"{'':22}{head}{'sends/step':>12}{'waits':>7}  fits",
             *(row for mode in self.modes for row in self._rows(mode)),
             *notes,
@@ -101,7 +111,7 @@ class Plan:
             name = f"{name:18}#{number:<3}" if len(known.needs) > 1 else f"{name:22}"
             sizes = "".join(f"{getattr(need, column) / MIB:12.0f}" for column in COLUMNS)
             last = f"{known.sent / MIB:12.1f}{known.bubble:7.0%}" if not number else f"{'':19}"
-            rows.append(f"{name}{sizes}{last}  {'yes' if need.resident <= self.memory else 'no'}")
+            rows.append(f"{name}{sizes}{last}  {'yes' if need.resident <= mode.memory else 'no'}")
         for number, held in enumerate(mode.weighed):
             sizes = f"{held.tensors / MIB:12.0f}{held.resident / MIB:12.0f}"
             rows.append(f"{f'  measured #{number}':22}{'':60}{sizes}")
@@ -114,11 +124,17 @@ class Plan:
             | {
                 "needs": [{c: getattr(need, c) for c in COLUMNS} for need in mode.known.needs],
                 "weighed": [asdict(held) for held in mode.weighed],
-                "fits": mode.known.fits(self.memory),
+                "memory": mode.memory,
+                "fits": mode.known.fits(mode.memory),
             }
             for mode in self.modes
         ]
-        return {"devices": self.devices, "memory": self.memory, "modes": rows}
+        return {
+            "title": self.title,
+            "devices": self.devices,
+            "modes": rows,
+            "left_out": list(self.left_out),
+        }
 
 
 def plan(config: PlanConfig) -> Plan:
@@ -127,30 +143,51 @@ def plan(config: PlanConfig) -> Plan:
     Raises:
         VisiontrainError: the training cannot be.
     """
+    if launched() is not None:
+        raise ConfigError("plan: under a launcher; start it without, it starts its own processes")
     given = config.strategy.processes if isinstance(config.strategy, Group) else 2
     count, run = config.devices or given, _settled(config)
     facts = facts_of(run)
-    found: list[tuple[StrategyConfig, Forecast]] = [(Single(), forecast.single(facts))]
-    left_out = []
-    if count > 1:
-        found.append((DDP(processes=count), forecast.ddp(facts, count)))
-        found.append((FSDP(processes=count), forecast.fsdp(facts, count)))
-        try:
-            found.append(_staged(run, facts, count))
-        except ConfigError as error:
-            left_out.append(f"pipeline: {error}")
     device = devices(run.device)[0]
-    memory = config.memory * GIB if config.memory else free_memory(device, count)
+    modes, left_out = [], []
+    for mode in modes_of(run, count):
+        here = run.model_copy(update={"strategy": mode})
+        processes = mode.processes if isinstance(mode, Group) else 1
+        memory = config.memory * GIB if config.memory else free_memory(device, processes)
+        try:
+            check_values(here)
+            check_group(here)
+            known, mode_here = foretold(here, facts)
+            weighed = weigh_mode(run, mode_here) if config.measure else ()
+        except VisiontrainError as error:
+            left_out.append(f"{mode.kind}: {error}")
+            continue
+        modes.append(Mode(known, memory, weighed))
     parts = f" in {run.accumulate} parts" if run.accumulate > 1 else ""
     precision = resolve(run.precision, device)
-    modes = [Mode(known, weigh_mode(run, mode) if config.measure else ()) for mode, known in found]
-    return Plan(
-        f"{run.model.kind}, {run.imgsz} px, batch {run.batch}{parts}, {precision}",
-        count,
-        memory,
-        modes,
-        left_out,
-    )
+    title = f"{run.model.kind}, {run.imgsz} px, batch {run.batch}{parts}, {precision}"
+    return Plan(title, count, config.memory, modes, left_out)
+
+
+def modes_of(run: Run, count: int) -> list[StrategyConfig]:
+    """Return the modes that are compared: the user's own as it is, the others as they come."""
+    if count == 1:
+        return [Single()]
+    groups: list[StrategyConfig] = [DDP(), FSDP(), Pipeline()]
+    own = [run.strategy if group.kind == run.strategy.kind else group for group in groups]
+    return [Single(), *(mode.model_copy(update={"processes": count}) for mode in own)]
+
+
+def foretold(run: Run, facts: Facts) -> tuple[Forecast, StrategyConfig]:
+    """Return what a run's mode needs, and the mode with the stages that were chosen."""
+    mode = run.strategy
+    if isinstance(mode, DDP):
+        return forecast.ddp(facts, mode.processes), mode
+    if isinstance(mode, FSDP):
+        return forecast.fsdp(facts, mode.processes), mode
+    if isinstance(mode, Pipeline):
+        return _staged(mode, facts)
+    return forecast.single(facts), mode
 
 
 def _settled(config: PlanConfig) -> Run:
@@ -159,27 +196,30 @@ def _settled(config: PlanConfig) -> Run:
     if run.batch < 0:
         raise ConfigError(f"batch: {run.batch}; what fits differs from mode to mode, take a number")
     check_values(run)
+    if isinstance(run.strategy, Placement):
+        raise ConfigError("strategy: placement; plan counts with one device per process")
+    unknown = run.strategy.model_fields_set - KNOWN
+    if unknown:
+        raise ConfigError(
+            f"strategy.{min(unknown)}: plan does not know what it changes; leave it out"
+        )
     return run
 
 
-def _staged(run: Run, facts: Facts, count: int) -> tuple[Pipeline, Forecast]:
-    config = run.strategy if isinstance(run.strategy, Pipeline) else Pipeline()
-    check_pipeline(config, count, run.accumulate)
-    stages = PER_PROCESS[config.schedule] * (count // config.data_parallel)
-    names = [cost.name for cost in facts.costs]
+def _staged(config: Pipeline, facts: Facts) -> tuple[Forecast, Pipeline]:
+    count, copies = config.processes, config.data_parallel
+    depth, names = count // copies, [cost.name for cost in facts.costs]
+    stages = PER_PROCESS[config.schedule] * depth
     if len(names) < stages:
         raise ConfigError(f"{stages} stages; the model has {len(names)} blocks")
     chosen = config.stages
     if chosen == "auto":
-        here = run.model_copy(update={"strategy": config.model_copy(update={"processes": count})})
-        micro = max(run.accumulate, count // config.data_parallel)
-        scale = -(-run.batch // (micro * config.data_parallel)) / facts.images
-        first = within(here, facts.costs, micro, scale)
+        first = within(config, facts, depth)
     else:
         first = starts(names, chosen, stages)
-    known = forecast.pipeline(facts, count, config.schedule, first, config.data_parallel)
-    config = config.model_copy(update={"processes": count, "stages": list(known.stages)})
-    return config, known
+        refuse_larger(config, facts, depth, first)
+    known = forecast.pipeline(facts, count, config.schedule, first, copies, sharded=config.sharded)
+    return known, config.model_copy(update={"stages": list(known.stages)})
 
 
 def facts_of(run: Run) -> Facts:
@@ -195,14 +235,15 @@ def facts_of(run: Run) -> Facts:
     learner, steps = app.build_traced(small.model_dump_json(), place, objects_of(run))
     loaded = next(iter(steps)).micro_batches[0]
     held = [tensor for named in learner.tensors().values() for tensor in named.values()]
-    base = resident() - sum(tensor.nbytes for tensor in held)  # the data, kept in memory or not
+    # What else is there: libraries, and the data, kept in memory or not.
+    base = used(place.device) - sum(tensor.nbytes for tensor in held)
     batch = loaded.to(place.device, learner.strategy.precision.images)
     with learner.strategy.precision.autocast(place.device):
         costs = measure(learner.model, batch.images)
     states = [value for state in learner.optimizer.state.values() for value in state.values()]
     trained = sum(cost.trained for cost in costs)
     return Facts(
-        costs=costs,
+        costs=recomputed(costs) if run.recompute else costs,
         images=images,
         loss=loss_bytes(learner, batch),
         image=(loaded.images.nbytes + batch.images.nbytes) // images,
@@ -212,7 +253,16 @@ def facts_of(run: Run) -> Facts:
         batch=run.batch,
         accumulate=run.accumulate,
         base=base,
+        gather=0.5 if run.precision in LOWER else 1.0,
     )
+
+
+def used(device: torch.device) -> int:
+    """Return the bytes that this process holds; of a GPU, those that are not free."""
+    if device.type != "cuda":
+        return resident()
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
 
 
 def loss_bytes(learner: Learner, batch: Batch) -> int:
@@ -252,13 +302,20 @@ def weigh(job_json: str, place: Place, objects: Objects) -> int:
     with LiveBytes() as live:
         for named in learner.tensors().values():
             live.add(named.values())
+        sent = 0
         for number, step in enumerate(islice(steps, STEPS)):
             if number == STEPS // 2:
                 live.restart()
                 forget_peak()
+            before = learner.strategy.bytes_sent
             for batch in step.micro_batches:
                 live.add(getattr(batch, name) for name in Batch.__slots__)
             train_step(learner, step.micro_batches, step.images)
-        held = Weighed(live.peak, round(peak_rss_mb() * MIB))
-    Path(job["folder"], f"{place.rank:05}").write_text(json.dumps(asdict(held)))
+            sent = learner.strategy.bytes_sent - before
+    held = round(peak_rss_mb() * MIB)
+    if place.device.type == "cuda":  # beside the allocator's most, what it never gets
+        reserved, most = torch.cuda.memory_reserved, torch.cuda.max_memory_reserved
+        held = used(place.device) - reserved(place.device) + most(place.device)
+    weighed = Weighed(live.peak, held, round(sent))
+    Path(job["folder"], f"{place.rank:05}").write_text(json.dumps(asdict(weighed)))
     return 0

@@ -108,6 +108,23 @@ def check_group(run: Run) -> None:
         check_ranks(run.strategy, ranks, fixed=launched() is None)
     if isinstance(run.strategy, Pipeline):
         check_pipeline(run.strategy, world(run.strategy), run.accumulate)
+    if getattr(run.model, "norm", None) == "sync":
+        check_sync(run)
+
+
+def check_sync(run: Run) -> None:
+    """Refuse synchronised BatchNorm where no processes hold the same layer, or torch has none.
+
+    Raises:
+        ConfigError: always naming model.norm.
+    """
+    if isinstance(run.strategy, Pipeline):
+        raise ConfigError(
+            "model.norm: sync in a pipeline, where no two processes hold the same layer; take "
+            "model.norm=group"
+        )
+    if devices(run.device)[0].type == "cpu":
+        raise ConfigError("model.norm: sync on the CPU; torch has it for GPUs, take group")
 
 
 def goes_on(given: Mapping[str, Any], file: str = "config.yaml") -> bool:

@@ -26,7 +26,13 @@ from visiontrain.models.config import (
     TorchvisionConfig,
     YoloN,
 )
-from visiontrain.strategies.config import DDP, Single, StrategyConfig, check_data_parallel
+from visiontrain.strategies.config import (
+    DDP,
+    HALVING,
+    Single,
+    StrategyConfig,
+    check_data_parallel,
+)
 from visiontrain.tasks.config import DetectConfig, TaskConfig
 
 FIXED = (  # what a run that goes on cannot change: its state and its place in the data hang on it
@@ -203,6 +209,7 @@ def check_values(run: Run) -> None:
         )
     if isinstance(run.strategy, DDP):
         check_data_parallel(run.strategy)
+    check_stages(run)
     spread = getattr(run.augment, "multi_scale", 0)
     if spread and len(sides(run.imgsz, run.augment)) == 1:
         raise ConfigError(
@@ -242,6 +249,31 @@ def check_task(run: Run) -> None:
     if run.augment.kind not in (fitting, "none"):
         raise ConfigError(
             f"augment: {run.augment.kind} with task={kind}; take augment={fitting} or augment=none"
+        )
+
+
+def check_stages(run: Run) -> None:
+    """Refuse what does not go with the way a model is cut over processes or devices.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    schedule = getattr(run.strategy, "schedule", None)
+    if run.recompute and schedule in HALVING:
+        raise ConfigError(
+            f"recompute: true with strategy.schedule={schedule}, which cuts the backward pass in "
+            "two; take another schedule"
+        )
+    if run.strategy.kind != "placement":
+        return
+    if run.recompute:
+        raise ConfigError(
+            "recompute: true with strategy=placement, whose blocks would draw other random numbers "
+            "the second time; leave it out"
+        )
+    if run.batch < 0:
+        raise ConfigError(
+            f"batch: {run.batch} with strategy=placement, whose devices differ; take a number"
         )
 
 

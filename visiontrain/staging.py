@@ -15,14 +15,13 @@ from visiontrain.engine.optim import kind_of
 from visiontrain.models.registry import build_model, check_input
 from visiontrain.recipe import Run
 from visiontrain.strategies.config import Pipeline
-from visiontrain.strategies.cuts import anything, balance
+from visiontrain.strategies.cuts import anything, balance, starts
 from visiontrain.strategies.devices import devices, threads, world
-from visiontrain.strategies.precision import Precision
-from visiontrain.strategies.profile import BlockCost, measure
+from visiontrain.strategies.forecast import Facts, Flow, flow_of, pipeline, staged
+from visiontrain.strategies.precision import LOWER, Precision
+from visiontrain.strategies.profile import BlockCost, measure, recomputed
 from visiontrain.strategies.stage import PER_PROCESS
-from visiontrain.strategies.timeline import orders, play
 
-WAYS = ("forward", "backward")
 IMAGES = 4  # at most, of what is measured: costs of blocks grow alike
 
 
@@ -36,51 +35,74 @@ def with_stages(run: Run, *, asked: bool) -> tuple[Run, list[str]]:
 
     Returns:
         the run, and lines that say what was measured and where the model is cut.
+
+    Raises:
+        ConfigError: there are too few blocks, or no stages that keep to `strategy.memory`.
     """
     config = run.strategy
     if not isinstance(config, Pipeline):
         return run, []
     depth = world(config) // config.data_parallel
-    count, micro = PER_PROCESS[config.schedule] * depth, max(run.accumulate, depth)
-    if config.stages != "auto" and (asked or len(config.stages) + 1 == count):
+    count, chosen = PER_PROCESS[config.schedule] * depth, config.stages
+    named = chosen != "auto" and (asked or len(chosen) + 1 == count)
+    if named and config.memory is None:
         return run, []
-    images = max(1, run.batch // (micro * config.data_parallel))
-    classes = len(open_dataset(run.data, run.task.kind).names)
-    costs = costs_of(run, classes, min(images, IMAGES))
-    if len(costs) < count:
+    facts = facts_of_blocks(run)
+    names = [cost.name for cost in facts.costs]
+    if len(names) < count:
         raise ConfigError(
             f"strategy.processes: {depth} for a pipeline, which schedule={config.schedule} cuts "
-            f"into {count} stages; the model has {len(costs)} blocks"
+            f"into {count} stages; the model has {len(names)} blocks"
         )
-    scale = images / min(images, IMAGES)
-    first = within(run, costs, micro, scale)
-    names = [costs[place].name for place in first[1:]]
-    lines = table(costs, first, scale)
-    waits = bubble(costs, first, config.schedule, micro)
-    lines.append(f"bubble: {waits:.0%} of the time, in {micro} micro-batches")
-    return run.model_copy(update={"strategy": config.model_copy(update={"stages": names})}), lines
+    if named and chosen != "auto":
+        refuse_larger(config, facts, depth, starts(names, chosen, count))
+        return run, []
+    first = within(config, facts, depth)
+    known = pipeline(facts, world(config), config.schedule, first, config.data_parallel)
+    flow = flow_of(facts, config.schedule, depth, config.data_parallel, sharded=config.sharded)
+    lines = table(facts, flow, first)
+    lines.append(f"bubble: {known.bubble:.0%} of the time, in {flow.micro} micro-batches")
+    stages = [names[place] for place in first[1:]]
+    return run.model_copy(update={"strategy": config.model_copy(update={"stages": stages})}), lines
 
 
-def costs_of(run: Run, classes: int, images: int) -> list[BlockCost]:
-    """Measure the blocks of a run's model on `images` images, with one process's threads."""
-    assert isinstance(run.strategy, Pipeline)
+def facts_of_blocks(run: Run) -> Facts:
+    """Measure the blocks of a run's model with one process's threads, as a stage would run them.
+
+    What the loss needs beside them is not known here.
+    """
+    config = run.strategy
+    assert isinstance(config, Pipeline)
     check_input(run.model, run.imgsz, run.task.kind)
+    micro = max(run.accumulate, world(config) // config.data_parallel)
+    images = max(2, min(IMAGES, run.batch // (micro * config.data_parallel)))
+    classes = len(open_dataset(run.data, run.task.kind).names)
     device, side = devices(run.device)[0], max(sides(run.imgsz, run.augment))
     before = torch.get_num_threads()
-    torch.set_num_threads(threads(run.strategy))
+    torch.set_num_threads(threads(config))
     try:
         seed_model(run.seed)
         model = build_model(run.model, classes, run.task.kind)
         model.freeze(run.freeze)
-        if run.recompute:
-            model.recompute_blocks()
         precision = Precision(run.precision, device)
         model.to(device, precision.weights).train()
-        pixels = torch.rand(max(2, images), 3, side, side, device=device)
+        pixels = torch.rand(images, 3, side, side, device=device)
         with precision.autocast(device):
-            return measure(model, pixels.to(precision.images).contiguous())
+            costs = measure(model, pixels.to(precision.images).contiguous())
     finally:
         torch.set_num_threads(before)
+    return Facts(
+        costs=recomputed(costs) if run.recompute else costs,
+        images=images,
+        loss=0,
+        image=pixels[0].numel() * precision.images.itemsize,
+        states=2.0 if kind_of(run.optim) == "adamw" else 1.0,
+        average=run.ema,
+        recompute=run.recompute,
+        batch=run.batch,
+        accumulate=run.accumulate,
+        gather=0.5 if run.precision in LOWER else 1.0,
+    )
 
 
 def cheapest(
@@ -91,7 +113,7 @@ def cheapest(
     return balance([cost.forward + cost.backward for cost in costs], sent, stages, fits)
 
 
-def within(run: Run, costs: Sequence[BlockCost], micro: int, scale: float) -> list[int]:
+def within(config: Pipeline, facts: Facts, depth: int) -> list[int]:
     """Return `cheapest` of the stages whose processes keep to `strategy.memory`.
 
     A process of several stages gives each the same share of it.
@@ -99,24 +121,8 @@ def within(run: Run, costs: Sequence[BlockCost], micro: int, scale: float) -> li
     Raises:
         ConfigError: there are none.
     """
-    config = run.strategy
-    assert isinstance(config, Pipeline)
-    depth = world(config) // config.data_parallel
     count = PER_PROCESS[config.schedule] * depth
-    held = play(orders(config.schedule, depth, micro), [1.0] * count, [2.0] * count).held
-    states = 2 if kind_of(run.optim) == "adamw" else 1
-
-    def need(stage: int, begin: int, end: int) -> float:
-        part = costs[begin:end]
-        weights = sum(cost.parameters * (2 if run.ema else 1) for cost in part)
-        trained = sum(cost.trained for cost in part) * (1 + states)
-        return weights + trained + held[stage] * scale * sum(cost.kept for cost in part)
-
-    if config.memory is None:
-        found = cheapest(costs, count)
-    else:
-        each = config.memory * 2**30 / PER_PROCESS[config.schedule]
-        found = cheapest(costs, count, lambda *stage: need(*stage) <= each)
+    found = cheapest(facts.costs, count, fitting(config, facts, depth))
     if found is None:
         raise ConfigError(
             f"strategy.memory: {config.memory:g}; no {count} stages of the model need as little, "
@@ -125,32 +131,48 @@ def within(run: Run, costs: Sequence[BlockCost], micro: int, scale: float) -> li
     return found
 
 
-def bubble(costs: Sequence[BlockCost], first: Sequence[int], schedule: str, micro: int) -> float:
-    """Return the share of the time that processes wait in `micro` micro-batches."""
-    parts = [costs[a:b] for a, b in pairwise([*first, len(costs)])]
-    times = [[sum(getattr(cost, way) for cost in part) for part in parts] for way in WAYS]
-    return play(orders(schedule, len(parts) // PER_PROCESS[schedule], micro), *times).bubble
+def refuse_larger(config: Pipeline, facts: Facts, depth: int, first: Sequence[int]) -> None:
+    """Refuse stages that were named and do not keep to `strategy.memory`.
 
-
-def table(costs: Sequence[BlockCost], first: Sequence[int], scale: float) -> list[str]:
-    """Say of each stage which blocks it has, and what they cost for one micro-batch.
-
-    Args:
-        costs: of all blocks, for fewer images than a micro-batch has.
-        first: the first block of each stage.
-        scale: images of a micro-batch, over those that were measured.
+    Raises:
+        ConfigError: naming one.
     """
-    bounds = [*first, len(costs)]
+    fits = fitting(config, facts, depth)
+    for stage, (begin, end) in enumerate(pairwise([*first, len(facts.costs)])):
+        if not fits(stage, begin, end):
+            raise ConfigError(
+                f"strategy.memory: {config.memory:g}; stage {stage}, from "
+                f"{facts.costs[begin].name}, needs more, take strategy.stages=auto or leave it out"
+            )
+
+
+def fitting(config: Pipeline, facts: Facts, depth: int) -> Callable[[int, int, int], bool]:
+    """Return what tells whether a stage may have the blocks from one to before another."""
+    if config.memory is None:
+        return anything
+    flow = flow_of(facts, config.schedule, depth, config.data_parallel, sharded=config.sharded)
+    each = config.memory * 2**30 / PER_PROCESS[config.schedule]
+
+    def fits(stage: int, begin: int, end: int) -> bool:
+        return staged(facts, flow, [(begin, end, flow.held[stage])]).tensors <= each
+
+    return fits
+
+
+def table(facts: Facts, flow: Flow, first: Sequence[int]) -> list[str]:
+    """Say of each stage which blocks it has, and what they cost for one micro-batch."""
+    scale = flow.images / facts.images
     lines = []
-    for number, (begin, end) in enumerate(pairwise(bounds)):
-        part = costs[begin:end]
+    for number, (begin, end) in enumerate(pairwise([*first, len(facts.costs)])):
+        part = facts.costs[begin:end]
         names = part[0].name if len(part) == 1 else f"{part[0].name} to {part[-1].name}"
         seconds = scale * sum(cost.forward + cost.backward for cost in part)
         weights = sum(cost.parameters for cost in part) / 2**20
-        kept = scale * sum(cost.kept for cost in part) / 2**20
-        sent = "" if end == len(costs) else f", sends {scale * part[-1].passed / 2**20:.1f} MiB"
+        kept = scale * sum(map(facts.kept, part)) / 2**20
+        sent = scale * part[-1].passed / 2**20
+        passing = "" if end == len(facts.costs) else f", sends {sent:.1f} MiB"
         lines.append(
             f"stage {number}: {names}, {seconds:.3g} s, weights {weights:.1f} MiB, keeps "
-            f"{kept:.0f} MiB{sent}"
+            f"{kept:.0f} MiB{passing}"
         )
     return lines

@@ -15,22 +15,32 @@ def table(capsys, *words):
     return code, captured.out, captured.err
 
 
-def test_what_is_foretold_is_what_is_weighed(capsys):
-    code, out, _ = table(capsys, "imgsz=192", "measure=true", "--json")
+@pytest.mark.parametrize(
+    "words",
+    [["accumulate=2"], ["strategy=pipeline", "strategy.schedule=1f1b", "accumulate=8"]],
+    ids=" ".join,
+)
+def test_what_is_foretold_is_what_is_weighed(words, capsys):
+    code, out, _ = table(capsys, "imgsz=192", "batch=16", "measure=true", "--json", *words)
     assert code == 0
     told = json.loads(out)
-    assert [mode["mode"] for mode in told["modes"]] == ["single", "ddp", "fsdp", "pipeline, gpipe"]
+    assert told["left_out"] == []
+    schedule = "1f1b" if len(words) > 1 else "gpipe"
+    modes = ["single", "ddp", "fsdp", f"pipeline, {schedule}"]
+    assert [mode["mode"] for mode in told["modes"]] == modes
     for mode in told["modes"]:
-        known = [need["tensors"] for need in mode["needs"]]
         held = [process["tensors"] for process in mode["weighed"]]
         assert len(held) == (1 if mode["mode"] == "single" else 2)
-        assert max(known) == pytest.approx(max(held), rel=0.2), mode["mode"]
+        needs = mode["needs"] * (len(held) // len(mode["needs"]))
+        known = [need["tensors"] for need in needs]
+        assert known == pytest.approx(held, rel=0.1), mode["mode"]
+        assert mode["sent"] == max(process["sent"] for process in mode["weighed"]), mode["mode"]
 
 
 def test_the_table_says_which_mode_fits(capsys):
     code, out, _ = table(capsys, "memory=0.001", "strategy=pipeline", "strategy.schedule=1f1b")
     assert code == 0
-    assert "which may hold 1\n" in out
+    assert "2 devices, 0.001 GiB each; " in out
     rows = [line for line in out.splitlines() if line.endswith("  no")]
     assert [row.split()[0] for row in rows] == ["single", "ddp", "fsdp", "pipeline,", "#1"]
     assert "pipeline, 1f1b: stages begin at " in out
@@ -40,6 +50,22 @@ def test_a_pipeline_of_more_stages_than_blocks_is_left_out(capsys):
     code, out, _ = table(capsys, "devices=64", "model.backbone=null")
     assert code == 0
     assert "pipeline: 64 stages; the model has " in out
+
+
+def test_modes_that_cannot_train_are_left_out(capsys):
+    code, out, _ = table(capsys, "optim=muon")
+    assert code == 0
+    assert "fsdp: optim: muon under strategy=fsdp" in out
+    assert "yes" in out
+
+
+def test_a_launcher_has_nothing_to_start_here(capsys, monkeypatch):
+    given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = table(capsys)
+    assert code == 2
+    assert err.startswith("visiontrain: plan: under a launcher; ")
 
 
 def test_stages_that_cannot_be_leave_the_pipeline_out(capsys):
@@ -55,11 +81,13 @@ def test_stages_that_cannot_be_leave_the_pipeline_out(capsys):
         ("device=7", "device: '7'"),
         ("model=faster_rcnn", "model: faster_rcnn is one block"),
         ("devices=0", "devices: 0"),
+        ("strategy=placement", "strategy: placement; plan counts with one device per process"),
+        ("strategy.kind=ddp strategy.compress=fp16", "strategy.compress: plan does not know"),
         ("epoch=3", "epoch: no such key"),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_one_line(capsys, word, message):
-    code, _, err = table(capsys, word)
+    code, _, err = table(capsys, *word.split())
     assert code == 2
     assert err.startswith(f"visiontrain: {message}")
     assert err.count("\n") == 1

@@ -66,13 +66,15 @@ def test_data_parallel_shares_images_and_sends_gradients_twice():
     (need,) = known.needs
     assert need.activations == KEPT + 20 + 2 * 3
     assert need.weights == WEIGHTS + 4
+    assert need.gradients == 40 + WEIGHTS  # the head's, and torch's buckets for all
     assert known.sent == 2 * WEIGHTS * 3 // 4
 
 
 def test_sharding_divides_what_stays_but_not_what_is_at_work():
     (need,) = fsdp(FACTS, 4).needs
     assert (need.weights, need.optimizer) == (WEIGHTS // 4 + 4, 2 * WEIGHTS // 4)
-    assert need.activations == KEPT + 20 + 2 * 3 + (80 + 40) + 80
+    # At the head's backward pass: its own weights, and the wide block's in both places.
+    assert need.activations == KEPT + 10 + 2 * 3 + 40 + 2 * 80
 
 
 @pytest.mark.parametrize(("schedule", "held"), [("gpipe", (4, 4)), ("1f1b", (2, 1))])
@@ -80,8 +82,9 @@ def test_stages_hold_the_micro_batches_that_their_schedule_lets_in(schedule, hel
     known = pipeline(replace(FACTS, accumulate=4), 2, schedule, [0, 2])
     first, last = known.needs
     assert (first.weights, last.weights) == (88 + 4, 40)
-    assert first.activations == held[0] * 300 + 8 * 3
-    assert last.activations == held[1] * 40 + 20
+    # Every process reads all images; the engine keeps places for what comes from either side.
+    assert first.activations == held[0] * 300 + 4 * 60 + 8 * 3
+    assert last.activations == held[1] * 40 + 4 * 60 + 20 + 8 * 3
     assert known.sent == 4 * 60  # forwards from the first, gradients back from the last
     assert known.stages == ["head"]
     assert known.bubble > 0
@@ -92,6 +95,23 @@ def test_pipelines_side_by_side_share_images_and_sum_gradients():
     two = pipeline(replace(FACTS, accumulate=2), 4, "gpipe", [0, 2], copies=2)
     assert two.needs[1].activations < one.needs[1].activations
     assert two.sent == 2 * 60 + 2 * 88 // 2
+
+
+def test_pipelines_that_share_what_they_hold_gather_it_for_a_step():
+    facts = replace(FACTS, accumulate=2)
+    plain = pipeline(facts, 4, "gpipe", [0, 2], copies=2).needs
+    known = pipeline(facts, 4, "gpipe", [0, 2], copies=2, sharded=True)
+    for whole, shared, weights in zip(plain, known.needs, (88, 40), strict=True):
+        assert (shared.optimizer, shared.average) == (weights, shared.weights)
+        assert shared.weights == whole.weights - weights // 2
+        assert shared.activations == whole.activations + weights
+    assert known.sent == 2 * 60 + 88 // 2 + 88 // 2
+
+
+def test_half_precision_halves_what_is_gathered():
+    whole, half = fsdp(FACTS, 4), fsdp(replace(FACTS, gather=0.5), 4)
+    assert whole.needs[0].activations - half.needs[0].activations == (40 + 2 * 80) // 2
+    assert (whole.sent, half.sent) == (3 * WEIGHTS * 3 // 4, 2 * WEIGHTS * 3 // 4)
 
 
 def test_what_does_not_fit_is_told():

@@ -6,8 +6,9 @@ from torch import nn
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import IMAGE, VisionModel
-from visiontrain.recipe import Run
-from visiontrain.staging import bubble, cheapest, table, within
+from visiontrain.staging import cheapest, refuse_larger, table, within
+from visiontrain.strategies.config import Pipeline
+from visiontrain.strategies.forecast import Facts, flow_of, pipeline
 from visiontrain.strategies.profile import BlockCost, measure
 
 
@@ -61,10 +62,16 @@ def cost(forward, backward=None, name="b", passed=1):
     return BlockCost(name, forward, back, mib, mib, 0, mib, mib, passed, passed)
 
 
+def facts(costs, images=1, **changes):
+    """Of AdamW and 4 micro-batches of `images` images, measured on one; no loss, no pixels."""
+    keys = {"average": True, "recompute": False, "batch": 4 * images, "accumulate": 4} | changes
+    return Facts(costs, images=1, loss=0, image=0, states=2.0, **keys)
+
+
 def test_uneven_stages_wait_longer():
-    even, uneven = ([cost(a), cost(b)] for a, b in ((1.0, 1.0), (0.5, 1.5)))
-    assert bubble(even, [0, 1], "gpipe", 8) == pytest.approx(1 / 9)
-    assert bubble(uneven, [0, 1], "gpipe", 8) > bubble(even, [0, 1], "gpipe", 8)
+    even, uneven = (facts([cost(a), cost(b)]) for a, b in ((1.0, 1.0), (0.5, 1.5)))
+    assert pipeline(even, 2, "gpipe", [0, 1]).bubble == pytest.approx(1 / 5)
+    assert pipeline(uneven, 2, "gpipe", [0, 1]).bubble > 0.3
 
 
 def test_the_slowest_stage_is_as_fast_as_can_be_and_sends_little():
@@ -81,21 +88,31 @@ def test_no_stage_has_more_than_fits():
 
 def test_memory_moves_the_cut_or_is_too_little():
     # Each block: 5 MiB of weights, average, gradient and moments, and 1 for each of 4 batches.
-    costs = [cost(t) for t in (3.0, 1.0, 1.0, 1.0)]
+    costs = [cost(t, passed=0) for t in (3.0, 1.0, 1.0, 1.0)]
 
-    def first(mib):
-        strategy = {"kind": "pipeline", "memory": mib / 1024}
-        return within(Run(optim={"kind": "adamw"}, strategy=strategy), costs, 4, 1.0)
+    def first(mib, **changes):
+        config = Pipeline(memory=mib / 1024, schedule=changes.pop("schedule", "gpipe"))
+        return within(config, facts(costs, **changes), 2)
 
     assert first(27) == [0, 1]
     assert first(26) == [0, 2]
     with pytest.raises(ConfigError, match=r"^strategy.memory: 0.0166016; no 2 stages "):
         first(17)
+    assert first(17, schedule="1f1b") == [0, 2]  # fewer micro-batches at once
+    assert first(26, average=False) == [0, 1]
+
+
+def test_stages_that_were_named_are_held_to_the_memory_too():
+    costs = [cost(1.0, name=name, passed=0) for name in "abcd"]
+    refuse_larger(Pipeline(memory=27 / 1024), facts(costs), 2, [0, 1])
+    with pytest.raises(ConfigError, match=r"^strategy.memory: .*; stage 1, from b, needs more"):
+        refuse_larger(Pipeline(memory=26 / 1024), facts(costs), 2, [0, 1])
 
 
 def test_the_table_says_what_each_stage_costs():
     costs = [cost(0.5, name="a", passed=2**20), cost(0.25, name="b"), cost(0.25, name="c")]
-    assert table(costs, [0, 1], 2.0) == [
+    known = facts(costs, images=2)
+    assert table(known, flow_of(known, "gpipe", 2, 1, sharded=False), [0, 1]) == [
         "stage 0: a, 3 s, weights 1.0 MiB, keeps 2 MiB, sends 2.0 MiB",
         "stage 1: b to c, 3 s, weights 2.0 MiB, keeps 4 MiB",
     ]

@@ -105,7 +105,7 @@ class Pipeline(Group):
         "auto", description="first block of each stage but the first; auto: measured and balanced"
     )
     memory: float | None = Field(
-        None, gt=0, description="GiB that a process's tensors may take, which stages=auto keeps to"
+        None, gt=0, description="GiB that a process's tensors may take at most, the loss's aside"
     )
     data_parallel: int = Field(
         1, ge=1, description="pipelines side by side, each on its share of a batch"
@@ -117,6 +117,7 @@ class Pipeline(Group):
 
 StrategyConfig = Annotated[Single | DDP | FSDP | Pipeline | Placement, Field(discriminator="kind")]
 
+HALVING = ("zero_bubble", "zbv")  # the backward pass: what inputs get, and what weights get
 HALF, SPARSE = ("fp16", "bf16"), ("powersgd", "topk")
 # Keys of DDP that are used only beside others: key, other key, its values.
 NEEDS = (

@@ -35,7 +35,7 @@ def devices(text: str) -> list[torch.device]:
     numbers = text.removeprefix("cuda").removeprefix(":")
     wanted = range(found) if text == "auto" or not numbers else numbers.split(",")
     named = [str(number).strip() for number in wanted]
-    if not all(name.isdecimal() or name == "cpu" for name in named):
+    if not all(name.isdecimal() or (name == "cpu" and "cuda" not in text) for name in named):
         raise ConfigError(f"device: {text!r}; take auto, cpu, cuda, or GPU numbers such as 0,1")
     if not named or any(int(name) >= found for name in named if name != "cpu"):
         raise ConfigError(f"device: {text!r}; torch sees {found} GPUs here, take device=cpu")

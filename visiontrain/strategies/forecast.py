@@ -8,11 +8,12 @@ from itertools import pairwise
 
 from visiontrain.strategies.comm import ring_bytes
 from visiontrain.strategies.profile import BlockCost
-from visiontrain.strategies.stage import owner
+from visiontrain.strategies.stage import PER_PROCESS, owner
 from visiontrain.strategies.timeline import orders, play
 
 # Of what tensors hold at most, what the allocator and kernels need beside it (measured: README).
 BESIDE = 1.1
+WAYS = ("forward", "backward")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,16 @@ class Facts:
     recompute: bool  # whether blocks keep only what goes from block to block
     batch: int
     accumulate: int
-    base: int  # bytes of a process that has no model yet
+    base: int = 0  # bytes of a process that has no model yet
+    gather: float = 1.0  # bytes of gathered weights, over those of weights that are kept
+
+    def kept(self, cost: BlockCost) -> int:
+        """Return what a block keeps of the measured images until its backward pass begins."""
+        return cost.given if self.recompute else cost.kept
+
+    def again(self, cost: BlockCost) -> int:
+        """Return what a block computes again when its backward pass begins."""
+        return cost.kept - cost.given if self.recompute else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +83,8 @@ def ddp(facts: Facts, devices: int) -> Forecast:
     """The whole model everywhere, and a share of each batch; gradients in buckets beside it."""
     images = -(-facts.batch // (facts.accumulate * devices))
     gradients = sum(cost.trained for cost in facts.costs)
-    return Forecast("ddp", [_whole(facts, images, 1)], 2 * ring_bytes(gradients, devices))
+    need = _whole(facts, images, 1, beside=gradients)
+    return Forecast("ddp", [need], 2 * ring_bytes(gradients, devices))
 
 
 def fsdp(facts: Facts, devices: int) -> Forecast:
@@ -82,13 +93,19 @@ def fsdp(facts: Facts, devices: int) -> Forecast:
     weights = sum(cost.parameters for cost in facts.costs)
     trained = sum(cost.trained for cost in facts.costs)
     backward = sum(cost.parameters for cost in facts.costs if cost.trained)
-    sent = facts.accumulate * (weights + backward) + trained
+    sent = round(facts.accumulate * (weights + backward) * facts.gather) + trained
     need = _whole(facts, images, devices)
     return Forecast("fsdp", [need], ring_bytes(sent, devices))
 
 
 def pipeline(
-    facts: Facts, devices: int, schedule: str, first: Sequence[int], copies: int = 1
+    facts: Facts,
+    devices: int,
+    schedule: str,
+    first: Sequence[int],
+    copies: int = 1,
+    *,
+    sharded: bool = False,
 ) -> Forecast:
     """Each process some runs of blocks, over all micro-batches that its schedule lets in.
 
@@ -98,35 +115,71 @@ def pipeline(
         schedule: as `strategy.schedule`.
         first: the first block of each stage.
         copies: pipelines side by side.
+        sharded: whether these share what they hold.
     """
     depth = devices // copies
-    micro = max(facts.accumulate, depth)
-    images = -(-facts.batch // (micro * copies))
     bounds = list(pairwise([*first, len(facts.costs)]))
     parts = [facts.costs[begin:end] for begin, end in bounds]
-    scale = images / facts.images
-    line = play(
-        orders(schedule, depth, micro),
-        [scale * sum(cost.forward for cost in part) for part in parts],
-        [scale * sum(cost.backward for cost in part) for part in parts],
-    )
+    flow = flow_of(facts, schedule, depth, copies, sharded=sharded)
+    scale = flow.images / facts.images
+    times = [[scale * sum(getattr(c, way) for c in part) for part in parts] for way in WAYS]
+    line = play(orders(schedule, depth, flow.micro), *times)
     needs, sent = [], []
     for rank in range(depth):
         mine = [s for s in range(len(parts)) if owner(s, schedule, depth) == rank]
-        blocks = [cost for s in mine for cost in parts[s]]
-        kept = scale * sum(line.held[s] * _kept(cost, facts) for s in mine for cost in parts[s])
-        kept += scale * max(_again(cost, facts) for cost in blocks)
-        if 0 in mine:
-            kept += facts.image * images * micro
-        if len(parts) - 1 in mine:
-            kept += facts.loss * scale
-        gradients = sum(cost.trained for cost in blocks)
-        needs.append(_need(facts, blocks, 1, gradients, round(kept)))
+        needs.append(staged(facts, flow, [(*bounds[s], line.held[s]) for s in mine]))
         crossed = sum(_crossing(parts, s, rank, schedule, depth) for s in mine)
-        travel = round(micro * scale * crossed)
-        sent.append(travel + 2 * ring_bytes(gradients, copies))
+        blocks = [cost for s in mine for cost in parts[s]]
+        summed = 2 * sum(cost.trained for cost in blocks)
+        if sharded:
+            summed = sum(round(c.parameters * facts.gather) + c.trained for c in blocks)
+        travel = round(flow.micro * scale * crossed)
+        sent.append(travel + ring_bytes(summed, copies))
     names = [facts.costs[place].name for place in first[1:]]
     return Forecast(f"pipeline, {schedule}", needs, max(sent), line.bubble, names)
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What runs through a pipeline."""
+
+    micro: int  # micro-batches
+    images: int  # of each
+    held: Sequence[int]  # of each stage, if all are equal: micro-batches between its two passes
+    shares: int  # how many processes share what one holds
+
+
+def flow_of(facts: Facts, schedule: str, depth: int, copies: int, *, sharded: bool) -> Flow:
+    """Return what runs through a pipeline of `depth` processes."""
+    micro, count = max(facts.accumulate, depth), PER_PROCESS[schedule] * depth
+    held = play(orders(schedule, depth, micro), [1.0] * count, [2.0] * count).held
+    images = -(-facts.batch // (micro * copies))
+    return Flow(micro, images, held, copies if sharded else 1)
+
+
+def staged(facts: Facts, flow: Flow, stages: Sequence[tuple[int, int, int]]) -> Need:
+    """Return what a process needs for some stages.
+
+    The engine keeps a place for what each micro-batch brings, from either side, all the time.
+
+    Args:
+        facts: of the training.
+        flow: what runs through the pipeline.
+        stages: of each the first block, the block after the last, and the micro-batches that
+            it holds at most.
+    """
+    scale, last = flow.images / facts.images, len(facts.costs)
+    blocks = [cost for begin, end, _ in stages for cost in facts.costs[begin:end]]
+    kept = max(map(facts.again, blocks))
+    for begin, end, held in stages:
+        kept += held * sum(map(facts.kept, facts.costs[begin:end]))
+        kept += flow.micro * facts.costs[begin - 1].passed if begin else 0
+        kept += facts.loss if end == last else flow.micro * facts.costs[end - 1].passed_back
+    activations = scale * kept + facts.image * flow.images * flow.micro
+    if flow.shares > 1:  # weights are whole while micro-batches go through
+        activations += facts.gather * sum(cost.parameters for cost in blocks)
+    gradients = sum(cost.trained for cost in blocks)
+    return _need(facts, blocks, flow.shares, gradients, round(activations))
 
 
 def _crossing(
@@ -141,24 +194,31 @@ def _crossing(
     return sent
 
 
-def _whole(facts: Facts, images: int, shares: int) -> Need:
-    """Return what a process needs that runs all blocks, and holds one of `shares` of them."""
-    scale, kept = images / facts.images, [_kept(cost, facts) for cost in facts.costs]
+def _whole(facts: Facts, images: int, shares: int, beside: int = 0) -> Need:
+    """Return what a process needs that runs all blocks, and holds one of `shares` of them.
+
+    Args:
+        facts: of the training.
+        images: of a micro-batch here.
+        shares: how many processes share weights, optimizer and average.
+        beside: bytes of gradients that lie there all the time.
+    """
+    scale, kept = images / facts.images, [facts.kept(cost) for cost in facts.costs]
     trained = [cost.trained for cost in facts.costs]
     # Gradients come up from the last block while activations go; those of earlier micro-batches
     # are all there, and whole, also where weights are shared out.
     there = sum(trained) if facts.accumulate > 1 else 0
     moments = [(scale * (sum(kept) + facts.loss), there)]
     for n, cost in enumerate(facts.costs):
-        at_work = sum(kept[: n + 1]) + _again(cost, facts) + cost.given
-        moments.append((scale * at_work, there or sum(trained[n + 1 :]) // shares))
+        held = scale * (sum(kept[: n + 1]) + facts.again(cost) + cost.given)
+        if shares > 1:  # weights at work, and those of the next: on their way, and where they go
+            ahead = facts.costs[n - 1].parameters if n else 0
+            held += facts.gather * (cost.parameters + 2 * ahead)
+        moments.append((held, there or sum(trained[n + 1 :]) // shares))
     peak, gradients = max(moments, key=sum)
     peak += facts.image * images * facts.accumulate
-    if shares > 1:
-        largest = sorted((cost.parameters for cost in facts.costs), reverse=True)
-        peak += sum(largest[:2]) + largest[0]  # at work, fetched ahead, and on its way
     blocks = list(facts.costs)
-    return _need(facts, blocks, shares, gradients, round(peak))
+    return _need(facts, blocks, shares, gradients + beside, round(peak))
 
 
 def _need(
@@ -179,13 +239,3 @@ def _need(
     return Need(
         need.weights, need.gradients, need.optimizer, need.average, need.activations, resident
     )
-
-
-def _kept(cost: BlockCost, facts: Facts) -> int:
-    """Return what a block keeps of the measured images until its backward pass begins."""
-    return cost.given if facts.recompute else cost.kept
-
-
-def _again(cost: BlockCost, facts: Facts) -> int:
-    """Return what a block computes again when its backward pass begins."""
-    return cost.kept - cost.given if facts.recompute else 0

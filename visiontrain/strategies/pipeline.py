@@ -40,7 +40,6 @@ SCHEDULES: Mapping[str, Callable[..., Any]] = {
     "zero_bubble": ScheduleInterleavedZeroBubble,
     "zbv": ScheduleZBVZeroBubble,
 }
-SPLIT = ("zero_bubble", "zbv")  # the backward pass, into what the inputs and the weights get
 
 
 class Pipeline(Processes):
@@ -133,7 +132,7 @@ class Pipeline(Processes):
             losses=[] if last else None,
             return_outputs=False,
         )
-        if is_new and self._kind in SPLIT:
+        if is_new and self._kind in settings.HALVING:
             refuse_lost(learner.model, self._kind)
         trained = learner.trained.values()  # walking through the modules takes longer
         grads = [p.grad for several in trained for p in several if p.grad is not None]

@@ -15,7 +15,7 @@ from visiontrain.core.interfaces import VisionModel
 from visiontrain.core.types import Place
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.cuts import counted, starts
-from visiontrain.strategies.precision import Precision
+from visiontrain.strategies.precision import LOWER, Precision
 
 
 class Placement(Strategy):
@@ -32,8 +32,14 @@ class Placement(Strategy):
         """Move each run of blocks to its device.
 
         Raises:
-            ConfigError: there are fewer blocks than devices, or no such blocks.
+            ConfigError: there are fewer blocks than devices, or no such blocks, or the devices
+                compute differently.
         """
+        types = {device.type for device in self._devices}
+        if len(types) > 1 and self.precision.kind in LOWER:
+            raise ConfigError(
+                f"precision: {self.precision.kind} on devices of different types; take fp32"
+            )
         names, count = list(model.blocks), len(self._devices)
         if len(names) < count:
             raise ConfigError(f"device: {count} devices; the model has {len(names)} blocks")

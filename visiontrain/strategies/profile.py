@@ -55,6 +55,11 @@ def measure(model: VisionModel, images: Tensor) -> list[BlockCost]:
     ]
 
 
+def recomputed(costs: Sequence[BlockCost]) -> list[BlockCost]:
+    """Return the costs of blocks whose backward pass begins with their forward pass again."""
+    return [replace(cost, backward=cost.backward + cost.forward) for cost in costs]
+
+
 def _round(model: VisionModel, images: Tensor) -> list[BlockCost]:
     values: dict[str, Any] = {IMAGE: images}
     costs = []
@@ -78,8 +83,8 @@ def _round(model: VisionModel, images: Tensor) -> list[BlockCost]:
                 buffers=_bytes(floats),
                 kept=sum(saved.values()),
                 given=_bytes(flat),
-                passed=_bytes(live),
-                passed_back=_bytes(value for value in live if value.requires_grad),
+                passed=_travelling(live, model),
+                passed_back=_travelling([v for v in live if v.requires_grad], model),
             )
         )
     return costs
@@ -87,6 +92,12 @@ def _round(model: VisionModel, images: Tensor) -> list[BlockCost]:
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
+
+
+def _travelling(values: Iterable[Tensor], model: VisionModel) -> int:
+    """Count bytes in the type of the weights, in which stages send."""
+    size = next(model.parameters()).element_size()
+    return sum(size * value.numel() for value in values)
 
 
 def _run(model: VisionModel, name: str, inputs: Sequence[Tensor]) -> Any:
