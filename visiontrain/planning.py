@@ -158,10 +158,14 @@ def plan(config: PlanConfig) -> Plan:
             check_values(here)
             check_group(here)
             known, mode_here = foretold(here, facts)
-            weighed = weigh_mode(run, mode_here) if config.measure else ()
         except VisiontrainError as error:
             left_out.append(f"{mode.kind}: {error}")
             continue
+        weighed: Sequence[Weighed] = ()
+        try:
+            weighed = weigh_mode(run, mode_here) if config.measure else ()
+        except VisiontrainError as error:
+            left_out.append(f"{mode.kind}, not measured: {error}")
         modes.append(Mode(known, memory, weighed))
     parts = f" in {run.accumulate} parts" if run.accumulate > 1 else ""
     precision = resolve(run.precision, device)
@@ -283,12 +287,13 @@ def weigh_mode(run: Run, mode: StrategyConfig) -> list[Weighed]:
     Raises:
         VisiontrainError: it cannot run here.
     """
-    mode = settle(mode, run.device)
-    run = run.model_copy(update={"strategy": mode})
+    device = run.device if isinstance(mode, Group) else run.device.split(",")[0]
+    mode = settle(mode, device)
+    run = run.model_copy(update={"strategy": mode, "device": device})
     entry = importlib.import_module(WORKER).weighed
     with tempfile.TemporaryDirectory(prefix="visiontrain-") as folder:
         job = json.dumps({"run": run.model_dump(mode="json"), "folder": folder})
-        code = launch.run(mode, run.device, entry, job, objects_of(run))
+        code = launch.run(mode, device, entry, job, objects_of(run))
         if code:
             raise RankError(f"plan: {mode.kind} ended with exit code {code} before its time")
         texts = [path.read_text() for path in sorted(Path(folder).iterdir())]

@@ -46,6 +46,9 @@ def with_stages(run: Run, *, asked: bool) -> tuple[Run, list[str]]:
     count, chosen = PER_PROCESS[config.schedule] * depth, config.stages
     named = chosen != "auto" and (asked or len(chosen) + 1 == count)
     if named and config.memory is None:
+        with torch.device("meta"):
+            blocks = list(build_model(run.model, classes_of(run), run.task.kind).blocks)
+        starts(blocks, chosen, count)
         return run, []
     facts = facts_of_blocks(run)
     names = [cost.name for cost in facts.costs]
@@ -76,13 +79,12 @@ def facts_of_blocks(run: Run) -> Facts:
     check_input(run.model, run.imgsz, run.task.kind)
     micro = max(run.accumulate, world(config) // config.data_parallel)
     images = max(2, min(IMAGES, run.batch // (micro * config.data_parallel)))
-    classes = len(open_dataset(run.data, run.task.kind).names)
     device, side = devices(run.device)[0], max(sides(run.imgsz, run.augment))
     before = torch.get_num_threads()
     torch.set_num_threads(threads(config))
     try:
         seed_model(run.seed)
-        model = build_model(run.model, classes, run.task.kind)
+        model = build_model(run.model, classes_of(run), run.task.kind)
         model.freeze(run.freeze)
         precision = Precision(run.precision, device)
         model.to(device, precision.weights).train()
@@ -103,6 +105,11 @@ def facts_of_blocks(run: Run) -> Facts:
         accumulate=run.accumulate,
         gather=0.5 if run.precision in LOWER else 1.0,
     )
+
+
+def classes_of(run: Run) -> int:
+    """Return how many classes the data set of a run has."""
+    return len(open_dataset(run.data, run.task.kind).names)
 
 
 def cheapest(

@@ -320,3 +320,33 @@ def test_stages_are_chosen_anew_for_another_number_of_processes(tmp_path):
     again = restarted(run.model_dump_json())  # on two, the default where no launcher says more
     assert again.strategy.processes == 2
     assert len(again.strategy.stages) == 1
+
+
+def test_a_killed_stage_is_named_and_its_run_goes_on_with_fewer_and_with_more(start, tmp_path):
+    """A pipeline of two loses one, is stopped, goes on alone, is stopped, ends as one of three."""
+    out = tmp_path / "run"
+    words = [word for word in WORDS if not word.startswith("strategy")]
+
+    def train(*more):
+        return start("visiontrain", "train", *words, *more, f"out={out}", OMP_NUM_THREADS="1")
+
+    def stopped(process):
+        seen = steps(out)
+        wait_until(process, lambda: steps(out) >= seen + 2)
+        process.terminate()
+        assert process.wait() == 75
+        return steps(out)
+
+    process = train("strategy=pipeline", "strategy.processes=2", "strategy.stages=[up4]")
+    wait_until(process, lambda: steps(out) >= 2)
+    os.kill(int(next(tmp_path.glob("visiontrain-*/pid-1")).read_text()), signal.SIGKILL)
+    wait_until(process, lambda: restarts(tmp_path) == 1)
+    errors = (tmp_path / "errors").read_text()
+    want = "restart 1 of 3, as rank 1 of 2, stage 1 from up4: ended by SIGKILL; was memory short?"
+    assert errors.splitlines() == [want]
+    first = stopped(process)
+    second = stopped(train("strategy=single", "resume=true"))
+    last = train("strategy=pipeline", "strategy.processes=3", "resume=true")
+    assert last.wait() == 0, (tmp_path / "errors").read_text()
+    assert first < second < steps(out)
+    assert [row["epoch"] for row in rows(out)] == [str(e + 1) for e in range(EPOCHS)]

@@ -14,6 +14,8 @@ from visiontrain.loggers.console import Silent
 from visiontrain.prepare import below, prepare, prepare_validation
 from visiontrain.recipe import Run
 
+STAGED = {"kind": "pipeline"}
+
 
 @pytest.mark.parametrize(
     ("keys", "message"),
@@ -41,6 +43,31 @@ from visiontrain.recipe import Run
             {"model": "faster_rcnn", "strategy": "pipeline"},
             "strategy: pipeline, but faster_rcnn is one block, which cannot be cut; take strategy",
         ),
+        (
+            {"strategy": {**STAGED, "processes": 40}},
+            "strategy.processes: 40 for a pipeline, .* blo",
+        ),
+        (
+            {"strategy": {**STAGED, "stages": ["up9"]}},
+            "strategy.stages: no block 'up9'; blocks are s",
+        ),
+        (
+            {"strategy": {**STAGED, "stages": ["up4"], "processes": 3}},
+            r"strategy.stages: \['up4'\]; take 2 different blocks",
+        ),
+        ({"strategy": {**STAGED, "memory": 1e-4}}, "strategy.memory: 0.0001; no 2 stages"),
+        (
+            {"strategy": {**STAGED, "stages": ["up4"], "memory": 1e-4}},
+            "strategy.memory: 0.0001; stage 0, from stem, needs more",
+        ),
+        (
+            {"strategy": {**STAGED, "schedule": "zbv"}, "recompute": True},
+            "recompute: true with strategy.schedule=zbv, which cuts the backward pass",
+        ),
+        ({"strategy": "placement", "recompute": True}, "recompute: true with strategy=placement"),
+        ({"strategy": "placement", "batch": -1}, "batch: -1 with strategy=placement"),
+        ({"model": "yolo_n", "model.norm": "sync"}, "model.norm: sync on the CPU; "),
+        ({"strategy": "pipeline", "model.norm": "sync"}, "model.norm: sync in a pipeline"),
         ({"accumulate": 9}, "accumulate: 9; a batch of 4 images has no more than 4 parts"),
     ],
 )

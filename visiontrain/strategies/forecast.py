@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from visiontrain.strategies.comm import ring_bytes
 from visiontrain.strategies.profile import BlockCost
-from visiontrain.strategies.stage import PER_PROCESS, owner
+from visiontrain.strategies.stage import PER_PROCESS, owner, stages_of
 from visiontrain.strategies.timeline import orders, play
 
 # Of what tensors hold at most, what the allocator and kernels need beside it (measured: README).
@@ -126,7 +126,7 @@ def pipeline(
     line = play(orders(schedule, depth, flow.micro), *times)
     needs, sent = [], []
     for rank in range(depth):
-        mine = [s for s in range(len(parts)) if owner(s, schedule, depth) == rank]
+        mine = stages_of(rank, schedule, depth)
         needs.append(staged(facts, flow, [(*bounds[s], line.held[s]) for s in mine]))
         crossed = sum(_crossing(parts, s, rank, schedule, depth) for s in mine)
         blocks = [cost for s in mine for cost in parts[s]]

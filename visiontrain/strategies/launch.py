@@ -41,6 +41,7 @@ from visiontrain.strategies.handover import hand_over, handed_over
 from visiontrain.strategies.meeting import located
 from visiontrain.strategies.member import Entry, describe, error_again, join
 from visiontrain.strategies.rendezvous import LOOPBACK_ONLY, register
+from visiontrain.strategies.stage import stages_of
 
 SAVING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # workers save and stop
 _tell = logging.getLogger(__name__).warning
@@ -187,11 +188,12 @@ def _attempt(config: Group, folder: Path, received: list[int]) -> int:
             exits = {rank: failure.exitcode for rank, failure in error.failures.items()}
         except SignalException as error:
             return 128 + error.sigval
-    return _verdict(config.processes, folder, exits, received)
+    return _verdict(config, folder, exits, received)
 
 
-def _verdict(world: int, folder: Path, exits: dict[int, int], received: list[int]) -> int:
+def _verdict(config: Group, folder: Path, exits: dict[int, int], received: list[int]) -> int:
     """Return the common exit code, or raise what went wrong first."""
+    world = config.processes
     paths = {rank: folder / f"rank-{rank}.json" for rank in range(world)}
     reports = {r: json.loads(path.read_text()) for r, path in paths.items() if path.exists()}
     codes = [report["code"] for report in reports.values() if "code" in report]
@@ -207,12 +209,24 @@ def _verdict(world: int, folder: Path, exits: dict[int, int], received: list[int
         rank, code = min(silent.items(), key=lambda item: item[1] == -signal.SIGTERM)
         if -code in SAVING:
             return 128 - code  # sent to this one alone, likewise
-        raise RankError(f"rank {rank} of {world}: {_ending(code)}")
+        raise RankError(f"{_named(config, rank)}: {_ending(code)}")
     if not failed:
         raise RankError(f"ranks of {world}: ended without a word; their exit codes are {exits}")
     # A rank that only lost its peer did not fail first.
     rank = min(causes or failed, key=lambda rank: failed[rank]["time"])
-    raise error_again(failed[rank], f"rank {rank} of {world}")
+    raise error_again(failed[rank], _named(config, rank))
+
+
+def _named(config: Group, rank: int) -> str:
+    """Name a rank; in a pipeline, what it holds as well."""
+    name = f"rank {rank} of {config.processes}"
+    if not isinstance(config, Pipeline):
+        return name
+    depth = config.processes // config.data_parallel
+    first = ["", *([] if config.stages == "auto" else config.stages)]
+    numbers = stages_of(rank % depth, config.schedule, depth)
+    held = [f"stage {n}" + (f" from {first[n]}" if 0 < n < len(first) else "") for n in numbers]
+    return f"{name}, {' and '.join(held)}"
 
 
 def _ending(code: int) -> str:

@@ -21,6 +21,11 @@ def owner(stage: int, schedule: str, world: int) -> int:
     return world - 1 - rank if schedule == "zbv" and turn % 2 else rank
 
 
+def stages_of(rank: int, schedule: str, world: int) -> list[int]:
+    """List the stages that a rank of a pipeline holds, in order."""
+    return [n for n in range(PER_PROCESS[schedule] * world) if owner(n, schedule, world) == rank]
+
+
 class Stage(nn.Module):
     """A run of blocks as the pipelining engine wants it: tensors in, tensors out."""
 
