@@ -33,7 +33,9 @@ def test_what_is_foretold_is_what_is_weighed(words, capsys):
         assert len(held) == (1 if mode["mode"] == "single" else 2)
         needs = mode["needs"] * (len(held) // len(mode["needs"]))
         known = [need["tensors"] for need in needs]
-        assert known == pytest.approx(held, rel=0.1), mode["mode"]
+        # Of one image at a time, what FSDP has at work weighs as much as activations.
+        close = 0.15 if mode["mode"] == "fsdp" else 0.1
+        assert known == pytest.approx(held, rel=close), mode["mode"]
         assert mode["sent"] == max(process["sent"] for process in mode["weighed"]), mode["mode"]
 
 
