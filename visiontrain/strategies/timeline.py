@@ -102,37 +102,29 @@ def play(
             while places[rank] < len(plan):
                 action = plan[places[rank]]
                 needs = _needs(action, len(forward))
-                if any(not _is_done(need, done) for need in needs):
+                if any(need not in done for need in needs):
                     break
                 seconds = _seconds(action, forward, backward)
-                begin = max([clocks[rank], *(_time(need, done) for need in needs)])
+                begin = max([clocks[rank], *(done[need] for need in needs)])
                 clocks[rank] = done[action] = begin + seconds
                 busy[rank] += seconds
                 places[rank] += 1
-                way, stage, _ = action
+                way, stage, micro = action
+                if way == "I":  # all that the stage before waits for
+                    done["B", stage, micro] = done[action]
                 now[stage] += {"F": 1, "I": 0}.get(way, -1)
                 most[stage] = max(most[stage], now[stage])
     return Timeline(max(clocks), busy, most)
 
 
 def _needs(action: Action, stages: int) -> list[Action]:
-    """Return what must be over: where it has two names, that of the whole backward pass."""
+    """Return what must be over; the half for the inputs goes by the name of the whole too."""
     way, stage, micro = action
     if way == "F":
         return [("F", stage - 1, micro)] if stage else []
     if way == "W":
         return [("I", stage, micro)]
     return [("F", stage, micro), *([("B", stage + 1, micro)] if stage + 1 < stages else [])]
-
-
-def _is_done(need: Action, done: dict[Action, float]) -> bool:
-    way, stage, micro = need
-    return need in done or (way == "B" and ("I", stage, micro) in done)
-
-
-def _time(need: Action, done: dict[Action, float]) -> float:
-    way, stage, micro = need
-    return done[need] if need in done or way != "B" else done["I", stage, micro]
 
 
 def _seconds(action: Action, forward: Sequence[float], backward: Sequence[float]) -> float:
