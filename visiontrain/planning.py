@@ -257,7 +257,7 @@ def facts_of(run: Run) -> Facts:
         batch=run.batch,
         accumulate=run.accumulate,
         base=base,
-        gather=0.5 if run.precision in LOWER else 1.0,
+        gather=0.5 if learner.strategy.precision.kind in LOWER else 1.0,
     )
 
 

@@ -103,7 +103,7 @@ def facts_of_blocks(run: Run) -> Facts:
         recompute=run.recompute,
         batch=run.batch,
         accumulate=run.accumulate,
-        gather=0.5 if run.precision in LOWER else 1.0,
+        gather=0.5 if precision.kind in LOWER else 1.0,
     )
 
 
