@@ -184,6 +184,8 @@ def parity(
     given = run.model_dump(exclude_unset=True)
     whole = build_config(Run, merge(Run, below(given), given))
     check_values(whole)
+    if getattr(whole.strategy, "memory", None) is not None:
+        raise ConfigError("strategy.memory: it changes no result, and parity cuts without it")
     settle(whole.strategy, whole.device)
     whole = with_batch(whole)
     check_group(whole)
