@@ -65,9 +65,10 @@ class Clock:
         return made
 
 
-def made_of(words: Sequence[str]) -> Run:
+def made_of(words: Sequence[str], device: str = "cpu") -> Run:
     """Settle a run as `visiontrain train` would, with the mode's processes."""
-    run = load(Run, [*words, "device=cpu", "workers=0"], shipped("cfg"), below=below)
+    words = [*words, f"device={device}", "workers=0"]
+    run = load(Run, words, shipped("cfg"), below=below)
     check_values(run)
     return run.model_copy(update={"strategy": settle(run.strategy, run.device)})
 
@@ -187,7 +188,7 @@ def speed(words: Sequence[str]) -> None:
     kinds = {
         "one": made_of([*words, "strategy=single"]),
         "one, in one pass": made_of([*words, "strategy=single", "accumulate=1"]),
-        "placement": made_of([*words, "strategy=placement", cut]),
+        "placement": made_of([*words, "strategy=placement", cut], "cpu,cpu"),
         "pipeline": pipeline,
     }
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}

@@ -3,42 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-
-import torch
 
 from visiontrain import __version__
 from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.core.interfaces import Progress, VisionModel
 from visiontrain.core.memory import peak_rss_mb
-from visiontrain.core.own import Objects, with_objects
+from visiontrain.core.own import Objects, objects_of, with_objects
 from visiontrain.core.types import Batch, Outcome, Place
 from visiontrain.data.config import sides
-from visiontrain.data.defects import counted
 from visiontrain.data.loader import (
     Plan,
     Scoring,
     Step,
     Training,
+    blank_steps,
     eval_batches,
     resolve_workers,
     steps_per_epoch,
     train_steps,
 )
 from visiontrain.data.open import DataSpec, open_dataset
-from visiontrain.data.order import clause, order_of
+from visiontrain.data.order import order_of
 from visiontrain.data.samples import scoring_set, training_set
 from visiontrain.data.table import Table
 from visiontrain.engine.checkpoint import CheckpointStore
 from visiontrain.engine.evaluate import Evaluation, Scorable, Trained, evaluate
 from visiontrain.engine.learner import Learner, start_average
-from visiontrain.engine.optim import Schedule, build_optimizer, kind_of, peak
+from visiontrain.engine.optim import Schedule, build_optimizer, no_optimizer
 from visiontrain.engine.parts import FitSettings, Parts, StepSource
 from visiontrain.engine.predictor import filled
 from visiontrain.engine.saving import Saver
 from visiontrain.engine.trainer import Trainer
 from visiontrain.engine.weights import Weights, WeightsMeta, load_weights
+from visiontrain.heading import heading
 from visiontrain.loggers.console import Silent
 from visiontrain.loggers.registry import build_loggers, build_progress
 from visiontrain.metrics.registry import EVALUATORS
@@ -58,8 +58,9 @@ from visiontrain.report.results import (
 )
 from visiontrain.start import build_fresh
 from visiontrain.strategies.base import Strategy
-from visiontrain.strategies.precision import slow
+from visiontrain.strategies.config import ParameterServer
 from visiontrain.strategies.registry import build_strategy
+from visiontrain.strategies.remote import Remote
 from visiontrain.tasks.config import DetectConfig
 from visiontrain.tasks.registry import as_task, build_task
 
@@ -76,9 +77,11 @@ def build(run: Run, place: Place) -> Trainer:
     Raises:
         VisiontrainError: when the data, the model or the mode cannot be used.
     """
-    strategy = build_strategy(run.strategy, place, run.precision)
+    remote = remote_of(run, place)
+    strategy = build_strategy(run.strategy, place, run.precision, remote)
     spec, (whole, scored) = read_tables(run, ("train", "val"), strategy)
     training, validation = spec.cut(whole), scored_of(run, scored)
+    remote.tell(spec.names, len(training), training.digest())
     progress = build_progress(run.log) if place.is_main else Silent()
     for line in spec.remarks({"train": whole, "val": scored}):
         progress.message(line)
@@ -92,7 +95,7 @@ def build(run: Run, place: Place) -> Trainer:
     learner = build_learner(run, model, spec.names, schedule, strategy)
     parts = Parts(
         learner=learner,
-        steps=step_source(run, data, strategy),
+        steps=step_source(run, data, strategy, run.save.every_steps),
         evaluate=lambda asked: score_set(run, learner, validation, asked),
         finish=lambda outcome: finish(run, outcome, strategy, validation.table, progress, data),
         saver=build_saver(run, spec, learner, len(training)),
@@ -148,53 +151,30 @@ def read_tables(
     return spec, tables
 
 
-def heading(
-    run: Run, data: Training, validation: Table, model: VisionModel, place: Place
-) -> list[str]:
-    """Say in two lines what is about to be trained on what, and where it goes."""
-    training, balance = data.table, clause(run.data, data.order)
-    what = "image" if run.data.tile is None else "tile"
-    given = f"{run.data.source}: {counted(len(training), what)} to train on"
-    images = "" if what == "image" else " images"
-    scored = f"{len(validation)}{images} to score"
-    if training.task == "detect":
-        scored += f", {len(training.boxes)} and {len(validation.boxes)} boxes"
-    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    mode = run.strategy.kind + (f" on {place.world} processes" if place.world > 1 else "")
-    how = f"{kind_of(run.optim)} {peak(run.optim):g}, {run.precision}, {place.device.type}, {mode}"
-    name = run.model.own.ref if isinstance(run.model, OwnModel) else run.model.kind
-    lines = [
-        f"{given}, {scored} of {counted(len(training.names), 'class')}{balance}",
-        f"{name}, {size:.1f} M parameters, {run.imgsz} px, batch {run.batch}, {how}; "
-        f"results go to {run.out}",
-    ]
-    stages = folder_of(run).stages
-    if run.strategy.kind == "pipeline" and stages.is_file():
-        lines += stages.read_text().splitlines()
-    if slow(run.precision, place.device):
-        lines.append(
-            f"precision={run.precision}: this CPU has no instructions for it and takes several "
-            "times as long as with fp32"
-        )
-    return lines
-
-
 def build_traced(run_json: str, place: Place, objects: Objects) -> tuple[Learner, Iterator[Step]]:
     """Make what `visiontrain parity` trains with: a fresh learner and its steps."""
     run = with_objects(Run.model_validate_json(run_json), objects)
     spec = open_dataset(run.data, run.task.kind)
-    table = spec.cut(spec.table("train"))
-    strategy = build_strategy(run.strategy, place, run.precision)
+    table = spec.cut(as_task(spec.table("train"), run.task))
+    remote = remote_of(run, place, traced=True)
+    remote.tell(spec.names, len(table), table.digest())
+    strategy = build_strategy(run.strategy, place, run.precision, remote)
     schedule = Schedule(run.optim, run.epochs, len(table), run.batch)
     model = build_fresh(run, spec.names, Silent())
     learner = build_learner(run, model, spec.names, schedule, strategy)
-    return learner, step_source(run, samples_of(run, table), strategy)(0, frozenset())
+    return learner, step_source(run, samples_of(run, table), strategy, 1)(0, frozenset())
 
 
 def build_learner(
-    run: Run, model: VisionModel, names: Sequence[str], schedule: Schedule, strategy: Strategy
+    run: Run,
+    model: VisionModel,
+    names: Sequence[str],
+    schedule: Schedule,
+    strategy: Strategy,
+    *,
+    updates: bool = True,
 ) -> Learner:
-    """Place a model, and make what trains it."""
+    """Place a model, and make what trains it; without `updates` only as far as gradients."""
     model.freeze(run.freeze)
     if run.recompute:
         model.recompute_blocks()
@@ -203,12 +183,19 @@ def build_learner(
         strategy=strategy,
         task=build_task(run.task, len(names), run.model),
         model=model,
-        optimizer=build_optimizer(run.optim, model),
+        optimizer=build_optimizer(run.optim, model) if updates else no_optimizer(model),
         schedule=schedule,
         clip=run.optim.clip,
         seed=run.seed,
-        ema=start_average(model, strategy.precision.weights) if run.ema else None,
+        ema=start_average(model, strategy.precision.weights) if run.ema and updates else None,
     )
+
+
+def remote_of(run: Run, place: Place, *, traced: bool = False) -> Remote:
+    """Return what processes are told that a mode starts itself, as far as it is known."""
+    scratch = None if traced else folder_of(run).servers
+    text, objects = run.model_dump_json(), objects_of(run)
+    return Remote(text, "visiontrain.worker", scratch, objects, place.device.type, traced)
 
 
 def scored_of(run: Run, table: Table) -> Scoring:
@@ -225,22 +212,39 @@ def samples_of(run: Run, table: Table) -> Training:
     )
 
 
-def step_source(run: Run, data: Training, strategy: Strategy) -> StepSource:
-    """Return what yields the steps from a first one on, leaving some out."""
+def step_source(run: Run, data: Training, strategy: Strategy, saved: int | None) -> StepSource:
+    """Return what yields the steps from a first one on, leaving some out.
+
+    Args:
+        run: the config.
+        data: what is trained on.
+        strategy: says which share of it is read here.
+        saved: after how many steps something is saved, beside the end of an epoch.
+    """
+    per_epoch = steps_per_epoch(len(data), run.batch)
+
+    def rests(step: int) -> bool:
+        return not (step + 1) % per_epoch or bool(saved and not (step + 1) % saved)
 
     def steps(first: int, skipped: frozenset[int]) -> Iterator[Step]:
-        plan = Plan(
-            batch=run.batch,
-            accumulate=strategy.micro_batches(run.accumulate),
-            shard=strategy.place.shard,
-            epochs=run.epochs,
-            seed=run.seed,
-            workers=loaders(run, strategy.place),
-            skipped=skipped,
+        plan = replace(plan_of(run, strategy), skipped=skipped)
+        return strategy.steps(
+            lambda: train_steps(data, plan, first), lambda: blank_steps(data, plan, first), rests
         )
-        return train_steps(data, plan, first)
 
     return steps
+
+
+def plan_of(run: Run, strategy: Strategy) -> Plan:
+    """Return how a run's samples are cut, and which of them are read here."""
+    return Plan(
+        batch=run.batch,
+        accumulate=strategy.micro_batches(run.accumulate),
+        shard=strategy.place.shard,
+        epochs=run.epochs,
+        seed=run.seed,
+        workers=loaders(run, strategy.place),
+    )
 
 
 def loaders(run: Run, place: Place) -> int:
@@ -345,12 +349,12 @@ def finish(
 
     Collective: the memory of all processes is asked for. The main process does the rest.
     """
-    peaks = strategy.gather(torch.tensor([[peak_rss_mb()]], dtype=torch.float64))
+    peak = max(strategy.peaks(peak_rss_mb()))
     if not strategy.place.is_main:
         return {}
-    world = strategy.place.world
-    peak, config = float(peaks.max()), config_sha256(run)
-    scored = Scored(run, folder_of(run), table, outcome, world, peak, config)
+    count = run.strategy.processes if isinstance(run.strategy, ParameterServer) else 0
+    world = max(count, strategy.place.world)
+    scored = Scored(run, folder_of(run), table, outcome, world, peak, config_sha256(run))
     write_results(scored, __version__)
     for line in score_lines(scored):
         progress.message(line)

@@ -16,10 +16,10 @@ import torch
 from visiontrain import __version__, commands
 from visiontrain.compare_config import CompareConfig, Mode, modes, run_of, shared_keys
 from visiontrain.core.config import build, merge
+from visiontrain.core.durable import replace_file, storing, to_json
 from visiontrain.core.errors import CheckpointError, ConfigError, VisiontrainError
 from visiontrain.core.own import objects_of, with_objects
 from visiontrain.core.yaml_loader import dump_yaml, load_yaml
-from visiontrain.engine.durable import replace_file, storing, to_json
 from visiontrain.engine.run_folder import RunFolder, claim
 from visiontrain.engine.signals import Halt, halting
 from visiontrain.prepare import below as below_a_run

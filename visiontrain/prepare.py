@@ -11,13 +11,13 @@ import torch
 
 from visiontrain import __version__
 from visiontrain.core.config import build, merge, read_tree
+from visiontrain.core.durable import replace_file, storing
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.own import NONE, Objects, refuse_missing, with_objects
 from visiontrain.core.shipped import shipped
 from visiontrain.core.yaml_loader import dump_yaml, load_yaml
 from visiontrain.data.config import sides
 from visiontrain.data.open import open_dataset
-from visiontrain.engine.durable import replace_file, storing
 from visiontrain.engine.optim import kind_of, peak
 from visiontrain.engine.run_folder import RunFolder, claim, reopen
 from visiontrain.engine.weights import load_weights
@@ -26,8 +26,9 @@ from visiontrain.recipe import Run, check_fixed, check_values
 from visiontrain.staging import with_stages
 from visiontrain.strategies.config import (
     DDP,
-    Alone,
     Pipeline,
+    Placement,
+    Single,
     check_pipeline,
     check_ranks,
     check_votes,
@@ -266,7 +267,7 @@ def with_batch(run: Run) -> Run:
         model.recompute_blocks()
     # Stages keep all micro-batches at once; pipelines side by side share them.
     copies = run.strategy.data_parallel if isinstance(run.strategy, Pipeline) else None
-    here = 1 if isinstance(run.strategy, Alone) else run.strategy.processes
+    here = 1 if isinstance(run.strategy, Single | Placement) else run.strategy.processes
     room = Room(
         free=free_memory(device, here),
         images=len(table),

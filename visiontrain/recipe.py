@@ -29,9 +29,11 @@ from visiontrain.models.config import (
 from visiontrain.strategies.config import (
     DDP,
     HALVING,
+    ParameterServer,
     Single,
     StrategyConfig,
     check_data_parallel,
+    check_servers,
 )
 from visiontrain.tasks.config import DetectConfig, TaskConfig
 
@@ -209,6 +211,8 @@ def check_values(run: Run) -> None:
         )
     if isinstance(run.strategy, DDP):
         check_data_parallel(run.strategy)
+    if isinstance(run.strategy, ParameterServer):
+        check_servers(run.strategy, run.batch, run.precision)
     check_stages(run)
     spread = getattr(run.augment, "multi_scale", 0)
     if spread and len(sides(run.imgsz, run.augment)) == 1:

@@ -7,17 +7,21 @@ from contextlib import contextmanager
 
 import torch
 
-from visiontrain import app
+from visiontrain import app, elsewhere
+from visiontrain.core.durable import FULL, full_disk
 from visiontrain.core.errors import OutOfMemoryError, StorageError
 from visiontrain.core.memory import forget_peak, kept_memory
 from visiontrain.core.own import NONE, Objects, with_objects
 from visiontrain.core.types import Place
-from visiontrain.engine.durable import FULL, full_disk
+from visiontrain.elsewhere import build_shard, run_of
 from visiontrain.engine.parity import trace
 from visiontrain.planning import weigh
 from visiontrain.prediction import from_text, predict_share
 from visiontrain.prepare import folder_of
 from visiontrain.recipe import Run
+from visiontrain.strategies.parameter_server.shard import Shard
+from visiontrain.strategies.parameter_server.talk import Link
+from visiontrain.strategies.remote import Remote
 
 CPU_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in RuntimeErrors
 
@@ -61,6 +65,22 @@ def predict(config_json: str, place: Place, objects: Objects = NONE) -> int:
 def traced(job_json: str, place: Place, objects: Objects = NONE) -> int:
     """Be one process of a training that `visiontrain parity` traces; return the exit code."""
     return trace(job_json, place, objects, app.build_traced)
+
+
+def serve(remote: Remote, number: int) -> Shard:
+    """Make what a parameter server holds."""
+    return build_shard(remote, number)
+
+
+def compute(remote: Remote, name: str, link: Link) -> None:
+    """Be a worker of a run with parameter servers.
+
+    Raises:
+        VisiontrainError: with one line for the user.
+    """
+    run, _ = run_of(remote)
+    with fitting(f"{run.batch} images of {run.imgsz} pixels", _less_memory(run)), kept_memory():
+        elsewhere.compute(remote, name, link)
 
 
 def weighed(job_json: str, place: Place, objects: Objects = NONE) -> int:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from test_strategies import advance, control, gap, learner_of, settings
 
+from visiontrain.core import durable
 from visiontrain.core.errors import ConfigError, StorageError
-from visiontrain.engine import durable, saving
+from visiontrain.engine import saving
 from visiontrain.engine.checkpoint import CheckpointStore
 from visiontrain.engine.config import SaveConfig
 from visiontrain.engine.run_folder import RunFolder
@@ -179,7 +180,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
 from test_checkpoint import snapshot
-from visiontrain.engine import durable
+from visiontrain.core import durable
 from visiontrain.engine.checkpoint import CheckpointStore
 from visiontrain.engine.writer import Writer
 

@@ -16,6 +16,7 @@ from torchvision.ops import batched_nms
 
 import visiontrain as vt
 from visiontrain import commands, worker
+from visiontrain.core import durable
 from visiontrain.core.config import load
 from visiontrain.core.errors import (
     ConfigError,
@@ -25,7 +26,7 @@ from visiontrain.core.errors import (
     StorageError,
 )
 from visiontrain.core.types import Place
-from visiontrain.engine import durable, trainer
+from visiontrain.engine import trainer
 from visiontrain.engine.run_folder import RunFolder
 from visiontrain.engine.weights import load_weights
 from visiontrain.prepare import prepare

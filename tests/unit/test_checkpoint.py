@@ -6,10 +6,10 @@ import subprocess
 import pytest
 import torch
 
+from visiontrain.core.durable import write_file
 from visiontrain.core.errors import CheckpointError, StorageError
 from visiontrain.engine import checkpoint, durable
 from visiontrain.engine.checkpoint import PARTS, CheckpointStore, Snapshot, read
-from visiontrain.engine.durable import write_file
 
 SIZE = 3
 FILES = (*checkpoint.SMALL, *checkpoint.WHOLE.values())

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from visiontrain.core.durable import digest_of
 from visiontrain.core.errors import CheckpointError
-from visiontrain.engine.durable import digest_of
 from visiontrain.engine.tensor_file import TYPES, open_tensors, write_tensors
 
 TENSORS = {

@@ -5,9 +5,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from visiontrain.core import durable
 from visiontrain.core.errors import CheckpointError, StorageError
 from visiontrain.core.types import ClassRows
-from visiontrain.engine import durable
 from visiontrain.engine.weights import (
     RGB,
     Weights,

@@ -245,17 +245,35 @@ class Updatable(Protocol):
     model: VisionModel
     task: Task
     trained: Mapping[str, Sequence[Tensor]]  # parameters by the head whose terms reach them
+    live: Mapping[str, Tensor]  # parameters and float buffers
     optimizer: Optimizer
     seed: int
     step: int
+    samples: int
 
     @property
     def progress(self) -> float:
         """Samples seen, as a share of the whole run's."""
         ...
 
-    def update(self) -> Tensor:
-        """Clip, set the learning rate, step, move the EMA; return the gradient norm."""
+    def begin(self) -> None:
+        """Clear gradients, remember buffers."""
+        ...
+
+    def update(self, rate: float = 1.0) -> Tensor:
+        """Clip, step by a share of the learning rate, move the EMA; return the gradient norm."""
+        ...
+
+    def note(self, norm: Tensor) -> Tensor:
+        """Note an update that was applied elsewhere."""
+        ...
+
+    def average(self) -> None:
+        """Move the EMA."""
+        ...
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Return all state as named tensors: model, ema, optimizer."""
         ...
 
 

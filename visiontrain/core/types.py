@@ -90,6 +90,7 @@ class StepResult:
     """What one optimizer update did. Tensors stay on the device until they are logged."""
 
     terms: Mapping[str, Tensor]  # each (): sum over the whole batch / its head's count
+    counts: Mapping[str, Tensor]  # each (): head -> what its terms were divided by
     grad_norm: Tensor  # (): before clipping
 
 

@@ -20,10 +20,26 @@ from torch.utils.data import DataLoader, Dataset
 from visiontrain.core.errors import VisiontrainError
 from visiontrain.core.types import Batch
 from visiontrain.data.order import Order
-from visiontrain.data.sampler import Key, Plan, StepKeys, step_keys, steps_per_epoch
+from visiontrain.data.sampler import (
+    Key,
+    Plan,
+    StepKeys,
+    step_keys,
+    steps_per_epoch,
+    unit_keys,
+)
 from visiontrain.data.table import Table
 
-__all__ = ["Plan", "Step", "eval_batches", "resolve_workers", "steps_per_epoch", "train_steps"]
+__all__ = [
+    "Plan",
+    "Step",
+    "blank_steps",
+    "eval_batches",
+    "resolve_workers",
+    "steps_per_epoch",
+    "train_steps",
+    "unit_steps",
+]
 
 PICKS_SIGNALS = sys.platform == "linux"  # elsewhere nothing tells who sent a signal
 
@@ -81,6 +97,18 @@ def train_steps(dataset: Training, plan: Plan, start: int) -> Iterator[Step]:
     """Yield every step from `start` to the end of the run; the same for any `plan.workers`."""
     keys = step_keys(len(dataset), plan, start, dataset.order)
     return _load(_Steps(dataset), keys, plan.workers)
+
+
+def unit_steps(dataset: Training, plan: Plan, units: Iterator[tuple[int, int]]) -> Iterator[Step]:
+    """Yield single shares of steps, as they are asked for: (step, share)."""
+    keys = unit_keys(len(dataset), plan, units, dataset.order)
+    return _load(_Steps(dataset), keys, plan.workers)
+
+
+def blank_steps(dataset: Training, plan: Plan, start: int) -> Iterator[Step]:
+    """Yield every step from `start` on as `train_steps` does, without images."""
+    for keys in step_keys(len(dataset), plan, start, dataset.order):
+        yield Step(keys.epoch, keys.step, keys.images, ())
 
 
 def eval_batches(

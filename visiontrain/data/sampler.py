@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from visiontrain.data.order import SHUFFLED, Order
+from visiontrain.data.order import SHUFFLED, Entries, Order
 
 Key = tuple[int, int]  # epoch, entry of its order: row in the table + k * N the k-th time again
 
@@ -48,14 +48,45 @@ def shares(rows: Sequence[int], parts: int) -> list[list[int]]:
 def step_keys(images: int, plan: Plan, start: int, order: Order = SHUFFLED) -> Iterator[StepKeys]:
     """Yield what this rank reads, from step `start` to the end of the run."""
     per_epoch = steps_per_epoch(images, plan.batch)
-    index, total = plan.shard
     for epoch in range(start // per_epoch, plan.epochs):
         entries = order(images, plan.seed, epoch)
         for k in range(max(0, start - epoch * per_epoch), per_epoch):
             step = epoch * per_epoch + k
             if step in plan.skipped:
                 continue
-            taken = entries[k * plan.batch : (k + 1) * plan.batch].tolist()
-            cells = (shares(part, total)[index] for part in shares(taken, plan.accumulate))
-            keyed = tuple(tuple((epoch, entry) for entry in cell) for cell in cells)
-            yield StepKeys(epoch, step, len(taken), keyed)
+            yield keys_of(entries, plan, epoch, k)
+
+
+def keys_of(entries: Entries, plan: Plan, epoch: int, k: int) -> StepKeys:
+    """Return what one rank reads for step `k` of an epoch.
+
+    Args:
+        entries: of the epoch, in order.
+        plan: how they are cut.
+        epoch: its number.
+        k: counted over the epoch, from 0.
+    """
+    index, total = plan.shard
+    taken = entries[k * plan.batch : (k + 1) * plan.batch].tolist()
+    cells = (shares(part, total)[index] for part in shares(taken, plan.accumulate))
+    keyed = tuple(tuple((epoch, entry) for entry in cell) for cell in cells)
+    return StepKeys(epoch, epoch * steps_per_epoch(len(entries), plan.batch) + k, len(taken), keyed)
+
+
+def unit_keys(
+    images: int, plan: Plan, units: Iterator[tuple[int, int]], order: Order = SHUFFLED
+) -> Iterator[StepKeys]:
+    """Yield what is read for single shares of steps, in any order: (step, share).
+
+    Args:
+        images: in an epoch.
+        plan: how steps are cut; into how many shares is `shard[1]`.
+        units: what is asked for.
+        order: of the images.
+    """
+    per_epoch, latest = steps_per_epoch(images, plan.batch), (-1, np.empty(0, np.int64))
+    for step, share in units:
+        epoch, k = divmod(step, per_epoch)
+        if epoch != latest[0]:
+            latest = epoch, order(images, plan.seed, epoch)
+        yield keys_of(latest[1], replace(plan, shard=(share, plan.shard[1])), epoch, k)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from visiontrain.core.durable import sync_folder
 from visiontrain.core.errors import ConfigError, StorageError
 from visiontrain.core.seed import generator
 from visiontrain.core.yaml_loader import dump_yaml
@@ -96,9 +97,9 @@ def _whole(out: Path) -> Iterator[Path]:
         folder.mkdir(parents=True)
         try:
             yield folder
-            _sync(folder)
+            sync_folder(folder)
             folder.replace(out)  # in place of an empty one, too
-            _sync(out.parent)
+            sync_folder(out.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
@@ -106,15 +107,6 @@ def _whole(out: Path) -> Iterator[Path]:
         raise StorageError(
             f"{out}: cannot be written ({reason}); make room, or name another folder"
         ) from error
-
-
-def _sync(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _description(

@@ -14,8 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from visiontrain.core.errors import CheckpointError, StorageError
-from visiontrain.engine.durable import (
+from visiontrain.core.durable import (
     digest_of,
     replace_file,
     require_space,
@@ -23,6 +22,7 @@ from visiontrain.engine.durable import (
     sync_folder,
     write_file,
 )
+from visiontrain.core.errors import CheckpointError, StorageError
 from visiontrain.engine.shards import open_shards, shards_among, wait_for_shards
 from visiontrain.engine.tensor_file import open_tensors, write_tensors
 

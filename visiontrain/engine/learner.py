@@ -63,18 +63,18 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.before = torch._foreach_mul(self.buffers, 1.0) if self.buffers else []
 
-    def update(self) -> Tensor:
+    def update(self, rate: float = 1.0) -> Tensor:
         """Clip, set the learning rate, step, move the average; return the gradient norm ().
 
         A non-finite norm suppresses the whole update on the device, without a sync.
+
+        Args:
+            rate: share of the learning rate.
         """
         norm = self.strategy.clip_grad_norm(self.model, self.clip)
-        failed = (~torch.isfinite(norm)).float()  # where the gradients are: on the CPU if offloaded
-        self.failed = failed.to(self.nonfinite.device)
-        self.nonfinite = (self.nonfinite + 1) * self.failed
-        self.lr = self.schedule.lr(self.samples)
+        failed = self.note(norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * group["lr_share"]
+            group["lr"] = self.lr * rate * group["lr_share"]
         # Fused kernels, and our SGD, look for it.
         self.optimizer.found_inf = failed  # pyrefly: ignore
         self.optimizer.step()
@@ -82,11 +82,20 @@ class Learner:
         flags = {b.device: (self.failed > 0).to(b.device) for b in self.buffers}
         for buffer, old in zip(self.buffers, self.before, strict=True):
             torch.where(flags[buffer.device], old, buffer, out=buffer)
-        self._average()
+        self.average()
         return norm
 
+    def note(self, norm: Tensor) -> Tensor:
+        """Note an update by its gradient norm, applied here or elsewhere; 1.0 () if it failed."""
+        failed = (~torch.isfinite(norm)).float()  # where the gradients are: on the CPU if offloaded
+        self.failed = failed.to(self.nonfinite.device)
+        self.nonfinite = (self.nonfinite + 1) * self.failed
+        self.lr = self.schedule.lr(self.samples)
+        return failed
+
     @torch.no_grad()
-    def _average(self) -> None:
+    def average(self) -> None:
+        """Move the average of the weights, unless the step failed."""
         if not self.ema:  # a pipeline's stage may have no parameter
             return
         local, live = self.strategy.local, self.live
@@ -150,6 +159,8 @@ def start_average(model: nn.Module, weights: torch.dtype) -> dict[str, Tensor]:
 
 def fill_state(optimizer: Optimizer) -> None:
     """Make the optimizer's state as zeros, so that it can be loaded and suppressed at step 0."""
+    if isinstance(optimizer, torch.optim.SGD):  # others apply what it clears
+        return
     adam, muon = isinstance(optimizer, torch.optim.AdamW), isinstance(optimizer, Muon)
     for group in optimizer.param_groups:
         for p in group["params"]:

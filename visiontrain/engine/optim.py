@@ -61,6 +61,11 @@ def build_optimizer(config: OptimConfig, model: VisionModel) -> Optimizer:
     return AdamW(listed, lr=0.0, betas=(config.momentum, config.beta2), fused=True)
 
 
+def no_optimizer(model: VisionModel) -> Optimizer:
+    """Make what only clears gradients, where others apply them: it keeps nothing."""
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+
+
 def share_of(config: OptimConfig, model: VisionModel, name: str) -> float:
     """Return the share of the learning rate that the parameter `name` gets.
 
@@ -79,7 +84,7 @@ class Schedule:
     config: OptimConfig
     epochs: int
     images: int  # per epoch
-    batch: int
+    batch: float  # images of an update
 
     @property
     def total(self) -> int:

@@ -15,16 +15,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch.backends import cudnn
-
 from visiontrain.core.errors import ConfigError, RankError
 from visiontrain.core.own import Objects
 from visiontrain.core.types import Place
 from visiontrain.data.loader import Step
 from visiontrain.engine.learner import Learner
-from visiontrain.engine.trace import Trace, compare, permuted, record
+from visiontrain.engine.trace import Trace, compare, exact_convolutions, permuted, record
 from visiontrain.strategies import launch
-from visiontrain.strategies.config import DDP, SPARSE, Group, Pipeline, Single, StrategyConfig
+from visiontrain.strategies.config import (
+    DDP,
+    SPARSE,
+    Group,
+    ParameterServer,
+    Pipeline,
+    Single,
+    StrategyConfig,
+)
 from visiontrain.strategies.precision import resolve
 
 ULPS = 2.0**-18  # 32 units of fp32's last place: the least that weights may differ
@@ -119,8 +125,7 @@ def trace(job_json: str, place: Place, objects: Objects, build: Build) -> int:
     learner, steps = build(json.dumps(job.run), place, objects)
     if job.permute is not None:
         steps = permuted(steps, job.permute)
-    # GPUs else convolve in TF32, ten bits short of what fp32 promises.
-    with cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+    with learner.strategy.running(), exact_convolutions():
         recorded = record(learner, steps, job.steps)
     if place.is_main:
         recorded.save(Path(job.folder))
@@ -212,7 +217,8 @@ class Parity:
     def _cells(self) -> int:
         """Count the parts that the mode cuts each batch into."""
         accumulate = int(self.run["accumulate"])
-        processes = self.mode.processes if isinstance(self.mode, Group) else 1
+        mode = self.mode
+        processes = mode.processes if isinstance(mode, Group | ParameterServer) else 1
         if isinstance(self.mode, Pipeline):
             copies = self.mode.data_parallel
             return max(accumulate, processes // copies) * copies
@@ -255,7 +261,8 @@ def causes(run: Mapping[str, Any]) -> list[str]:
             "would show whether anything else differs"
         )
     mode = run.get("strategy", {})
-    for key, plain in (("aggregate", "mean"), ("compress", "none"), ("sync_every", 1)):
+    plain_values = {"aggregate": "mean", "compress": "none", "sync_every": 1, "sync": "bsp"}
+    for key, plain in plain_values.items():
         if mode.get(key, plain) != plain:
             found.append(f"strategy.{key}={mode[key]}: not the sum of all gradients at every step")
     if run.get("strategy", {}).get("reduce") == "bf16":

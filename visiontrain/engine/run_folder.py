@@ -11,8 +11,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from visiontrain.core.durable import replace_file, storing, to_json
 from visiontrain.core.errors import ConfigError
-from visiontrain.engine.durable import replace_file, storing, to_json
 
 LOCK = ".lock"  # held while a run goes on in the folder
 _log = logging.getLogger(__name__).warning
@@ -53,6 +53,11 @@ class RunFolder:
     def last(self) -> Path:
         """The weights after the last epoch."""
         return self.path / "weights" / "last.safetensors"
+
+    @property
+    def servers(self) -> Path:
+        """Snapshots of parameter servers, while a run goes on."""
+        return self.path / "servers"
 
     @property
     def checkpoints(self) -> Path:

@@ -17,9 +17,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from visiontrain.core.durable import replace_file, storing
 from visiontrain.core.errors import CheckpointError, StorageError
 from visiontrain.core.types import Piece
-from visiontrain.engine.durable import replace_file, storing
 from visiontrain.engine.tensor_file import (
     Stored,
     StoredTensors,

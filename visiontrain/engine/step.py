@@ -24,4 +24,4 @@ def train_step(learner: Learner, micro_batches: Sequence[Batch], images: int) ->
     grad_norm = learner.strategy.apply(learner)
     learner.step += 1
     learner.samples += images
-    return StepResult(loss.terms, grad_norm)
+    return StepResult(loss.terms, loss.counts, grad_norm)

@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from visiontrain.core.durable import write_parts
 from visiontrain.core.errors import CheckpointError
 from visiontrain.core.interfaces import TensorSource
-from visiontrain.engine.durable import write_parts
 
 TYPES = {
     torch.float64: "F64",

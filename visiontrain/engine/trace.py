@@ -6,18 +6,19 @@ import itertools
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.backends import cudnn
 
 from visiontrain.core.errors import ConfigError
-from visiontrain.core.interfaces import StateDict, Task
+from visiontrain.core.interfaces import StateDict
 from visiontrain.core.seed import generator
-from visiontrain.core.types import Batch, Loss, Prediction
+from visiontrain.core.types import Batch
 from visiontrain.data.loader import Step
 from visiontrain.engine.learner import Learner
 from visiontrain.engine.step import train_step
@@ -53,29 +54,6 @@ class Trace:
         return cls(**numbers, tensors=load_file(folder / "trace.safetensors"))
 
 
-class Watched:
-    """A task that notes the counts of each call."""
-
-    def __init__(self, task: Task) -> None:
-        self.task, self.best, self.heads, self.terms = task, task.best, task.heads, task.terms
-        self.mirrored = task.mirrored
-        self.counts: list[Tensor] = []  # each (heads,)
-
-    def loss(self, outputs: Any, batch: Batch, progress: float) -> Loss:
-        """Pass on, noting counts."""
-        loss = self.task.loss(outputs, batch, progress)
-        self.counts.append(torch.stack([loss.counts[head] for head in self.heads]).double())
-        return loss
-
-    def head_of(self, parameter: str) -> str:
-        """Pass on."""
-        return self.task.head_of(parameter)
-
-    def decode(self, outputs: Any, batch: Batch) -> Sequence[Prediction]:
-        """Pass on."""
-        return self.task.decode(outputs, batch)
-
-
 def record(learner: Learner, steps: Iterable[Step], count: int) -> Trace:
     """Train `count` steps and note what happened. Collective; the learner is used up.
 
@@ -83,17 +61,16 @@ def record(learner: Learner, steps: Iterable[Step], count: int) -> Trace:
         ConfigError: the run has fewer steps.
     """
     strategy = learner.strategy
-    learner.task = watched = Watched(learner.task)
     seen: list[Tensor] = []
     results: list[tuple[Numbers, Numbers, float]] = []
     gradients: dict[str, StateDict] = {}
     for step in itertools.islice(steps, count):
         if strategy.reads_first:
-            seen += [_fingerprints(step.step, batch) for batch in step.micro_batches]
-        watched.counts = []
+            seen += [fingerprints(step.step, batch) for batch in step.micro_batches]
         result = train_step(learner, step.micro_batches, step.images)
         terms = {name: value.item() for name, value in result.terms.items()}
-        results.append((terms, _counts(learner, watched), result.grad_norm.item()))
+        counts = {name: value.item() for name, value in result.counts.items()}
+        results.append((terms, counts, result.grad_norm.item()))
         if len(results) in (1, count):  # collecting takes as long as a step
             gradients["last"] = _gradients(learner)
             gradients.setdefault("first", gradients["last"])
@@ -109,7 +86,7 @@ def record(learner: Learner, steps: Iterable[Step], count: int) -> Trace:
     return Trace(sorted(rows.tolist()), terms, counts, norms, tensors)
 
 
-def _fingerprints(step: int, batch: Batch) -> Tensor:
+def fingerprints(step: int, batch: Batch) -> Tensor:
     """Return a row per real image (K, 4) float64, in which 32-bit checksums are exact."""
     rows = []
     for i in batch.valid.nonzero().flatten().tolist():
@@ -121,11 +98,9 @@ def _fingerprints(step: int, batch: Batch) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
 
 
-def _counts(learner: Learner, watched: Watched) -> Numbers:
-    """Sum this step's counts over micro-batches and ranks."""
-    none = torch.zeros(len(watched.heads), dtype=torch.float64)
-    mine = torch.stack([none.to(learner.strategy.place.device), *watched.counts]).sum(0)
-    return dict(zip(watched.heads, learner.strategy.sum(mine).tolist(), strict=True))
+def exact_convolutions() -> AbstractContextManager[None]:
+    """Let GPUs convolve in fp32: else they do in TF32, ten bits short of what that promises."""
+    return cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 def _gradients(learner: Learner) -> StateDict:

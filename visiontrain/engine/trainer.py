@@ -159,9 +159,9 @@ class Trainer:
         return self.journal.epochs >= self.settings.epochs or tired
 
     def _late(self) -> bool:
-        """Tell whether the time is up by the main process's clock."""
+        """Tell whether the time is up by any process's clock."""
         hours = self.settings.hours
-        return hours is not None and self.strategy.broadcast(self._seconds() > hours * 3600)
+        return hours is not None and self.strategy.any(flag=self._seconds() > hours * 3600)
 
     def _seconds(self) -> float:
         return self.journal.seconds + time.monotonic() - self._began
@@ -223,6 +223,7 @@ class Trainer:
             "lr": self.journal.lr,
             **{f"train/{name}": value for name, value in train.items()},
             **{f"val/{name}": v for name, v in metrics.items() if isinstance(v, int | float)},
+            **self.strategy.numbers(),
             "bytes_sent": self.strategy.bytes_sent,
         }
         for logger in self.parts.loggers:
@@ -291,6 +292,7 @@ class Trainer:
             "train_images_per_s": self.learner.samples / seconds if seconds else 0.0,
             "skipped_steps": len(journal.skipped),
             "bytes_sent": self.strategy.bytes_sent,
+            **self.strategy.summary(),
             "initial_sha256": journal.initial_sha256,
         }
 
@@ -310,6 +312,7 @@ class Trainer:
             "samples": self.learner.samples,
             "seconds": self._seconds(),
             "bytes_sent": self.strategy.bytes_sent,
+            "mode": self.strategy.summary(),
             "meter": self.meter.state(),
             "loggers": {logger.name: logger.state() for logger in self.parts.loggers},
         }
@@ -345,6 +348,7 @@ class Trainer:
         self.learner.step, self.learner.samples = progress["step"], progress["samples"]
         self.learner.nonfinite.zero_()
         self.strategy.bytes_sent = progress["bytes_sent"]
+        self.strategy.load_summary(progress.get("mode", {}))
         self.meter.load_state(progress["meter"])
         self.journal.load_state(progress)
 

@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as encode_tensors
 from torch import Tensor
 
+from visiontrain.core.durable import replace_file, require_space, storing, to_json
 from visiontrain.core.errors import CheckpointError
 from visiontrain.core.explain import short
 from visiontrain.core.interfaces import StateDict
 from visiontrain.core.types import ClassRows
-from visiontrain.engine.durable import replace_file, require_space, storing, to_json
 from visiontrain.engine.run_folder import RunFolder
 from visiontrain.tasks.registry import TASKS
 

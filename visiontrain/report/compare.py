@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from visiontrain.engine.durable import replace_file, storing, to_json
+from visiontrain.core.durable import replace_file, storing, to_json
 
 SCORES = {"detect": {"map": "mAP", "map50": "mAP50"}}  # of metrics.json by task; the main one first
 WIDTH = 120  # characters of a line on the terminal

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from visiontrain.core.durable import replace_file, storing
 from visiontrain.core.types import ClassScores, Detections, Prediction
 from visiontrain.data.inputs import opencv_name
-from visiontrain.engine.durable import replace_file, storing
 from visiontrain.report.draw import draw
 
 DRAWABLE = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from visiontrain.core.durable import storing
 from visiontrain.core.types import Prediction
 from visiontrain.data.inputs import Input, frame_rate
 from visiontrain.data.shots import Shot
-from visiontrain.engine.durable import storing
 from visiontrain.predict_config import PredictConfig
 from visiontrain.report.detections import (
     Film,

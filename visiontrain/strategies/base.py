@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from visiontrain.core.interfaces import Fitter, StateDict, Updatable, VisionMode
 from visiontrain.core.recompute import unmoved
 from visiontrain.core.seed import seed_model
 from visiontrain.core.types import Batch, Loss, Outcome, Piece, Place
+from visiontrain.data.loader import Step
 from visiontrain.strategies.precision import Precision
 
 NamedParts = Mapping[str, Mapping[str, Tensor]]  # model, ema and optimizer: tensors by name
@@ -194,17 +195,22 @@ class Strategy:
 
     def clip_grad_norm(self, model: nn.Module, max_norm: float) -> Tensor:
         """Clip by the norm over all parameters everywhere; return that norm ()."""
+        norm = self.sum_shards(self.squared_norm(model)).sqrt()
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        grads = [self.local(p.grad) for p in model.parameters() if p.grad is not None]
+        for device, here in by_device(grads).items():
+            torch._foreach_mul_(here, factor.to(device))
+        return norm
+
+    def squared_norm(self, model: nn.Module) -> Tensor:
+        """Return the squared norm () of the gradients that this process holds."""
         grads = [self.local(p.grad) for p in model.parameters() if p.grad is not None]
         device = grads[-1].device if grads else self.place.device  # the CPU, when offloaded
         none = torch.zeros((), device=device, dtype=self.precision.weights)
-        groups = by_device(grads)
-        norms = [n.to(device) for here in groups.values() for n in torch._foreach_norm(here)]
+        groups = by_device(grads).values()
+        norms = [norm.to(device) for here in groups for norm in torch._foreach_norm(here)]
         # A pipeline's stage may be frozen whole, and then has no gradient.
-        norm = self.sum_shards(torch.stack([none, *norms]).square().sum()).sqrt()
-        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for other, here in groups.items():
-            torch._foreach_mul_(here, factor.to(other))
-        return norm
+        return torch.stack([none, *norms]).square().sum()
 
     def sum_shards(self, value: Tensor) -> Tensor:
         """Sum over the processes that hold different parameters."""
@@ -220,6 +226,23 @@ class Strategy:
         """Run the model for evaluation; None on a process that holds no outputs."""
         with self.precision.autocast(self.place.device):
             return model(batch.images)
+
+    # -- figures ------------------------------------------------------------------
+
+    def numbers(self) -> dict[str, float]:
+        """Return what an epoch's row of results.csv says of this mode alone."""
+        return {}
+
+    def summary(self) -> dict[str, Any]:
+        """Return what metrics.json says of this mode alone: JSON; checkpoints keep it."""
+        return {}
+
+    def load_summary(self, summary: Mapping[str, Any]) -> None:
+        """Go on counting from what `summary` returned, of this mode or another."""
+
+    def peaks(self, mine: float) -> list[float]:
+        """Return the peak memory of all processes, given this one's, in any unit. Collective."""
+        return self.gather(torch.tensor([[mine]], dtype=torch.float64)).flatten().tolist()
 
     # -- talk ---------------------------------------------------------------------
 
@@ -253,9 +276,30 @@ class Strategy:
 
     # -- the run ------------------------------------------------------------------
 
+    def steps(
+        self,
+        local: Callable[[], Iterator[Step]],
+        blank: Callable[[], Iterator[Step]],
+        rests: Callable[[int], bool],
+    ) -> Iterator[Step]:
+        """Yield the steps of a run.
+
+        Args:
+            local: yields them with this process's share of the images.
+            blank: yields them without.
+            rests: tells whether anything is scored or saved after a step.
+        """
+        del blank, rests
+        return local()
+
+    def running(self) -> AbstractContextManager[None]:
+        """Hold what the mode needs while a run goes on."""
+        return nullcontext()
+
     def drive(self, fitter: Fitter) -> Outcome:
         """Run the whole training. Rounds, servers and clients live in overrides."""
-        return fitter.fit()
+        with self.running():
+            return fitter.fit()
 
 
 def add_up(parts: Sequence[Loss], over_ranks: Callable[[Tensor], Tensor]) -> Loss:

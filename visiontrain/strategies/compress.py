@@ -54,8 +54,8 @@ class PowerSGD:
     def reduce(self, bucket: Bucket) -> Future[Tensor]:
         """Exchange in two sums."""
         named = list(zip(bucket.names, bucket.grads, strict=True))
-        low = {name: _matrix(grad) for name, grad in named if self._pays(grad)}
-        whole = [grad for _, grad in named if not self._pays(grad)]
+        low = {name: _matrix(grad) for name, grad in named if pays(grad, self.rank)}
+        whole = [grad for _, grad in named if not pays(grad, self.rank)]
         matrices = {name: _owing(self.memories["error"], name, m) for name, m in low.items()}
         lefts = [m @ self._basis(name, m) for name, m in matrices.items()]
         *lefts, rest = self._sum([*lefts, _flat(whole, bucket.buffer)])
@@ -72,21 +72,13 @@ class PowerSGD:
             grad.copy_(summed.view_as(grad))
         return done(bucket.buffer)
 
-    def _pays(self, grad: Tensor) -> bool:
-        if grad.ndim < 2:
-            return False
-        rows, columns = len(grad), grad[0].numel()
-        return 2 * self.rank * (rows + columns) <= rows * columns
-
     def _basis(self, name: str, matrix: Tensor) -> Tensor:
         """Return the last Q; its columns that are zero, and the first, are drawn alike everywhere.
 
         A column stays zero else, once a matrix was of lower rank.
         """
         if name not in self._drawn:
-            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-            drawn = torch.randn(matrix.shape[1], self.rank, generator=generator)
-            self._drawn[name] = drawn.to(matrix.device, matrix.dtype)
+            self._drawn[name] = first_basis(name, matrix, self.rank)
         drawn = self._drawn[name]
         kept = self.memories["basis"].get(name, lambda: drawn)
         return torch.where(kept.norm(dim=0) > 0, kept, drawn)
@@ -157,6 +149,21 @@ COMPRESSIONS: dict[str, Callable[[settings.DDP, Wire], Exchange]] = {
     "powersgd": lambda config, wire: PowerSGD(wire, config.powersgd_rank),
     "topk": lambda config, wire: TopK(wire, config.topk),
 }
+
+
+def pays(grad: Tensor, rank: int) -> bool:
+    """Tell whether two matrices of a rank are half as large as a gradient, or smaller."""
+    if grad.ndim < 2:
+        return False
+    rows, columns = len(grad), grad[0].numel()
+    return 2 * rank * (rows + columns) <= rows * columns
+
+
+def first_basis(name: str, matrix: Tensor, rank: int) -> Tensor:
+    """Draw the first Q (columns of the matrix, rank): the same wherever it is drawn."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    drawn = torch.randn(matrix.shape[1], rank, generator=generator)
+    return drawn.to(matrix.device, matrix.dtype)
 
 
 def orthonormal(columns: Tensor) -> Tensor:

@@ -30,6 +30,59 @@ class Placement(Alone):
     )
 
 
+class ParameterServer(Alone):
+    """Parameter server: workers make gradients, servers hold weights and optimizer (Ray)."""
+
+    kind: Literal["parameter_server"] = "parameter_server"
+    processes: int = Field(2, ge=1, description="workers, each of which makes gradients")
+    servers: int = Field(1, ge=1, description="servers, each of which holds a part of the weights")
+    sync: Literal["bsp", "asp", "ssp", "backup", "easgd"] = Field(
+        "bsp", description="bsp: an update is a step's sum; asp, ssp: each gradient is one"
+    )
+    staleness: int = Field(
+        2, ge=0, description="for ssp: how many gradients a worker may be ahead of the slowest"
+    )
+    stale_lr: bool = Field(
+        False, description="for asp and ssp: the older a gradient's weights, the lower its rate"
+    )
+    spare: int = Field(1, ge=1, description="for backup: workers that an update does not wait for")
+    meet_every: int = Field(
+        4, ge=1, description="for easgd: gradients of a worker between its meetings with the center"
+    )
+    elasticity: float = Field(
+        0.9, gt=0, lt=1, description="for easgd: how far the center goes to the workers' mean"
+    )
+    aggregate: Literal["mean", "median", "trimmed_mean", "krum"] = Field(
+        "mean", description="for bsp: rule that makes one gradient of all"
+    )
+    faulty: int = Field(
+        1, ge=1, description="workers whose gradients may be wrong: for trimmed_mean and krum"
+    )
+    compress: Literal["none", "fp16", "bf16", "powersgd", "topk"] = Field(
+        "none", description="how gradients travel; powersgd and topk remember what they left out"
+    )
+    powersgd_rank: int = Field(2, ge=1, description="rank of powersgd's matrices")
+    topk: float = Field(0.01, gt=0, le=1, description="share of each matrix that topk sends")
+    snapshot_every: int = Field(
+        100, ge=1, description="updates between a server's snapshots, to which it may go back"
+    )
+    address: str | None = Field(
+        None, description="HOST:PORT of a Ray cluster to join; by default one starts here"
+    )
+    tls: str | None = Field(
+        None, description="folder of ca.crt, tls.crt and tls.key that all its processes have"
+    )
+    timeout_s: float = Field(
+        600.0, gt=0, description="seconds at one gradient until a worker is replaced"
+    )
+    max_restarts: int = Field(
+        3, ge=0, description="how many workers and servers that ended are replaced"
+    )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads per worker; default: cores / workers"
+    )
+
+
 class Group(Section):
     """What all modes of several processes share."""
 
@@ -115,7 +168,12 @@ class Pipeline(Group):
     )
 
 
-StrategyConfig = Annotated[Single | DDP | FSDP | Pipeline | Placement, Field(discriminator="kind")]
+StrategyConfig = Annotated[
+    Single | DDP | FSDP | Pipeline | Placement | ParameterServer, Field(discriminator="kind")
+]
+
+Needs = tuple[tuple[str, str, tuple[str, ...]], ...]
+Excludes = tuple[tuple[str, tuple[str, ...], str, tuple[str | int, ...]], ...]
 
 HALVING = ("zero_bubble", "zbv")  # the backward pass: what inputs get, and what weights get
 HALF, SPARSE = ("fp16", "bf16"), ("powersgd", "topk")
@@ -140,30 +198,89 @@ EXCLUDES = (
 )
 
 
+# As NEEDS and EXCLUDES, for parameter servers.
+SERVER_NEEDS = (
+    ("staleness", "sync", ("ssp",)),
+    ("stale_lr", "sync", ("asp", "ssp")),
+    ("spare", "sync", ("backup",)),
+    ("meet_every", "sync", ("easgd",)),
+    ("elasticity", "sync", ("easgd",)),
+    ("faulty", "aggregate", ("trimmed_mean", "krum")),
+    ("powersgd_rank", "compress", ("powersgd",)),
+    ("topk", "compress", ("topk",)),
+)
+SERVER_EXCLUDES = (
+    ("aggregate", ("median", "trimmed_mean", "krum"), "sync", ("bsp", "backup")),
+    ("aggregate", ("krum",), "servers", (1,)),
+    ("aggregate", ("median", "trimmed_mean", "krum"), "compress", ("none", *HALF)),
+    ("compress", (*HALF, *SPARSE), "sync", ("bsp", "asp", "ssp", "backup")),
+)
+
+
 def check_data_parallel(config: DDP) -> None:
     """Refuse keys that change nothing, or do not go together.
 
     Raises:
         ConfigError: naming the key.
     """
-    for key, other, values in NEEDS:
+    _check_pairs(config, NEEDS, EXCLUDES)
+    if config.outer != "average" and config.sync_every == 1:
+        raise ConfigError(
+            f"strategy.outer: {config.outer}; weights only meet with strategy.sync_every=2 or more"
+        )
+
+
+def check_servers(config: ParameterServer, images: int, precision: str) -> None:
+    """Refuse keys that change nothing, do not go together, or need more workers.
+
+    Args:
+        config: of the mode.
+        images: in a whole step.
+        precision: key of the run.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    _check_pairs(config, SERVER_NEEDS, SERVER_EXCLUDES)
+    shares = config.processes - (config.spare if config.sync == "backup" else 0)
+    if shares < 1:
+        raise ConfigError(
+            f"strategy.spare: {config.spare} of {config.processes} workers; some have to be left, "
+            "take fewer or a larger strategy.processes"
+        )
+    if precision == "fp16":
+        raise ConfigError(
+            "precision: fp16 with strategy=parameter_server, whose workers have no common loss "
+            "scale; take bf16"
+        )
+    least = least_ranks(config.aggregate, config.faulty)
+    if config.aggregate != "mean" and shares < least:
+        raise ConfigError(
+            f"strategy.aggregate: {config.aggregate} of {shares} gradients; it takes {least} "
+            "workers or more"
+        )
+    if config.aggregate != "mean" and 0 < images < shares:
+        raise ConfigError(
+            f"batch: {images} for {shares} workers; under strategy.aggregate={config.aggregate} "
+            "each needs an image of its own, take a larger batch"
+        )
+
+
+def _check_pairs(config: Section, needs: Needs, excludes: Excludes) -> None:
+    for key, other, values in needs:
         value, beside = getattr(config, key), getattr(config, other)
-        if value != DDP.model_fields[key].default and beside not in values:
+        if value != type(config).model_fields[key].default and beside not in values:
             raise ConfigError(
                 f"strategy.{key}: {value}; it changes nothing here, add "
                 f"strategy.{other}={values[0]} or leave it out"
             )
-    for key, values, other, needed in EXCLUDES:
+    for key, values, other, needed in excludes:
         value, beside = getattr(config, key), getattr(config, other)
         if value in values and beside not in needed:
             raise ConfigError(
                 f"strategy.{key}: {value} with strategy.{other}={beside}; take "
                 f"strategy.{other}={needed[0]}"
             )
-    if config.outer != "average" and config.sync_every == 1:
-        raise ConfigError(
-            f"strategy.outer: {config.outer}; weights only meet with strategy.sync_every=2 or more"
-        )
 
 
 def least_ranks(name: str, faulty: int) -> int:

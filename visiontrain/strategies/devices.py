@@ -13,6 +13,7 @@ from visiontrain.strategies.config import (
     FSDP,
     Alone,
     Group,
+    ParameterServer,
     Placement,
     Single,
     StrategyConfig,
@@ -42,7 +43,7 @@ def devices(text: str) -> list[torch.device]:
     return [torch.device(name if name == "cpu" else f"cuda:{name}") for name in named]
 
 
-def threads(config: Group) -> int:
+def threads(config: Group | ParameterServer) -> int:
     """Return how many CPU threads one process gets."""
     return config.threads or max(1, cores() // config.processes)
 
@@ -55,11 +56,13 @@ def settle(config: StrategyConfig, device: str) -> StrategyConfig:
     """
     found = devices(device)
     told = launched()
-    if isinstance(config, Single | Placement):
+    if isinstance(config, Alone):
         if told is not None and told.world != 1:
             raise ConfigError(
                 f"strategy: {config.kind} under {told.by}; start one process, or take strategy=ddp"
             )
+        if isinstance(config, ParameterServer):
+            return _settle_workers(config, device, found)
         if "," in device and isinstance(config, Single):
             raise ConfigError(f"device: {device!r}; strategy=single takes one, or add strategy=ddp")
         if len(found) == 1 and isinstance(config, Placement):
@@ -77,6 +80,18 @@ def settle(config: StrategyConfig, device: str) -> StrategyConfig:
             "strategy.offload: true on the CPU, where everything lies already; leave it out"
         )
     return _settle_processes(config, device, found, told)
+
+
+def _settle_workers(
+    config: ParameterServer, device: str, found: Sequence[torch.device]
+) -> ParameterServer:
+    if len({one.type for one in found}) > 1 or (found[0].type == "cpu" and len(found) > 1):
+        raise ConfigError(
+            f"device: {device!r}; workers share the CPU or take a GPU each, so take cpu or numbers"
+        )
+    if found[0].type == "cuda" and "processes" not in config.model_fields_set:
+        return config.model_copy(update={"processes": len(found)})
+    return config
 
 
 def _settle_processes(
@@ -118,6 +133,8 @@ def own_device(device: str, told: Launched) -> torch.device:
 
 def world(config: StrategyConfig) -> int:
     """Return how many processes a settled mode has, over all machines."""
+    if isinstance(config, ParameterServer):
+        return config.processes
     if isinstance(config, Alone):
         return 1
     told = launched()

@@ -8,11 +8,16 @@ from visiontrain.core.types import Place
 from visiontrain.strategies import config as settings
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.config import StrategyConfig
+from visiontrain.strategies.parameter_server.ray_environment import set_environment
 from visiontrain.strategies.precision import Precision
+from visiontrain.strategies.remote import Remote
 
 
-def ddp(config: settings.DDP, place: Place, precision: Precision) -> Strategy:
+def ddp(
+    config: settings.DDP, place: Place, precision: Precision, remote: Remote | None = None
+) -> Strategy:
     """Make data parallelism: gradients meet at every step, or weights now and then."""
+    del remote
     if config.sync_every > 1:
         from visiontrain.strategies.local_sgd import LocalSGD  # noqa: PLC0415
 
@@ -22,15 +27,21 @@ def ddp(config: settings.DDP, place: Place, precision: Precision) -> Strategy:
     return DDP(place, precision, config)
 
 
-def fsdp(config: settings.FSDP, place: Place, precision: Precision) -> Strategy:
+def fsdp(
+    config: settings.FSDP, place: Place, precision: Precision, remote: Remote | None = None
+) -> Strategy:
     """Make fully sharded data parallelism."""
+    del remote
     from visiontrain.strategies.fsdp import FSDP  # noqa: PLC0415 - torch's takes a second
 
     return FSDP(place, precision, reduce=config.reduce, offload=config.offload)
 
 
-def pipeline(config: settings.Pipeline, place: Place, precision: Precision) -> Strategy:
+def pipeline(
+    config: settings.Pipeline, place: Place, precision: Precision, remote: Remote | None = None
+) -> Strategy:
     """Make pipeline model parallelism, perhaps with shards over pipelines side by side."""
+    del remote
     if config.sharded:
         from visiontrain.strategies.sharded_pipeline import ShardedPipeline  # noqa: PLC0415
 
@@ -40,22 +51,49 @@ def pipeline(config: settings.Pipeline, place: Place, precision: Precision) -> S
     return Pipeline(place, precision, config)
 
 
-def placement(config: settings.Placement, place: Place, precision: Precision) -> Strategy:
+def placement(
+    config: settings.Placement, place: Place, precision: Precision, remote: Remote | None = None
+) -> Strategy:
     """Make naive placement on the devices of this process."""
+    del remote
     from visiontrain.strategies.placement import Placement  # noqa: PLC0415
 
     return Placement(place, precision, config.stages)
 
 
+def parameter_server(
+    config: settings.ParameterServer, place: Place, precision: Precision, remote: Remote | None
+) -> Strategy:
+    """Make the driver's side of parameter servers; one device where nothing trains."""
+    if remote is None:
+        return Strategy(place, precision)
+    from visiontrain.strategies.parameter_server.driver import Driver  # noqa: PLC0415
+
+    set_environment(config)  # Ray reads it when it is imported
+    from visiontrain.strategies.parameter_server.ray_engine import RayEngine  # noqa: PLC0415
+
+    return Driver(place, precision, config, RayEngine(config, place.device, remote), remote)
+
+
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
-    "single": lambda _, place, precision: Strategy(place, precision),
+    "single": lambda _, place, precision, __: Strategy(place, precision),
     "ddp": ddp,
     "fsdp": fsdp,
     "pipeline": pipeline,
     "placement": placement,
+    "parameter_server": parameter_server,
 }
 
 
-def build_strategy(config: StrategyConfig, place: Place, precision: str) -> Strategy:
-    """Make the mode `config` names, for the process at `place`."""
-    return STRATEGIES[config.kind](config, place, Precision(precision, place.device))
+def build_strategy(
+    config: StrategyConfig, place: Place, precision: str, remote: Remote | None = None
+) -> Strategy:
+    """Make the mode `config` names, for the process at `place`.
+
+    Args:
+        config: of the mode.
+        place: of this process.
+        precision: a key of the run.
+        remote: what processes are told that the mode starts itself; None where nothing trains.
+    """
+    return STRATEGIES[config.kind](config, place, Precision(precision, place.device), remote)

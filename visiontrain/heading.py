@@ -1,0 +1,48 @@
+"""What a run says of itself before it begins."""
+
+from __future__ import annotations
+
+from visiontrain.core.interfaces import VisionModel
+from visiontrain.core.types import Place
+from visiontrain.data.defects import counted
+from visiontrain.data.loader import Training
+from visiontrain.data.order import clause
+from visiontrain.data.table import Table
+from visiontrain.engine.optim import kind_of, peak
+from visiontrain.models.config import OwnModel
+from visiontrain.prepare import folder_of
+from visiontrain.recipe import Run
+from visiontrain.strategies.devices import world
+from visiontrain.strategies.precision import slow
+
+
+def heading(
+    run: Run, data: Training, validation: Table, model: VisionModel, place: Place
+) -> list[str]:
+    """Say in two lines what is about to be trained on what, and where it goes."""
+    training, balance = data.table, clause(run.data, data.order)
+    what = "image" if run.data.tile is None else "tile"
+    given = f"{run.data.source}: {counted(len(training), what)} to train on"
+    images = "" if what == "image" else " images"
+    scored = f"{len(validation)}{images} to score"
+    if training.task == "detect":
+        scored += f", {len(training.boxes)} and {len(validation.boxes)} boxes"
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    mode, count = run.strategy.kind, max(place.world, world(run.strategy))
+    mode += f" on {count} processes" if count > 1 else ""
+    how = f"{kind_of(run.optim)} {peak(run.optim):g}, {run.precision}, {place.device.type}, {mode}"
+    name = run.model.own.ref if isinstance(run.model, OwnModel) else run.model.kind
+    lines = [
+        f"{given}, {scored} of {counted(len(training.names), 'class')}{balance}",
+        f"{name}, {size:.1f} M parameters, {run.imgsz} px, batch {run.batch}, {how}; "
+        f"results go to {run.out}",
+    ]
+    stages = folder_of(run).stages
+    if run.strategy.kind == "pipeline" and stages.is_file():
+        lines += stages.read_text().splitlines()
+    if slow(run.precision, place.device):
+        lines.append(
+            f"precision={run.precision}: this CPU has no instructions for it and takes several "
+            "times as long as with fp32"
+        )
+    return lines

@@ -1,0 +1,1 @@
+"""Parameter servers: workers push gradients, servers hold weights and optimizer."""

@@ -1,0 +1,372 @@
+"""The process that the user started: it scores, saves and watches while others train."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visiontrain.core.errors import ConfigError, RankError
+from visiontrain.core.interfaces import StateDict, Updatable, VisionModel
+from visiontrain.core.types import Batch, Loss, Place
+from visiontrain.data.loader import Step
+from visiontrain.strategies import config as settings
+from visiontrain.strategies.base import Strategy
+from visiontrain.strategies.member import error_again
+from visiontrain.strategies.parameter_server.calls import Calls, LostServerError
+from visiontrain.strategies.parameter_server.engine import (
+    Engine,
+    Event,
+    ServerEnded,
+    WorkerEnded,
+)
+from visiontrain.strategies.parameter_server.figures import Totals
+from visiontrain.strategies.parameter_server.rules import shares_of
+from visiontrain.strategies.parameter_server.shard import flat
+from visiontrain.strategies.parameter_server.wire import Schema, pack, split, unpack
+from visiontrain.strategies.precision import Precision
+from visiontrain.strategies.remote import Remote
+
+_tell = logging.getLogger(__name__).warning
+
+
+@dataclass(slots=True)
+class Segment:
+    """Steps between two times when everything rests: to score, to save."""
+
+    steps: Sequence[Step]
+    samples: int = -1  # seen before it; -1 until it begins
+    taken: int = 0  # results that the trainer has
+    end: int | None = None  # results there will be, once it is cut short
+
+
+class Driver(Strategy):
+    """One device's learner, whose steps are made elsewhere.
+
+    The servers hold the truth while a segment runs; this process's tensors are brought up to
+    date when it is over, and are what is scored, saved and loaded.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        precision: Precision,
+        config: settings.ParameterServer,
+        engine: Engine,
+        remote: Remote,
+    ) -> None:
+        super().__init__(place, precision)
+        self.config, self.engine, self.remote = config, engine, remote
+        self.calls = Calls(engine, self._see_to)
+        self.workers = [f"worker {n}" for n in range(config.processes)]
+        self.totals = Totals()  # of the whole run, but for what the current segment did
+        self._recent = Totals()  # of the epoch
+        self._began = 0.0  # when the segment did
+        self._learner: Updatable
+        self._segment: Segment | None = None
+        self._next: list[Step] = []  # of the segment that is to begin
+        self._loaded = False  # whether servers have what this process has
+        self._restarts = 0
+        self._era = 0
+        self._norm = 0.0
+        # How far this process's tensors have come: version, step, samples.
+        self._position = {"version": 0, "step": 0, "samples": 0}
+        self._looks = False  # for workers that hang
+        self._fetched = True  # whether they have all
+
+    # -- the model ----------------------------------------------------------------
+
+    def setup(self, model: VisionModel) -> None:
+        super().setup(model)
+        self.remote.parts = parts_of(model, self.config.servers)
+
+    def scatter(self, whole: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+        super().scatter(whole, into)
+        self._loaded, self._fetched = False, True  # this process knows better now
+
+    def sync_buffers(self, model: VisionModel) -> None:
+        del model
+        self._fetch()
+
+    def collect(self, tensors: Mapping[str, Tensor], *, everywhere: bool = True) -> StateDict:
+        self._fetch()
+        return super().collect(tensors, everywhere=everywhere)
+
+    # -- the run ------------------------------------------------------------------
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Have servers and workers while a run goes on."""
+        scratch = self.remote.scratch or Path(tempfile.mkdtemp(prefix="visiontrain-"))
+        self.remote.scratch = scratch
+        self.engine.open(self.config.sync, self.config.staleness, shares_of(self.config))
+        try:
+            for number in range(self.config.servers):
+                self.engine.start_server(number)
+            for name in self.workers:
+                self.engine.start_worker(name)
+            yield
+            self.calls.hub("end")
+        finally:
+            self.engine.close()
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def steps(
+        self,
+        local: Callable[[], Iterator[Step]],
+        blank: Callable[[], Iterator[Step]],
+        rests: Callable[[int], bool],
+    ) -> Iterator[Step]:
+        """Yield steps without images: workers read those."""
+        del local
+        self._segment, self._next = None, []
+        for step in blank():
+            self._next.append(step)
+            if rests(step.step):
+                segment, self._next = self._next, []
+                self._segment = Segment(segment)
+                yield from segment
+
+    # -- the step -----------------------------------------------------------------
+
+    def forward_backward(self, learner: Updatable, micro_batches: Sequence[Batch]) -> Loss:
+        """Wait until workers have made as many gradients as a step has."""
+        del micro_batches
+        self._learner, segment = learner, self._segment
+        assert segment is not None
+        if segment.samples < 0:
+            self._open(segment)
+        result = self.calls.hub("result", segment.taken)
+        segment.taken += 1
+        self._fetched = False
+        if segment.taken == len(segment.steps):
+            self._count()
+        self._norm = result["norm"]
+        if self.remote.traced:
+            self._fetch_gradients()
+        kind = self.precision.weights
+        terms = {n: torch.tensor(result["terms"][n], dtype=kind) for n in learner.task.terms}
+        counts = {n: torch.tensor(result["counts"][n], dtype=kind) for n in learner.task.heads}
+        return self.mean(Loss(terms, counts))
+
+    def apply(self, learner: Updatable) -> Tensor:
+        """Note what the servers did."""
+        norm = torch.tensor(self._norm, dtype=self.precision.weights)
+        learner.note(norm)
+        return norm
+
+    def any(self, *, flag: bool) -> bool:
+        """Tell so when all that workers have begun is done: nothing is thrown away."""
+        segment = self._segment
+        if not flag or segment is None or segment.samples < 0:
+            return flag
+        if segment.end is None:
+            segment.end = self.calls.hub("close")
+        return segment.taken >= segment.end
+
+    def _open(self, segment: Segment) -> None:
+        """Begin a segment, from what this process holds."""
+        self._fetch()
+        learner, segment.samples = self._learner, self._learner.samples
+        if not self._loaded:
+            self._era = self.calls.hub("stop_era")
+        version = self.calls.hub("updates")
+        self._position = {"version": version, "step": learner.step, "samples": learner.samples}
+        if not self._loaded:
+            self._load_all()
+        self._began = time.monotonic()
+        self.calls.hub("open", [step.step for step in segment.steps], segment.samples)
+
+    # -- state --------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Tensor]:
+        return flat(self._learner.tensors())
+
+    def _held(self, number: int) -> dict[str, Tensor]:
+        """Return this process's tensors that a server holds."""
+        names = frozenset(self.remote.parts[number])
+        return {key: t for key, t in self._state().items() if is_held(key, names)}
+
+    def _load_all(self) -> None:
+        """Give all servers what this process holds."""
+        for number in range(self.config.servers):
+            self._load(number)
+            self.engine.publish(number)
+        self._loaded = True
+
+    def _load(self, number: int) -> None:
+        held = self._held(number)
+        message = pack(Schema.of(held), held, {})
+        self.calls.insist(number, "load", message, self._position, self._era)
+
+    def _fetch(self) -> None:
+        """Bring this process's tensors up to date, if others have trained since."""
+        if self._fetched:
+            return
+        messages: list[Any] = []
+        while len(messages) < self.config.servers:  # anew when one goes back meanwhile
+            self.calls.hub("finished")
+            try:
+                messages = [
+                    self.calls.server(number, "state") for number in range(self.config.servers)
+                ]
+            except LostServerError:
+                messages = []
+        for number, message in enumerate(messages):
+            held = self._held(number)
+            tensors, _ = unpack(message, Schema.of(held))
+            super().scatter(tensors, held)
+            for line in self.calls.insist(number, "forget"):
+                _tell(line)
+        self._fetched = True
+
+    def _fetch_gradients(self) -> None:
+        """Show the gradients of the last update where one device has them."""
+        for number, names in enumerate(self.remote.parts):
+            held = trained_in(self._learner, names)
+            message = self.calls.insist(number, "gradients")
+            for name, gradient in unpack(message, Schema.of(held))[0].items():
+                held[name].grad = gradient
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Add what workers told of the images they saw."""
+        told = torch.tensor(self.totals.rows, dtype=rows.dtype).reshape(-1, rows.shape[1])
+        return torch.cat([rows, told])
+
+    # -- faults -------------------------------------------------------------------
+
+    def _see_to(self, event: Event) -> None:
+        if isinstance(event, WorkerEnded):
+            self._restart(event.name, event.report)
+            self.engine.start_worker(event.name)
+        elif isinstance(event, ServerEnded):
+            self._restart(f"server {event.number}", event.report)
+            self.engine.start_server(event.number)
+            if self._loaded:
+                self._bring_back(event.number)
+        elif not self._looks:
+            self._looks = True
+            for name in self.calls.hub("overdue", self.config.timeout_s):
+                _tell(f"{name}: at one share of a step for {self.config.timeout_s:g} s; killed")
+                self.engine.kill_worker(name)
+            self._looks = False
+
+    def _restart(self, who: str, report: Mapping[str, Any] | None) -> None:
+        """Count a fault.
+
+        Raises:
+            VisiontrainError: one that the user has to see to, or one too many.
+        """
+        error = RankError(f"{who}: ended without a word; was it killed?")
+        if report is not None:
+            error = error_again(dict(report), who)
+            if not isinstance(error, RankError):
+                raise error
+        self._restarts += 1
+        self.totals.restarts += 1
+        if self._restarts > self.config.max_restarts:
+            raise error
+        _tell(f"restart {self._restarts} of {self.config.max_restarts}, as {error}")
+
+    def _bring_back(self, number: int) -> None:
+        """Give a new server the weights of the one that died.
+
+        Where an update takes gradients of all, all servers go back to one update, and what came
+        after it is computed again: nothing is lost. Elsewhere this one alone does.
+        """
+        if self._fetched:
+            self._load_all()
+            return
+        if self.config.sync == "bsp":
+            self._go_back()
+            return
+        versions = self.calls.insist(number, "versions")
+        if versions and versions[-1] > self._position["version"]:
+            at = self.calls.insist(number, "restore", versions[-1], self._era)["version"]
+        else:
+            self._load(number)
+            at = self._position["version"]
+        self.engine.publish(number)
+        lost = self.calls.hub("updates") - at
+        self.totals.lost += lost
+        _tell(f"server {number}: back at update {at}, without the {lost} that came after it")
+
+    def _go_back(self) -> None:
+        """Let all servers go back to the newest update that all of them can go back to."""
+        before = self.calls.hub("updates")
+        self._era = self.calls.hub("stop_era")
+        everybody = range(self.config.servers)
+        common = set.intersection(*(set(self.calls.insist(n, "versions")) for n in everybody))
+        start, position = self._position, self._position
+        newest = max((v for v in common if v > start["version"]), default=None)
+        if newest is None:
+            self._load_all()
+        else:
+            for number in everybody:
+                position = self.calls.insist(number, "restore", newest, self._era)
+                self.engine.publish(number)
+        done = position["version"] - start["version"]
+        self.calls.hub("rewind", done, position["samples"], position["version"])
+        _tell(
+            f"servers: back at update {position['version']}; {before - position['version']} that "
+            "came after it are computed again"
+        )
+
+    # -- figures ------------------------------------------------------------------
+
+    def _count(self) -> None:
+        """Take what happened in a segment into the run's figures."""
+        new: Totals = self.calls.hub("take_totals")
+        new.seconds = time.monotonic() - self._began
+        self.totals.join(new)
+        self._recent.join(new)
+        self.bytes_sent += (new.pushed + new.pulled) // len(self.workers)
+
+    def numbers(self) -> dict[str, float]:
+        recent, self._recent = self._recent, Totals()
+        return recent.numbers()
+
+    def summary(self) -> dict[str, Any]:
+        return self.totals.summary()
+
+    def load_summary(self, summary: Mapping[str, Any]) -> None:
+        self.totals = Totals.of(summary)
+
+    def peaks(self, mine: float) -> list[float]:
+        return [mine, self.totals.peak]
+
+
+def parts_of(model: VisionModel, servers: int) -> Sequence[Sequence[str]]:
+    """Return which parameters and float buffers each server holds: about as many bytes each.
+
+    Raises:
+        ConfigError: there are more servers than tensors.
+    """
+    live = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
+    if len(live) < servers:
+        raise ConfigError(
+            f"strategy.servers: {servers} for a model of {len(live)} tensors; take fewer"
+        )
+    return split({name: tensor.nbytes for name, tensor in live.items()}, servers)
+
+
+def trained_in(learner: Updatable, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return the parameters with these names that train, in the model's order."""
+    held = frozenset(names)
+    named = learner.model.named_parameters()
+    return {n: p for n, p in named if n in held and p.requires_grad}
+
+
+def is_held(key: str, names: frozenset[str]) -> bool:
+    """Tell whether a tensor of a learner's state belongs to parameters with these names."""
+    part, _, name = key.partition("/")
+    return (name.rpartition(".")[0] if part == "optimizer" else name) in names

@@ -1,0 +1,44 @@
+"""What Ray reads of the environment when it is imported: ask for a token, report nothing."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from visiontrain.core.errors import ConfigError
+from visiontrain.strategies.config import ParameterServer
+
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+TLS = {
+    "RAY_TLS_CA_CERT": "ca.crt",
+    "RAY_TLS_SERVER_CERT": "tls.crt",
+    "RAY_TLS_SERVER_KEY": "tls.key",
+}
+MODE, TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
+
+
+def set_environment(config: ParameterServer) -> None:
+    """Set what Ray reads, once and for all runs of this process: it does not look again.
+
+    Raises:
+        ConfigError: Ray was imported before, without a token, or a certificate is missing.
+    """
+    if "ray" in sys.modules and os.environ.get(MODE) != "token":
+        raise ConfigError(
+            f"strategy: parameter_server, but Ray was imported here without {MODE}=token, and "
+            "would let anybody in; start training before `import ray`, or set that before it"
+        )
+    os.environ.update(QUIET)
+    os.environ[MODE] = "token"
+    if config.address is None:
+        os.environ.setdefault(TOKEN, secrets.token_hex(32))
+    if config.tls is None:
+        return
+    folder = Path(config.tls)
+    for key, name in TLS.items():
+        if not (folder / name).is_file():
+            raise ConfigError(f"strategy.tls: {folder / name} is missing; make it, or name another")
+        os.environ[key] = str(folder / name)
+    os.environ["RAY_USE_TLS"] = "1"
