@@ -259,3 +259,21 @@ def test_one_worker_alone_goes_through_everything_in_order(kind):
 
     assert list(made.done) == [Unit(step, 0) for step in range(5)]
     assert made.ledger.updates == 5
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(RULES)), st.integers(0, 2**32), st.data())
+def test_what_is_abandoned_is_handed_out_again(kind, seed, data):
+    made = play(kind, 3, 6, seed=seed, shares=2 if kind == "backup" else 3)
+    for _ in range(3):
+        made.run(until=data.draw(st.integers(0, 12)))
+        pending = [unit for units in made.ledger._pending.values() for unit in units]
+        made.ledger.abandon()
+        made.done.subtract(pending)
+        made.events.clear()
+        made.asked = {name: ("claim", None) for name in made.ledger.members}
+    made.run()
+
+    assert made.ledger.is_over
+    assert set((+made.done).values()) == {1}
+    assert len(+made.done) == 6 * made.ledger.shares

@@ -147,7 +147,6 @@ class Driver(Strategy):
             self._open(segment)
         result = self.calls.hub("result", segment.taken)
         segment.taken += 1
-        self._fetched = False
         if segment.taken == len(segment.steps):
             self._count()
         self._norm = result["norm"]
@@ -183,7 +182,7 @@ class Driver(Strategy):
         self._position = {"version": version, "step": learner.step, "samples": learner.samples}
         if not self._loaded:
             self._load_all()
-        self._began = time.monotonic()
+        self._began, self._fetched = time.monotonic(), False
         self.calls.hub("open", [step.step for step in segment.steps], segment.samples)
 
     # -- state --------------------------------------------------------------------
@@ -238,8 +237,9 @@ class Driver(Strategy):
                 held[name].grad = gradient
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Add what workers told of the images they saw."""
-        told = torch.tensor(self.totals.rows, dtype=rows.dtype).reshape(-1, rows.shape[1])
+        """Add what workers told of the images they saw, once if they were seen again."""
+        seen = sorted({tuple(row) for row in self.totals.rows})
+        told = torch.tensor(seen, dtype=rows.dtype).reshape(-1, rows.shape[1])
         return torch.cat([rows, told])
 
     # -- faults -------------------------------------------------------------------
@@ -281,7 +281,8 @@ class Driver(Strategy):
         """Give a new server the weights of the one that died.
 
         Where an update takes gradients of all, all servers go back to one update, and what came
-        after it is computed again: nothing is lost. Elsewhere this one alone does.
+        after it is computed again: nothing is lost. Elsewhere this one alone does, and the
+        gradients that were under way are made again.
         """
         if self._fetched:
             self._load_all()
@@ -289,6 +290,9 @@ class Driver(Strategy):
         if self.config.sync == "bsp":
             self._go_back()
             return
+        self._era = self.calls.hub("abandon")
+        for other in range(self.config.servers):
+            self.calls.insist(other, "turn", self._era)
         versions = self.calls.insist(number, "versions")
         if versions and versions[-1] > self._position["version"]:
             at = self.calls.insist(number, "restore", versions[-1], self._era)["version"]
@@ -307,7 +311,9 @@ class Driver(Strategy):
         everybody = range(self.config.servers)
         common = set.intersection(*(set(self.calls.insist(n, "versions")) for n in everybody))
         start, position = self._position, self._position
-        newest = max((v for v in common if v > start["version"]), default=None)
+        # Not one that the hub has not heard of: its loss would be missing.
+        known = [v for v in common if start["version"] < v <= before]
+        newest = max(known, default=None)
         if newest is None:
             self._load_all()
         else:

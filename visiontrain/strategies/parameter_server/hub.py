@@ -26,7 +26,7 @@ class Hub:
         self._count = servers
         self._changed = asyncio.Condition()
         self._samples = 0  # of units that are done
-        self._reports: list[Report] = []  # of those that make up no step yet
+        self._reports: list[tuple[Unit, Report]] = []  # of those that make up no step yet
         self._results: dict[int, dict[str, Any]] = {}
         self._next = 0  # number of the next result
         self._norms: dict[int, dict[int, float]] = {}  # clock: squared norms by server
@@ -92,6 +92,15 @@ class Hub:
         """Go back to an earlier update: `done` steps of the segment were before it."""
         self.ledger.updates = updates
         await self._begin(done, samples)
+
+    async def abandon(self) -> int:
+        """Let gradients under way be for nothing; return the new era's number."""
+        self._norms.clear()
+        undone = self.ledger.abandon()
+        self._samples -= sum(report.images for unit, report in self._reports if unit in undone)
+        self._reports = [(u, report) for u, report in self._reports if u not in undone]
+        await self._tell()
+        return self.ledger.era
 
     async def stop_era(self) -> int:
         """Let everything that is under way be for nothing; return the new era's number."""
@@ -187,9 +196,9 @@ class Hub:
             return
         self._totals.add(name, report)
         self._samples += report.images
-        self._reports.append(report)
+        self._reports.append((unit, report))
         if len(self._reports) == self.ledger.shares:
-            self._results[self._next] = summed(self._reports)
+            self._results[self._next] = summed([each for _, each in self._reports])
             self._next += 1
             self._reports = []
         self.ledger.done(name, unit, Slot(*slot))

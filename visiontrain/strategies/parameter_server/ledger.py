@@ -67,11 +67,11 @@ class Ledger:
         self.members: dict[str, Member] = {}
         self.updates = 0  # that are complete
         self.dropped = 0  # gradients that came too late for their update
-        self.accepted: dict[str, int] = {}  # whose gradient has which place in the next update
+        self.accepted: dict[Unit, int] = {}  # which has which place in the next update
         self.era = 0  # one more at each rewind: what is older is for nothing
         self._queue: deque[Unit] = deque()
         self._open: dict[int, int] = {}  # step: units that are not done
-        self._filled: dict[int, int] = {}  # clock of an update: places that are filled
+        self._pending: dict[int, list[Unit]] = {}  # clock of an update: what is in it already
 
     # -- the driver ---------------------------------------------------------------
 
@@ -98,12 +98,32 @@ class Ledger:
         return last
 
     def stop(self) -> None:
-        """Let all that is under way be for nothing, as servers go back to an earlier update."""
-        self.era += 1
+        """Forget all units, as servers go back to an earlier update."""
+        self.abandon()
         self._queue.clear()
-        self._open, self._filled, self.accepted = {}, {}, {}
+        self._open = {}
         for member in self.members.values():
-            member.claimed, member.running, member.done = [], None, 0
+            member.done = 0
+
+    def abandon(self) -> list[Unit]:
+        """Let gradients under way be for nothing, and those of updates that are not complete.
+
+        A server that died had some of them. Their units are handed out again.
+
+        Returns:
+            the units that were done, and are no more.
+        """
+        self.era += 1
+        undone = [unit for pending in self._pending.values() for unit in pending]
+        for unit in undone:
+            self._open[unit.step] = self._open.get(unit.step, 0) + 1
+        units = list(undone)
+        for member in self.members.values():
+            units += member.claimed
+            member.claimed, member.running, member.has_read = [], None, False
+        self._return(units)
+        self._pending, self.accepted = {}, {}
+        return undone
 
     @property
     def is_over(self) -> bool:
@@ -131,7 +151,8 @@ class Ledger:
         """Hand out again what a worker had not done."""
         member = self.members.pop(name, None)
         if member is not None:
-            self.accepted.pop(name, None)
+            for unit in member.claimed:
+                self.accepted.pop(unit, None)
             self._return(member.claimed)
 
     def claim(self, name: str) -> Unit | None:
@@ -178,10 +199,10 @@ class Ledger:
         self._open[unit.step] -= 1
         if not self._open[unit.step]:
             del self._open[unit.step]
-        filled = self._filled.pop(slot.clock, 0) + 1
-        if filled < slot.places:
-            self._filled[slot.clock] = filled
-        else:
+        filled = self._pending.setdefault(slot.clock, [])
+        filled.append(unit)
+        if len(filled) == slot.places:
+            del self._pending[slot.clock]
             self.updates += 1
             self.accepted = {}
 
@@ -260,18 +281,17 @@ class Backup:
     """
 
     def may_start(self, ledger: Ledger, name: str, unit: Unit) -> bool:
-        """Wait for the next update when this one has all, or this worker's gradient."""
-        del unit
-        return len(ledger.accepted) < ledger.shares and name not in ledger.accepted
+        """Wait for the next update when this one has all; who is fast may be in it twice."""
+        del name, unit
+        return len(ledger.accepted) < ledger.shares
 
     def slot(self, ledger: Ledger, name: str, unit: Unit) -> Slot | bool:
         """Take the first ones of those that read the newest weights."""
-        del unit
         member = ledger.members[name]
         if member.update < ledger.updates or len(ledger.accepted) == ledger.shares:
             return False
         place = min(set(range(ledger.shares)) - set(ledger.accepted.values()))
-        ledger.accepted[name] = place
+        ledger.accepted[unit] = place
         return Slot(ledger.updates, place, ledger.shares)
 
 

@@ -38,7 +38,7 @@ class Server:
         self.shard, self.exchange = shard, exchange
         self.snapshots, self.every = snapshots, every
         self.era = 0
-        self._applying: dict[int, asyncio.Future[Applied | None]] = {}
+        self._applying: dict[int, asyncio.Future[None]] = {}
         self._written: asyncio.Future[None] | None = None
 
     # -- workers' -----------------------------------------------------------------
@@ -52,6 +52,10 @@ class Server:
         if era != self.era:
             return {"stale": True}
         slot, answer = Slot(*slot), {}
+        again = self.shard.already(slot.clock)
+        if again is not None:
+            await self.exchange(slot.clock, again, era)
+            return answer
         try:
             complete = self.shard.push(message, slot, worker)
         except RefusedError as error:
@@ -64,9 +68,10 @@ class Server:
         return answer
 
     async def _apply(self, clock: int) -> Applied | None:
-        """Apply an update once, however many wait for it; None if it came to nothing."""
+        """Apply an update once, however many wait for it; tell the first what it did."""
         if clock in self._applying:
-            return await asyncio.shield(self._applying[clock])
+            await asyncio.shield(self._applying[clock])
+            return None
         self._applying[clock] = future = asyncio.get_running_loop().create_future()
         era = self.era
         squared = await self.exchange(clock, self.shard.prepare(clock), era)
@@ -76,7 +81,7 @@ class Server:
             if self.shard.version % self.every == 0:
                 self._snapshot()
         self._applying.pop(clock, None)
-        future.set_result(applied)
+        future.set_result(None)
         return applied
 
     # -- the driver's -------------------------------------------------------------
@@ -98,6 +103,11 @@ class Server:
     async def gradients(self) -> Bytes:
         """Return the gradients of the last update, divided and clipped."""
         return pack(Schema.of(self.shard.trained), self.shard.gradients(), {})
+
+    async def turn(self, era: int) -> None:
+        """Enter an era: gradients of the one before are for nothing."""
+        self.era = era
+        self.shard.drop()
 
     async def forget(self) -> list[str]:
         """Drop what is known of a segment's updates; return what was refused since the last."""

@@ -92,6 +92,7 @@ class Waiting:
 
     places: dict[int, Push | None] = field(default_factory=dict)  # None where one was refused
     gradient: Mapping[str, Tensor] = field(default_factory=dict)  # once it is put together
+    squared: float = 0.0  # its norm
 
 
 class Shard:
@@ -108,7 +109,7 @@ class Shard:
         self.pushed = push_schema(self.trained, self.buffers, rules.encoding)
         self._changed = dict.fromkeys(self.live, 0)  # version that each changed in last
         self._waiting: dict[int, Waiting] = {}
-        self._over: set[int] = set()  # clocks of updates that are complete
+        self._over: dict[int, float] = {}  # clock of a complete update: its squared norm here
 
     # -- reading ------------------------------------------------------------------
 
@@ -126,8 +127,6 @@ class Shard:
             RefusedError: naming the worker; its place in the update counts as filled, with
                 nothing.
         """
-        if slot.clock in self._over:  # it came twice: a server that was lost, a worker that was
-            return False
         places = self._waiting.setdefault(slot.clock, Waiting()).places
         if slot.place in places and places[slot.place] is not None:
             return len(places) == slot.places
@@ -142,6 +141,13 @@ class Shard:
         finally:
             complete = len(places) == slot.places
         return complete
+
+    def already(self, clock: int) -> float | None:
+        """Return the squared norm of an update that is complete; None if it is not.
+
+        Its gradients come again when another server died before it had them.
+        """
+        return self._over.get(clock)
 
     def is_complete(self, slot: Slot) -> bool:
         """Tell whether an update has all its gradients and waits to be applied."""
@@ -176,10 +182,10 @@ class Shard:
         for name, gradient in self._aggregated(pushes).items():
             self.trained[name].grad = gradient.to(self.trained[name].dtype)
         self.strategy.divide(self.learner, Loss({}, self._counts(pushes)))
-        squared = float(self.strategy.squared_norm(self.learner.model))
+        waiting.squared = float(self.strategy.squared_norm(self.learner.model))
         waiting.gradient = self.gradients()
         self.learner.optimizer.zero_grad(set_to_none=True)
-        return squared
+        return waiting.squared
 
     def apply(self, clock: int, squared: float) -> Applied:
         """Move the weights by what `prepare` put together.
@@ -190,7 +196,7 @@ class Shard:
         """
         pushes, waiting = self._pushes(clock), self._waiting.pop(clock)
         late = max((self.version - push.version for push in pushes), default=0)
-        self._over.add(clock)
+        self._over[clock] = waiting.squared
         self.version += 1
         if not pushes:  # all were refused
             return Applied(math.nan, late)
@@ -286,7 +292,7 @@ class Shard:
         self.version = position["version"]
         self.learner.step, self.learner.samples = position["step"], position["samples"]
         self._changed = dict.fromkeys(self.live, self.version)
-        self._waiting, self._over = {}, set()
+        self._waiting, self._over = {}, {}
 
     @property
     def position(self) -> dict[str, int]:
@@ -294,9 +300,13 @@ class Shard:
         learner = self.learner
         return {"version": self.version, "step": learner.step, "samples": learner.samples}
 
+    def drop(self) -> None:
+        """Drop the gradients of updates that are not complete."""
+        self._waiting = {}
+
     def forget(self) -> None:
         """Drop what is known of updates: the segment that they belong to is over."""
-        self._waiting, self._over = {}, set()
+        self._waiting, self._over = {}, {}
 
     def gradients(self) -> dict[str, Tensor]:
         """Return the gradient of the last update, as the optimizer saw it."""

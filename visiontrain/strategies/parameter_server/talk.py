@@ -19,6 +19,7 @@ from visiontrain.strategies.parameter_server.ledger import Slot, Unit
 from visiontrain.strategies.parameter_server.shard import BUFFER, GRADIENT
 from visiontrain.strategies.parameter_server.wire import Bytes, Schema, pack, unpack
 
+FAILURES = {"refused", "stale"}  # keys of a server's answer to a push
 LOST = "lost"  # in the place of the answer of a server that died; its successor is there now
 
 
@@ -151,9 +152,10 @@ class Talk:
             waiting = {n: m for n, m in waiting.items() if _is_lost(got[n])}
             for n in waiting:
                 self._versions[n] = -1
-            answers |= {k: v for n, a in got.items() if n not in waiting for k, v in a.items()}
-        good = "refused" not in answers and "stale" not in answers
-        self.settle(good=good)
+            for n in got.keys() - waiting.keys():
+                # Of an update all servers say the same; the first one's word counts it once.
+                answers |= {k: v for k, v in got[n].items() if not n or k in FAILURES}
+        self.settle(good=not answers.keys() & FAILURES)
         if "stale" in answers:
             raise LostError
         self.done(slot, loss, images, answers)
