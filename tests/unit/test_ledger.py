@@ -271,7 +271,7 @@ def test_what_is_abandoned_is_handed_out_again(kind, seed, data):
         made.ledger.abandon()
         made.done.subtract(pending)
         made.events.clear()
-        made.asked = {name: ("claim", None) for name in made.ledger.members}
+        made.asked = dict.fromkeys(made.ledger.members, ("claim", None))
     made.run()
 
     assert made.ledger.is_over

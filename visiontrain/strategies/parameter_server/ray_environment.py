@@ -16,6 +16,8 @@ TLS = {
     "RAY_TLS_SERVER_CERT": "tls.crt",
     "RAY_TLS_SERVER_KEY": "tls.key",
 }
+# Without it a Ray that starts here listens to other machines, whatever address it is given.
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 MODE, TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 
 
@@ -33,6 +35,7 @@ def set_environment(config: ParameterServer) -> None:
     os.environ.update(QUIET)
     os.environ[MODE] = "token"
     if config.address is None:
+        os.environ.update(LOOPBACK_ONLY)
         os.environ.setdefault(TOKEN, secrets.token_hex(32))
     if config.tls is None:
         return

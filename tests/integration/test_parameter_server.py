@@ -1,0 +1,193 @@
+"""Parameter servers on Ray, as they are typed: killed, stopped, asked by strangers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+EPOCHS = 24
+SORTS = (
+    "data=digits",
+    "task=classify",
+    "model=resnet_tiny",
+    "model.widths=[4,8,8]",
+    "model.norm=group",
+    "imgsz=32",
+    "data.train_images=96",
+    "data.val_images=16",
+    "batch=8",
+    f"epochs={EPOCHS}",
+    "precision=fp64",
+    "workers=0",
+    "log.plots=false",
+    "device=cpu",
+)
+SERVERS = ("strategy=parameter_server", "strategy.servers=2", "strategy.snapshot_every=7")
+STRANGER = """
+import sys, ray
+try:
+    ray.init(address=sys.argv[1], _node_ip_address="127.0.0.1", log_to_driver=False)
+except Exception as error:
+    sys.exit(f"refused: {type(error).__name__}")
+print("JOINED")
+"""
+
+
+class Started:
+    """A run as it is typed; what it says goes into a file."""
+
+    def __init__(self, said, *words):
+        self.said = said
+        command = [sys.executable, "-m", "visiontrain", "train", *SORTS, *words]
+        with said.open("w") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        self.pid = self.process.pid
+
+    def end(self, seconds=250):
+        """Wait for its end; return its exit code and what it said."""
+        return self.process.wait(seconds), self.said.read_text()
+
+
+@pytest.fixture
+def start(tmp_path):
+    runs = []
+
+    def started(*words):
+        runs.append(Started(tmp_path / f"said-{len(runs)}", *words))
+        return runs[-1]
+
+    yield started
+    for run in runs:
+        run.process.kill()
+        run.process.wait(60)
+
+
+def parents():
+    """Return the parent and the command line of every process."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text()
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # it has just ended
+            continue
+        found[int(folder.name)] = (int(stat.rpartition(")")[2].split()[1]), line)
+    return found
+
+
+def children(process, kind):
+    """Return the processes of a kind that a run has started."""
+    every = parents()
+
+    def is_ours(pid):
+        while pid in every:
+            if pid == process.pid:
+                return True
+            pid = every[pid][0]
+        return False
+
+    return [pid for pid, (_, line) in every.items() if kind in line and is_ours(pid)]
+
+
+def wait_for(what, process, seconds=120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert process.process.poll() is None, process.said.read_text()
+        found = what()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it did not come")
+
+
+def epochs(out):
+    path = out / "results.csv"
+    return len(list(csv.DictReader(path.open()))) if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    out = folder / "run"
+    code, said = Started(folder / "said", f"out={out}").end()
+    assert code == 0, said
+    return load_file(out / "weights" / "last.safetensors")
+
+
+def gap(weights, out):
+    mine = load_file(out / "weights" / "last.safetensors")
+    assert mine.keys() == weights.keys()
+    return max((weights[n].double() - t.double()).abs().max().item() for n, t in mine.items())
+
+
+def test_killed_workers_and_servers_cost_nothing_and_strangers_stay_out(start, tmp_path, alone):
+    out, draw = tmp_path / "run", random.Random()
+    process = start(f"out={out}", *SERVERS, "strategy.max_restarts=10")
+    wait_for(lambda: epochs(out) >= 1, process)
+
+    (raylet,) = children(process, "raylet/raylet")
+    address = re.search(r"--gcs-address=(\S+)", parents()[raylet][1]).group(1)
+    assert address.startswith("127.0.0.1:")
+    for token in ({"RAY_AUTH_TOKEN": "0" * 64, "RAY_AUTH_MODE": "token"}, {}):
+        plain = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
+        command = [sys.executable, "-c", STRANGER, address]
+        asked = subprocess.run(
+            command, check=False, env=plain | token, capture_output=True, text=True
+        )
+        assert asked.returncode == 1
+        assert "JOINED" not in asked.stdout
+
+    for kind in ("ray::WorkerActor", "ray::ServerActor", "ray::WorkerActor"):
+        before = epochs(out)
+        pid = draw.choice(wait_for(lambda kind=kind: children(process, kind), process))
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda before=before: epochs(out) > before + 1, process)
+    code, said = process.end()
+
+    assert code == 0, said
+    assert "restart 3 of 10" in said
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["restarts"] == 3
+    assert metrics["steps"] == EPOCHS * 12
+    assert metrics["processes"] == 2
+    assert not (out / "servers").exists()
+    assert gap(alone, out) < 1e-6
+    assert not children(process, "ray")
+
+
+@pytest.mark.parametrize("sync", ["bsp", "asp"])
+def test_a_stopped_run_goes_on_with_one_device(sync, start, tmp_path, alone):
+    out = tmp_path / "run"
+    process = start(f"out={out}", *SERVERS, f"strategy.sync={sync}")
+    wait_for(lambda: epochs(out) >= 2, process)
+    process.process.send_signal(signal.SIGTERM)
+    code, said = process.end()
+
+    assert code == 75, said
+    assert "saved at step" in said
+    with (out / "results.csv").open() as file:
+        assert "staleness" in next(csv.reader(file))
+    code, said = start(f"out={out}", "resume=true", "strategy=single").end()
+    assert code == 0, said
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["samples"] == EPOCHS * 96
+    if sync == "bsp":
+        assert gap(alone, out) < 1e-6
+
+
+def test_an_address_where_nothing_answers_is_said(start, tmp_path):
+    words = ("strategy=parameter_server", "strategy.address=127.0.0.1:1")
+    code, said = start(f"out={tmp_path / 'run'}", *words).end()
+    assert code == 2, said
+    assert "strategy.address: 127.0.0.1:1" in said
