@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-EPOCHS = 24
+EPOCHS = 14
 SORTS = (
     "data=digits",
     "task=classify",
@@ -35,11 +35,12 @@ SORTS = (
 )
 SERVERS = ("strategy=parameter_server", "strategy.servers=2", "strategy.snapshot_every=7")
 STRANGER = """
-import sys, ray
+import sys
+from ray._raylet import GcsClient
 try:
-    ray.init(address=sys.argv[1], _node_ip_address="127.0.0.1", log_to_driver=False)
+    GcsClient(address=sys.argv[1])
 except Exception as error:
-    sys.exit(f"refused: {type(error).__name__}")
+    sys.exit(str(error))
 print("JOINED")
 """
 
@@ -113,7 +114,7 @@ def wait_for(what, process, seconds=120):
 
 def epochs(out):
     path = out / "results.csv"
-    return len(list(csv.DictReader(path.open()))) if path.exists() else 0
+    return path.read_text().count("\n") - 1 if path.exists() else 0
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +146,8 @@ def test_killed_workers_and_servers_cost_nothing_and_strangers_stay_out(start, t
         asked = subprocess.run(
             command, check=False, env=plain | token, capture_output=True, text=True
         )
-        assert asked.returncode == 1
-        assert "JOINED" not in asked.stdout
+        assert asked.returncode == 1, asked.stdout
+        assert "InvalidAuthToken" in asked.stderr
 
     for kind in ("ray::WorkerActor", "ray::ServerActor", "ray::WorkerActor"):
         before = epochs(out)
@@ -166,10 +167,9 @@ def test_killed_workers_and_servers_cost_nothing_and_strangers_stay_out(start, t
     assert not children(process, "ray")
 
 
-@pytest.mark.parametrize("sync", ["bsp", "asp"])
-def test_a_stopped_run_goes_on_with_one_device(sync, start, tmp_path, alone):
+def test_a_stopped_run_goes_on_with_one_device(start, tmp_path, alone):
     out = tmp_path / "run"
-    process = start(f"out={out}", *SERVERS, f"strategy.sync={sync}")
+    process = start(f"out={out}", *SERVERS)
     wait_for(lambda: epochs(out) >= 2, process)
     process.process.send_signal(signal.SIGTERM)
     code, said = process.end()
@@ -182,8 +182,7 @@ def test_a_stopped_run_goes_on_with_one_device(sync, start, tmp_path, alone):
     assert code == 0, said
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["samples"] == EPOCHS * 96
-    if sync == "bsp":
-        assert gap(alone, out) < 1e-6
+    assert gap(alone, out) < 1e-6
 
 
 def test_an_address_where_nothing_answers_is_said(start, tmp_path):

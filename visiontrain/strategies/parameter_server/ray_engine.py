@@ -31,7 +31,7 @@ from visiontrain.strategies.remote import Remote
 
 try:
     import ray
-    from ray.exceptions import ActorUnavailableError, RayActorError
+    from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 except ImportError as error:
     raise ConfigError(
         "strategy: parameter_server needs Ray; pip install 'visiontrain[ray]'"
@@ -140,7 +140,7 @@ class RayEngine:
             return
         try:
             ray.init(address=self._config.address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, RuntimeError) as error:
+        except (ConnectionError, RuntimeError, RayError) as error:
             raise ConfigError(
                 f"strategy.address: {self._config.address}; no Ray answers there, or it has "
                 "another token (RAY_AUTH_TOKEN)"
