@@ -114,7 +114,7 @@ def check_statistics(run: Run, images: int, strategy: Strategy) -> None:
         ConfigError: a map of one place meets a share of one image, or of none.
     """
     last = images % run.batch or min(images, run.batch)
-    share = last // (strategy.micro_batches(run.accumulate) * strategy.place.shard[1])
+    share = last // (strategy.micro_batches(run.accumulate) * strategy.shares)
     norm = "batch" if isinstance(run.model, OwnModel) else run.model.norm
     if norm == "batch" and share < 2 and min(sides(run.imgsz, run.augment)) == 32:
         key = "imgsz" if run.imgsz == 32 else "augment.multi_scale"
@@ -223,13 +223,21 @@ def step_source(run: Run, data: Training, strategy: Strategy, saved: int | None)
     """
     per_epoch = steps_per_epoch(len(data), run.batch)
 
-    def rests(step: int) -> bool:
-        return not (step + 1) % per_epoch or bool(saved and not (step + 1) % saved)
+    def rests(step: int, skipped: frozenset[int]) -> bool:
+        after = step + 1
+        while True:  # steps that are left out hide no rest
+            if not after % per_epoch or (saved and not after % saved):
+                return True
+            if after not in skipped:
+                return False
+            after += 1
 
     def steps(first: int, skipped: frozenset[int]) -> Iterator[Step]:
         plan = replace(plan_of(run, strategy), skipped=skipped)
         return strategy.steps(
-            lambda: train_steps(data, plan, first), lambda: blank_steps(data, plan, first), rests
+            lambda: train_steps(data, plan, first),
+            lambda: blank_steps(data, plan, first),
+            lambda step: rests(step, skipped),
         )
 
     return steps
@@ -352,8 +360,9 @@ def finish(
     peak = max(strategy.peaks(peak_rss_mb()))
     if not strategy.place.is_main:
         return {}
-    count = run.strategy.processes if isinstance(run.strategy, ParameterServer) else 0
-    world = max(count, strategy.place.world)
+    world = strategy.place.world
+    if training is not None and isinstance(run.strategy, ParameterServer):
+        world = run.strategy.processes
     scored = Scored(run, folder_of(run), table, outcome, world, peak, config_sha256(run))
     write_results(scored, __version__)
     for line in score_lines(scored):

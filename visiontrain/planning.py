@@ -31,6 +31,7 @@ from visiontrain.strategies.config import (
     DDP,
     FSDP,
     Group,
+    ParameterServer,
     Pipeline,
     Placement,
     Single,
@@ -200,8 +201,8 @@ def _settled(config: PlanConfig) -> Run:
     if run.batch < 0:
         raise ConfigError(f"batch: {run.batch}; what fits differs from mode to mode, take a number")
     check_values(run)
-    if isinstance(run.strategy, Placement):
-        raise ConfigError("strategy: placement; plan counts with one device per process")
+    if isinstance(run.strategy, Placement | ParameterServer):
+        raise ConfigError(f"strategy: {run.strategy.kind}; plan counts with one device per process")
     unknown = run.strategy.model_fields_set - KNOWN
     if unknown:
         raise ConfigError(

@@ -6,9 +6,10 @@ import subprocess
 import pytest
 import torch
 
+from visiontrain.core import durable
 from visiontrain.core.durable import write_file
 from visiontrain.core.errors import CheckpointError, StorageError
-from visiontrain.engine import checkpoint, durable
+from visiontrain.engine import checkpoint
 from visiontrain.engine.checkpoint import PARTS, CheckpointStore, Snapshot, read
 
 SIZE = 3

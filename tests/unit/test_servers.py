@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 
-import numpy as np
 import pytest
 import threads
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from visiontrain import app, elsewhere
 from visiontrain.core.config import load
@@ -23,18 +19,6 @@ from visiontrain.prepare import below
 from visiontrain.recipe import Run, check_values
 from visiontrain.strategies import registry
 from visiontrain.strategies.config import Single
-from visiontrain.strategies.parameter_server.encoding import Largest, LowRank, Whole
-from visiontrain.strategies.parameter_server.ledger import Slot
-from visiontrain.strategies.parameter_server.wire import (
-    HEAD,
-    MOST_HEADER,
-    RefusedError,
-    Schema,
-    pack,
-    split,
-    unpack,
-)
-from visiontrain.strategies.remote import Remote
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SORTS = (
@@ -138,7 +122,7 @@ def test_ssp_without_staleness_is_bsp_for_plain_sgd_and_not_with_momentum(made):
 
 def test_asp_is_not_one_device(made, long_segments):
     # Else the tests above would pass for any rule.
-    assert far(run_of(*SORTS, SERVERS, "strategy.sync=asp", *PLAIN))["weights"] > 1e-9
+    assert far(run_of(*SORTS, SERVERS, "strategy.sync=asp"))["weights"] > 1e-6
 
 
 @pytest.mark.parametrize("compress", ["fp16", "bf16", "powersgd", "topk"])
@@ -268,205 +252,6 @@ def test_a_worker_that_hangs_is_replaced(made, monkeypatch, caplog):
         gaps = far(run)
     assert f"{hung[0]}: at one share of a step for 2 s" in caplog.text
     assert gaps["weights"] < 1e-9
-
-
-# -- a shard --------------------------------------------------------------------------
-
-
-def shard_of(*words):
-    run = run_of(*SORTS, SERVERS, *words)
-    remote = Remote(run.model_dump_json(), "", None, {}, names=[str(n) for n in range(10)])
-    remote.images = 24
-    learner, _ = app.build_traced(
-        run.model_copy(update={"strategy": Single()}).model_dump_json(),
-        Place(torch.device("cpu")),
-        {},
-    )
-    remote.parts = [list(learner.live)]
-    shard = elsewhere.build_shard(remote, 0)
-    shard.load(shard.state(), {"version": 0, "step": 0, "samples": 0})
-    return shard
-
-
-def push_of(shard, value=1e-3, **meta):
-    shapes = {f.name: torch.full(f.shape, value, dtype=f.dtype) for f in shard.pushed.fields}
-    heads = shard.learner.task.heads
-    values = {"counts": dict.fromkeys(heads, 3.0), "images": 3, "version": 0} | meta
-    return pack(shard.pushed, shapes, values)
-
-
-def refused(shard, message):
-    before = {name: t.clone() for name, t in shard.live.items()}
-    with pytest.raises(RefusedError, match="worker 1: ") as caught:
-        shard.push(message, Slot(0, 1, 2), "worker 1")
-    assert all(torch.equal(before[name], t) for name, t in shard.live.items())
-    assert shard.refused[-1] == f"worker 1: refused: {str(caught.value).removeprefix('worker 1: ')}"
-    return str(caught.value)
-
-
-def test_what_a_worker_must_not_send_is_refused_and_the_run_goes_on():
-    shard = shard_of()
-    assert "not finite" in refused(shard, push_of(shard, float("nan")))
-    other = Schema.of({"gradient/stem.weight": torch.zeros(3)})
-    wrong = pack(other, {"gradient/stem.weight": torch.zeros(3)}, {})
-    assert "other names, shapes or types" in refused(shard, wrong)
-    huge = np.zeros(shard.pushed.nbytes + 100_000_000, np.uint8)
-    assert f"{len(huge)} bytes; the schema allows" in refused(shard, huge)
-    assert "begin as a message" in refused(shard, np.zeros(5, np.uint8))
-    for meta in ({"counts": {}}, {"images": -1}, {"version": "x"}, {"images": float("inf")}):
-        assert "counts" in refused(shard, push_of(shard, **meta))
-
-    # Its place is filled with nothing: the update is that of the other.
-    assert shard.push(push_of(shard), Slot(0, 0, 2), "worker 0")
-    applied = shard.apply(0, shard.prepare(0))
-    assert shard.version == 1
-    assert 0 < applied.norm < 1
-
-
-def test_an_update_whose_gradients_were_all_refused_changes_nothing():
-    shard = shard_of()
-    before = {name: t.clone() for name, t in shard.state().items()}
-    refused(shard, push_of(shard, float("inf")))
-    with pytest.raises(RefusedError):
-        shard.push(push_of(shard, float("nan")), Slot(0, 0, 2), "worker 0")
-    assert shard.is_complete(Slot(0, 0, 2))
-    assert np.isnan(shard.apply(0, shard.prepare(0)).norm)
-    assert all(torch.equal(before[name], t) for name, t in shard.state().items())
-
-
-def test_a_gradient_that_comes_twice_counts_once():
-    shard = shard_of("strategy.sync=asp")
-    slot = Slot(5, 0, 1)
-    assert shard.push(push_of(shard), slot, "worker 0")
-    squared = shard.prepare(5)
-    shard.apply(5, squared)
-    assert shard.already(5) == squared
-    assert shard.already(6) is None
-
-
-def test_pulls_send_what_changed():
-    shard = shard_of("freeze=2", "strategy.sync=asp")
-    everything = shard.pull(-1)
-    assert unpack(everything, shard.pulled)[0].keys() == shard.live.keys()
-    assert unpack(shard.pull(0), shard.pulled)[0] == {}
-    shard.push(push_of(shard), Slot(0, 0, 1), "worker 0")
-    shard.apply(0, shard.prepare(0))
-    tensors, meta = unpack(shard.pull(0), shard.pulled)
-    assert meta["version"] == 1
-    assert tensors.keys() >= shard.trained.keys()
-    assert len(tensors) < len(shard.live)  # what is frozen stays at home
-    assert all(torch.equal(t, shard.live[name]) for name, t in tensors.items())
-
-
-@pytest.mark.parametrize(("late", "share"), [(0, 1 / 3), (2, 1 / 3), (6, 1 / 9)])
-def test_the_older_the_weights_the_lower_the_rate(late, share):
-    words = ("strategy.processes=3", "strategy.sync=asp", "strategy.stale_lr=true", *PLAIN)
-    shard = shard_of(*words, "optim.lr=1.0")
-    shard.version = late
-    before = {name: t.clone() for name, t in shard.trained.items()}
-    shard.push(push_of(shard), Slot(0, 0, 1), "worker 0")
-    applied = shard.apply(0, shard.prepare(0))
-    assert applied.staleness == late
-    for name, t in shard.trained.items():
-        assert torch.allclose(before[name] - t, torch.full_like(t, share * 1e-3 / 3))
-
-
-# -- what travels ---------------------------------------------------------------------
-
-TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(2, dtype=torch.int32)}
-TENSORS["c"] = torch.ones(4, dtype=torch.bfloat16)
-
-
-@given(st.sets(st.sampled_from("abc")))
-def test_messages_come_back_as_they_went(names):
-    schema = Schema.of(TENSORS)
-    tensors, meta = unpack(pack(schema, {n: TENSORS[n] for n in names}, {"x": 1}), schema)
-    assert tensors.keys() == names
-    assert all(torch.equal(t, TENSORS[n]) for n, t in tensors.items())
-    assert meta == {"x": 1}
-
-
-@settings(max_examples=300)
-@given(st.data())
-def test_a_spoilt_message_is_refused_or_read_never_worse(data):
-    schema = Schema.of(TENSORS)
-    message = pack(schema, TENSORS, {"x": 1}).copy()
-    start = int.from_bytes(bytes(message[8:HEAD]), "big") + HEAD
-    kind = data.draw(st.sampled_from(["cut", "longer", "flip"]))
-    if kind == "cut":
-        message = message[: data.draw(st.integers(0, len(message) - 1))]
-    elif kind == "longer":
-        more = data.draw(st.sampled_from([1, 100, MOST_HEADER + schema.nbytes]))
-        message = np.concatenate([message, np.zeros(more, np.uint8)])
-    else:
-        at = data.draw(st.integers(0, start - 1))
-        message[at] ^= data.draw(st.integers(1, 255))
-    try:
-        tensors, _ = unpack(message, schema)
-    except RefusedError:
-        return
-    assert kind == "flip"  # a name in what goes along
-    assert {n: t.shape for n, t in tensors.items()} == {n: t.shape for n, t in TENSORS.items()}
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        {},
-        [],
-        {"schema": 1, "which": None, "bytes": 34, "meta": []},
-        {"schema": None, "which": [0, 0], "bytes": 48, "meta": {}},
-        {"schema": None, "which": [2, 1], "bytes": 12, "meta": {}},
-        {"schema": None, "which": [True], "bytes": 4, "meta": {}},
-        {"schema": None, "which": [9], "bytes": 0, "meta": {}},
-        {"schema": None, "which": {}, "bytes": 0, "meta": {}},
-    ],
-)
-def test_a_header_that_lies_is_refused(header):
-    schema = Schema.of(TENSORS)
-    if isinstance(header, dict) and "schema" in header and header["schema"] is None:
-        header = header | {"schema": schema.digest}
-    text = json.dumps(header).encode()
-    size = header.get("bytes", 0) if isinstance(header, dict) else 0
-    message = b"visiontr" + len(text).to_bytes(4, "big") + text + bytes(size)
-    with pytest.raises(RefusedError):
-        unpack(np.frombuffer(message, np.uint8), schema)
-
-
-@given(
-    st.dictionaries(st.text("abcdef", min_size=1), st.integers(0, 1000), min_size=3),
-    st.integers(1, 3),
-)
-def test_parts_are_whole_tensors_of_about_as_many_bytes(sizes, parts):
-    made = split(sizes, parts)
-    assert sorted(name for part in made for name in part) == sorted(sizes)
-    loads = [sum(sizes[name] for name in part) for part in made]
-    assert max(loads) - min(loads) <= max(sizes.values())
-
-
-@pytest.mark.parametrize("encoding", [Whole(), Whole(torch.float16), Largest(0.2), LowRank(2)])
-def test_what_is_left_out_is_sent_later(encoding):
-    torch.manual_seed(0)
-    gradients = {"m": torch.randn(24, 6, 3, 3), "v": torch.randn(5)}
-    shapes = {name: tuple(t.shape) for name, t in gradients.items()}
-    sums = {name: torch.zeros_like(t) for name, t in gradients.items()}
-    for _ in range(60):
-        sent = encoding.encode(gradients)
-        for name, value in encoding.decode(sent, shapes).items():
-            sums[name] += value
-        for memory in encoding.memories.values():
-            memory.settle(torch.tensor(True))
-    for name, total in sums.items():
-        gap = (total / 60 - gradients[name]).norm() / gradients[name].norm()
-        assert gap < 0.15
-
-
-def test_places_outside_of_a_matrix_are_refused():
-    encoding = Largest(0.5)
-    sent = encoding.encode({"m": torch.ones(4, 4)})
-    sent["m.index"][0] = 16
-    with pytest.raises(RefusedError, match="places outside"):
-        encoding.decode(sent, {"m": (4, 4)})
 
 
 # -- keys -----------------------------------------------------------------------------

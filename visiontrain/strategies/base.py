@@ -44,6 +44,11 @@ class Strategy:
         """Whether no rank before this one reads the same share of each batch."""
         return True
 
+    @property
+    def shares(self) -> int:
+        """Into how many shares a micro-batch is cut."""
+        return self.place.shard[1]
+
     # -- the model ----------------------------------------------------------------
 
     def setup(self, model: VisionModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ class Calls:
             see_to: is told of processes that ended meanwhile, and now and then of nothing.
         """
         self.engine, self.see_to = engine, see_to
+        self.ended: Counter[int] = Counter()  # how often each server did
 
     def hub(self, method: str, *values: Any) -> Any:
         """Call the hub."""
@@ -33,7 +35,12 @@ class Calls:
             event = self.engine.wait(call, POLL_S)
             if isinstance(event, Answer):
                 return event.value
-            self.see_to(event)
+            self._note(event)
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, ServerEnded):
+            self.ended[event.number] += 1
+        self.see_to(event)
 
     def server(self, number: int, method: str, *values: Any) -> Any:
         """Call a server.
@@ -41,13 +48,13 @@ class Calls:
         Raises:
             LostServerError: it died; there is another in its place.
         """
-        call = self.engine.server(number, method, *values)
+        call, before = self.engine.server(number, method, *values), self.ended[number]
         while True:
             event = self.engine.wait(call, POLL_S)
             if isinstance(event, Answer):
                 return event.value
-            self.see_to(event)
-            if isinstance(event, ServerEnded) and event.number == number:
+            self._note(event)
+            if self.ended[number] != before:
                 raise LostServerError
 
     def insist(self, number: int, method: str, *values: Any) -> Any:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visiontrain.core.errors import ConfigError, RankError
+from visiontrain.core.errors import RankError
 from visiontrain.core.interfaces import StateDict, Updatable, VisionModel
 from visiontrain.core.types import Batch, Loss, Place
 from visiontrain.data.loader import Step
@@ -30,9 +30,10 @@ from visiontrain.strategies.parameter_server.engine import (
     WorkerEnded,
 )
 from visiontrain.strategies.parameter_server.figures import Totals
+from visiontrain.strategies.parameter_server.parts import is_held, parts_of, trained_in
 from visiontrain.strategies.parameter_server.rules import shares_of
 from visiontrain.strategies.parameter_server.shard import flat
-from visiontrain.strategies.parameter_server.wire import Schema, pack, split, unpack
+from visiontrain.strategies.parameter_server.wire import Schema, pack, unpack
 from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.remote import Remote
 
@@ -81,7 +82,14 @@ class Driver(Strategy):
         # How far this process's tensors have come: version, step, samples.
         self._position = {"version": 0, "step": 0, "samples": 0}
         self._looks = False  # for workers that hang
+        self._dead: set[int] = set()  # servers that have to be brought back
+        self._recovers = False
+        self._recoveries = 0
         self._fetched = True  # whether they have all
+
+    @property
+    def shares(self) -> int:
+        return shares_of(self.config)
 
     # -- the model ----------------------------------------------------------------
 
@@ -132,9 +140,15 @@ class Driver(Strategy):
         for step in blank():
             self._next.append(step)
             if rests(step.step):
-                segment, self._next = self._next, []
-                self._segment = Segment(segment)
-                yield from segment
+                yield from self._begin()
+        yield from self._begin()
+
+    def _begin(self) -> Sequence[Step]:
+        """Make a segment of the steps that were noted."""
+        steps, self._next = self._next, []
+        if steps:
+            self._segment = Segment(steps)
+        return steps
 
     # -- the step -----------------------------------------------------------------
 
@@ -147,7 +161,7 @@ class Driver(Strategy):
             self._open(segment)
         result = self.calls.hub("result", segment.taken)
         segment.taken += 1
-        if segment.taken == len(segment.steps):
+        if segment.taken == (segment.end or len(segment.steps)):
             self._count()
         self._norm = result["norm"]
         if self.remote.traced:
@@ -170,6 +184,8 @@ class Driver(Strategy):
             return flag
         if segment.end is None:
             segment.end = self.calls.hub("close")
+            if segment.taken == segment.end < len(segment.steps):
+                self._count()
         return segment.taken >= segment.end
 
     def _open(self, segment: Segment) -> None:
@@ -211,22 +227,24 @@ class Driver(Strategy):
         """Bring this process's tensors up to date, if others have trained since."""
         if self._fetched:
             return
+        everybody, before = range(self.config.servers), -1
         messages: list[Any] = []
-        while len(messages) < self.config.servers:  # anew when one goes back meanwhile
-            self.calls.hub("finished")
-            try:
-                messages = [
-                    self.calls.server(number, "state") for number in range(self.config.servers)
-                ]
-            except LostServerError:
-                messages = []
+        lines: list[str] = []
+        version = 0
+        while before != self._recoveries:  # anew when servers went back meanwhile
+            before = self._recoveries
+            version = self.calls.hub("finished")
+            with suppress(LostServerError):
+                messages = [self.calls.server(number, "state") for number in everybody]
+                lines += [line for n in everybody for line in self.calls.server(n, "forget")]
         for number, message in enumerate(messages):
             held = self._held(number)
             tensors, _ = unpack(message, Schema.of(held))
             super().scatter(tensors, held)
-            for line in self.calls.insist(number, "forget"):
-                _tell(line)
-        self._fetched = True
+        for line in lines:
+            _tell(line)
+        learner, self._fetched = self._learner, True
+        self._position = {"version": version, "step": learner.step, "samples": learner.samples}
 
     def _fetch_gradients(self) -> None:
         """Show the gradients of the last update where one device has them."""
@@ -251,8 +269,8 @@ class Driver(Strategy):
         elif isinstance(event, ServerEnded):
             self._restart(f"server {event.number}", event.report)
             self.engine.start_server(event.number)
-            if self._loaded:
-                self._bring_back(event.number)
+            self._dead.add(event.number)
+            self._recover()
         elif not self._looks:
             self._looks = True
             for name in self.calls.hub("overdue", self.config.timeout_s):
@@ -277,8 +295,21 @@ class Driver(Strategy):
             raise error
         _tell(f"restart {self._restarts} of {self.config.max_restarts}, as {error}")
 
-    def _bring_back(self, number: int) -> None:
-        """Give a new server the weights of the one that died.
+    def _recover(self) -> None:
+        """Bring servers back; all over again, when others die while that is done."""
+        if self._recovers or not self._loaded:
+            return  # what is not loaded yet will be
+        self._recovers = True
+        try:
+            while self._dead:
+                dead, self._dead = self._dead, set()
+                self._recoveries += 1
+                self._bring_back(dead)
+        finally:
+            self._recovers = False
+
+    def _bring_back(self, dead: set[int]) -> None:
+        """Give new servers the weights of those that died.
 
         Where an update takes gradients of all, all servers go back to one update, and what came
         after it is computed again: nothing is lost. Elsewhere this one alone does, and the
@@ -293,16 +324,20 @@ class Driver(Strategy):
         self._era = self.calls.hub("abandon")
         for other in range(self.config.servers):
             self.calls.insist(other, "turn", self._era)
-        versions = self.calls.insist(number, "versions")
-        if versions and versions[-1] > self._position["version"]:
-            at = self.calls.insist(number, "restore", versions[-1], self._era)["version"]
-        else:
-            self._load(number)
-            at = self._position["version"]
-        self.engine.publish(number)
-        lost = self.calls.hub("updates") - at
-        self.totals.lost += lost
-        _tell(f"server {number}: back at update {at}, without the {lost} that came after it")
+        for number in sorted(dead):
+            at, updates = self._position["version"], self.calls.hub("updates")
+            versions = self.calls.insist(number, "versions")
+            known = [version for version in versions if at < version <= updates]
+            if known:
+                at = self.calls.insist(number, "restore", known[-1], self._era)["version"]
+            else:
+                self._load(number)
+            self.engine.publish(number)
+            self.totals.lost += updates - at
+            _tell(
+                f"server {number}: back at update {at}, without the {updates - at} that came "
+                "after it"
+            )
 
     def _go_back(self) -> None:
         """Let all servers go back to the newest update that all of them can go back to."""
@@ -349,30 +384,3 @@ class Driver(Strategy):
 
     def peaks(self, mine: float) -> list[float]:
         return [mine, self.totals.peak]
-
-
-def parts_of(model: VisionModel, servers: int) -> Sequence[Sequence[str]]:
-    """Return which parameters and float buffers each server holds: about as many bytes each.
-
-    Raises:
-        ConfigError: there are more servers than tensors.
-    """
-    live = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
-    if len(live) < servers:
-        raise ConfigError(
-            f"strategy.servers: {servers} for a model of {len(live)} tensors; take fewer"
-        )
-    return split({name: tensor.nbytes for name, tensor in live.items()}, servers)
-
-
-def trained_in(learner: Updatable, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return the parameters with these names that train, in the model's order."""
-    held = frozenset(names)
-    named = learner.model.named_parameters()
-    return {n: p for n, p in named if n in held and p.requires_grad}
-
-
-def is_held(key: str, names: frozenset[str]) -> bool:
-    """Tell whether a tensor of a learner's state belongs to parameters with these names."""
-    part, _, name = key.partition("/")
-    return (name.rpartition(".")[0] if part == "optimizer" else name) in names

@@ -10,7 +10,8 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from visiontrain.strategies.parameter_server.figures import Report, Totals
@@ -136,17 +137,31 @@ class Hub:
     async def join(self, name: str) -> None:
         """Take in a worker, or take it in again."""
         self.ledger.leave(name)
-        self.ledger.join(name)
+        self.ledger.join(name, time.monotonic())
         await self._tell()
+
+    @contextmanager
+    def _waiting(self, name: str) -> Iterator[None]:
+        """Note that a worker waits for others, and does not hang."""
+        member = self.ledger.members.get(name)
+        if member is None:
+            yield
+            return
+        member.waits = True
+        try:
+            yield
+        finally:
+            member.waits, member.since = False, time.monotonic()
 
     async def server(self, number: int, known: int) -> tuple[int, Any]:
         """Wait for a server that came after the `known`-th one; return which, and its handle."""
         await self._until(lambda: self._servers.get(number, (0, None))[0] > known)
         return self._servers[number]
 
-    async def segment(self) -> int | None:
+    async def segment(self, name: str) -> int | None:
         """Wait for work; return the era; None when there will be no more."""
-        await self._until(lambda: self._over or self.ledger.has_more)
+        with self._waiting(name):
+            await self._until(lambda: self._over or self.ledger.has_more)
         return None if self._over else self.ledger.era
 
     def claim(self, name: str, era: int) -> Unit | None:
@@ -163,7 +178,8 @@ class Hub:
         def may() -> bool:
             return self._is_lost(name, unit, era) or self.ledger.start(name, unit, time.monotonic())
 
-        await self._until(may)
+        with self._waiting(name):
+            await self._until(may)
         return None if self._is_lost(name, unit, era) else self._samples
 
     async def read(self, name: str, era: int) -> None:
@@ -183,7 +199,8 @@ class Hub:
                 found = self.ledger.slot(name, unit)
             return found is not True
 
-        await self._until(decided)
+        with self._waiting(name):
+            await self._until(decided)
         if isinstance(found, Slot):
             return found
         await self._tell()
@@ -235,6 +252,5 @@ def summed(reports: Sequence[Report]) -> dict[str, Any]:
     return {
         "terms": dict(terms),
         "counts": dict(counts),
-        "images": sum(report.images for report in reports),
         "norm": max(finite) if finite else math.nan if norms else 0.0,
     }

@@ -35,7 +35,8 @@ class Member:
 
     claimed: list[Unit] = field(default_factory=list)  # and not done
     running: Unit | None = None
-    since: float = 0.0  # when it started that
+    since: float = 0.0  # when it last got any further
+    waits: bool = False  # for others: nobody may say that it hangs
     done: int = 0  # units since all last met: its clock
     has_read: bool = False  # the weights, for the unit it runs
     update: int = 0  # how many updates there were when it started
@@ -90,7 +91,12 @@ class Ledger:
         Returns:
             the last step that is or will be done; -1 if there is none.
         """
-        begun = {u.step for m in self.members.values() for u in m.claimed}
+        idle: list[Unit] = []
+        for member in self.members.values():
+            idle += [unit for unit in member.claimed if unit != member.running]
+            member.claimed = [] if member.running is None else [member.running]
+        self._return(idle)
+        begun = {m.running.step for m in self.members.values() if m.running is not None}
         begun |= {step for step, left in self._open.items() if left < self.shares}
         last = max(begun, default=-1)
         self._queue = deque(unit for unit in self._queue if unit.step <= last)
@@ -142,10 +148,10 @@ class Ledger:
 
     # -- workers ------------------------------------------------------------------
 
-    def join(self, name: str) -> None:
+    def join(self, name: str, now: float = 0.0) -> None:
         """Take in a worker; it is where the slowest is."""
         least = min((member.done for member in self.members.values()), default=0)
-        self.members[name] = Member(done=least)
+        self.members[name] = Member(done=least, since=now)
 
     def leave(self, name: str) -> None:
         """Hand out again what a worker had not done."""
@@ -207,9 +213,14 @@ class Ledger:
             self.accepted = {}
 
     def overdue(self, now: float, seconds: float) -> list[str]:
-        """Name workers that have been at one unit for too long."""
-        late = (n for n, m in self.members.items() if m.running and now - m.since > seconds)
-        return list(late)
+        """Name workers that got no further for too long, though they have or could have work."""
+        return [
+            name
+            for name, member in self.members.items()
+            if (member.claimed or self.has_more)
+            and not member.waits
+            and now - member.since > seconds
+        ]
 
     def _return(self, units: list[Unit]) -> None:
         self._queue = deque(sorted([*units, *self._queue]))
@@ -260,7 +271,8 @@ class StaleSynchronous:
     def may_start(self, ledger: Ledger, name: str, unit: Unit) -> bool:
         """Wait for the slowest."""
         del unit
-        least = min(member.done for member in ledger.members.values())
+        busy = (m for m in ledger.members.values() if m.claimed or ledger.has_more)
+        least = min(member.done for member in busy)
         return ledger.members[name].done - least <= self.staleness
 
     def slot(self, ledger: Ledger, name: str, unit: Unit) -> Slot | bool:

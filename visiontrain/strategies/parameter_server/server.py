@@ -47,8 +47,10 @@ class Server:
         """Return the weights that changed since version `have`; all for -1."""
         return self.shard.pull(have)
 
-    async def push(self, message: Bytes, slot: Slot, worker: str, era: int) -> dict[str, Any]:
-        """Take in a gradient; where it was its update's last, return once that is applied."""
+    async def push(
+        self, message: Bytes, slot: Slot, worker: str, images: int, era: int
+    ) -> dict[str, Any]:
+        """Take in a gradient of some images; if it completes an update, once that is applied."""
         if era != self.era:
             return {"stale": True}
         slot, answer = Slot(*slot), {}
@@ -57,7 +59,7 @@ class Server:
             await self.exchange(slot.clock, again, era)
             return answer
         try:
-            complete = self.shard.push(message, slot, worker)
+            complete = self.shard.push(message, slot, worker, images)
         except RefusedError as error:
             answer["refused"] = str(error)
             complete = self.shard.is_complete(slot)
@@ -152,8 +154,11 @@ class Server:
 
     async def _rest(self) -> None:
         if self._written is not None:
-            await self._written
-            self._written = None
+            written, self._written = self._written, None
+            try:
+                await written
+            except OSError as error:
+                self.shard.refused.append(f"{self.snapshots}: no snapshot, {error.strerror}")
 
 
 def write_snapshot(path: Path, tensors: Mapping[str, Tensor], position: Mapping[str, int]) -> None:

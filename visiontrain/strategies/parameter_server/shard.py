@@ -74,7 +74,6 @@ class Push:
 
     tensors: Mapping[str, Tensor]
     counts: Mapping[str, float]
-    images: int
     version: int  # of the weights it was computed from
 
 
@@ -93,6 +92,7 @@ class Waiting:
     places: dict[int, Push | None] = field(default_factory=dict)  # None where one was refused
     gradient: Mapping[str, Tensor] = field(default_factory=dict)  # once it is put together
     squared: float = 0.0  # its norm
+    images: int = 0  # of all places, also of those with nothing
 
 
 class Shard:
@@ -120,16 +120,25 @@ class Shard:
 
     # -- gradients ----------------------------------------------------------------
 
-    def push(self, message: Bytes, slot: Slot, worker: str) -> bool:
+    def push(self, message: Bytes, slot: Slot, worker: str, images: int) -> bool:
         """Take a gradient in; tell whether its update now has all of them.
+
+        Args:
+            message: it.
+            slot: its place.
+            worker: who sends it.
+            images: that it is of, whatever else is wrong with it.
 
         Raises:
             RefusedError: naming the worker; its place in the update counts as filled, with
                 nothing.
         """
-        places = self._waiting.setdefault(slot.clock, Waiting()).places
-        if slot.place in places and places[slot.place] is not None:
+        waiting = self._waiting.setdefault(slot.clock, Waiting())
+        places = waiting.places
+        if places.get(slot.place) is not None:
             return len(places) == slot.places
+        if slot.place not in places:
+            waiting.images += images
         try:
             places[slot.place] = self._read(message)
         except RefusedError as error:
@@ -158,7 +167,9 @@ class Shard:
         tensors, meta = unpack(message, self.pushed)
         if len(tensors) != len(self.pushed.fields):
             raise RefusedError(f"{len(tensors)} tensors of {len(self.pushed.fields)}")
-        counts, images, version = counts_in(meta, self.learner.task.heads)
+        counts, version = counts_in(meta, self.learner.task.heads)
+        if not meta.get("finite", True):
+            raise RefusedError("numbers that are not finite")
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise RefusedError(f"{name.partition('/')[2]}: numbers that are not finite")
@@ -166,7 +177,7 @@ class Shard:
         gradients = self.rules.encoding.decode(under(tensors, GRADIENT), shapes)
         buffers = {BUFFER + name: t for name, t in under(tensors, BUFFER).items()}
         named = {GRADIENT + name: t for name, t in gradients.items()}
-        return Push(named | buffers, counts, images, version)
+        return Push(named | buffers, counts, version)
 
     # -- updates ------------------------------------------------------------------
 
@@ -179,7 +190,8 @@ class Shard:
         waiting.gradient = {}
         if not pushes or self.rules.elastic:
             return 0.0
-        for name, gradient in self._aggregated(pushes).items():
+        refused = len(waiting.places) - len(pushes)
+        for name, gradient in self._aggregated(pushes, refused).items():
             self.trained[name].grad = gradient.to(self.trained[name].dtype)
         self.strategy.divide(self.learner, Loss({}, self._counts(pushes)))
         waiting.squared = float(self.strategy.squared_norm(self.learner.model))
@@ -198,17 +210,16 @@ class Shard:
         late = max((self.version - push.version for push in pushes), default=0)
         self._over[clock] = waiting.squared
         self.version += 1
-        if not pushes:  # all were refused
-            return Applied(math.nan, late)
-        self.learner.begin()
-        self._move_buffers(pushes, len(waiting.places))
-        if self.rules.elastic:
-            self._approach(pushes)
-        else:
-            self._update(waiting.gradient, squared, late)
+        if pushes:
+            self.learner.begin()
+            self._move_buffers(pushes, len(waiting.places))
+            if self.rules.elastic:
+                self._approach(pushes)
+            else:
+                self._update(waiting.gradient, squared, late)
         self.learner.step += 1
-        self.learner.samples += sum(push.images for push in pushes)
-        return Applied(math.sqrt(squared), late)
+        self.learner.samples += waiting.images
+        return Applied(math.sqrt(squared) if pushes else math.nan, late)  # all were refused
 
     def _update(self, gradient: Mapping[str, Tensor], squared: float, late: int) -> None:
         for name, value in gradient.items():
@@ -224,13 +235,16 @@ class Shard:
         places = self._waiting[clock].places
         return [push for _, push in sorted(places.items()) if push is not None]
 
-    def _aggregated(self, pushes: Sequence[Push]) -> dict[str, Tensor]:
-        """Return one gradient: the sum, or what a rule makes of them."""
+    def _aggregated(self, pushes: Sequence[Push], refused: int) -> dict[str, Tensor]:
+        """Return one gradient: the sum, or what a rule makes of them.
+
+        Those that were refused were wrong ones, of which there are so many fewer.
+        """
         names = list(self.trained)
         if self.rules.aggregate == "mean":
             return {name: self._sum(pushes, name) for name in names}
         rows = [torch.stack([p.tensors[GRADIENT + n].flatten() for p in pushes]) for n in names]
-        made = AGGREGATES[self.rules.aggregate](rows, self.rules.faulty)
+        made = AGGREGATES[self.rules.aggregate](rows, max(0, self.rules.faulty - refused))
         return {n: values.view_as(self.trained[n]) for n, values in zip(names, made, strict=True)}
 
     def _sum(self, pushes: Sequence[Push], name: str) -> Tensor:
@@ -339,19 +353,19 @@ def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def counts_in(meta: Mapping[str, Any], heads: Sequence[str]) -> tuple[dict[str, float], int, int]:
-    """Return the counts of a push by head, its images, and the version it was computed from.
+def counts_in(meta: Mapping[str, Any], heads: Sequence[str]) -> tuple[dict[str, float], int]:
+    """Return the counts of a push by head, and the version it was computed from.
 
     Raises:
         RefusedError: they are none.
     """
     counts = meta.get("counts")
-    values = [meta.get("images"), meta.get("version")]
+    values = [meta.get("version")]
     if not isinstance(counts, dict) or counts.keys() != set(heads):
         raise RefusedError("counts of other heads than the task's")
     if not all(is_count(value) for value in [*counts.values(), *values]):
         raise RefusedError("counts that are none")
-    return counts, int(meta["images"]), int(meta["version"])
+    return counts, int(meta["version"])
 
 
 def is_count(value: Any) -> bool:

@@ -56,6 +56,18 @@ class Terms:
     holds: bool = False  # whether a gradient may have to wait until others have read the weights
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a worker adds to an update."""
+
+    loss: Loss  # sums, of its unit
+    images: int  # of its unit
+    seen: int  # images since it last added anything
+    gradients: Mapping[str, Tensor]
+    changes: Mapping[str, Tensor]  # of float buffers
+    norm: float | None = None  # of its own update, where it makes some
+
+
 class Talk:
     """One worker's."""
 
@@ -126,28 +138,22 @@ class Talk:
             raise LostError
         return Slot(*slot)
 
-    def push(
-        self,
-        slot: Slot,
-        loss: Loss,
-        images: int,
-        gradients: Mapping[str, Tensor],
-        changes: Mapping[str, Tensor],
-    ) -> None:
-        """Send gradients and what changed in buffers to the servers, and the loss to the hub.
+    def push(self, slot: Slot, part: Part) -> None:
+        """Send a part of an update to the servers, and its loss to the hub.
 
         Raises:
             LostError: a server went back meanwhile.
         """
-        counts = {head: value.item() for head, value in loss.counts.items()}
-        meta = {"counts": counts, "images": images}
-        messages = {
-            n: self._message(n, gradients, changes, meta) for n in range(len(self.terms.parts))
+        sizes = torch._foreach_norm([*part.gradients.values(), *part.changes.values()])
+        meta = {
+            "counts": {head: value.item() for head, value in part.loss.counts.items()},
+            "finite": bool(torch.stack(sizes).isfinite().all()),  # so that all servers agree
         }
+        messages = {n: self._message(n, part, meta) for n in range(len(self.terms.parts))}
         self._pushed += sum(message.nbytes for message in messages.values())
         waiting, answers = messages, dict[str, Any]()
         while waiting:  # a server that was lost may not have got it
-            calls = {n: (m, slot, self.name, self.era) for n, m in waiting.items()}
+            calls = {n: (m, slot, self.name, part.seen, self.era) for n, m in waiting.items()}
             got = self.link.servers("push", calls)
             waiting = {n: m for n, m in waiting.items() if _is_lost(got[n])}
             for n in waiting:
@@ -158,7 +164,9 @@ class Talk:
         self.settle(good=not answers.keys() & FAILURES)
         if "stale" in answers:
             raise LostError
-        self.done(slot, loss, images, answers)
+        if part.norm is not None:
+            answers["norm"] = part.norm
+        self.done(slot, part.loss, part.images, answers)
 
     def done(self, slot: Slot, loss: Loss, images: int, answers: Mapping[str, Any]) -> None:
         """Tell the hub what came of the unit."""
@@ -186,16 +194,10 @@ class Talk:
         """Read everything anew next time: a server may have gone back."""
         self._versions = [-1] * len(self.terms.parts)
 
-    def _message(
-        self,
-        server: int,
-        gradients: Mapping[str, Tensor],
-        changes: Mapping[str, Tensor],
-        meta: Mapping[str, Any],
-    ) -> Bytes:
-        mine = {n: gradients[n] for n in self.trained[server]}
+    def _message(self, server: int, part: Part, meta: Mapping[str, Any]) -> Bytes:
+        mine = {n: part.gradients[n] for n in self.trained[server]}
         sent = {GRADIENT + n: t for n, t in self.terms.encoding.encode(mine).items()}
-        sent |= {BUFFER + n: changes[n] for n in self.buffers[server]}
+        sent |= {BUFFER + n: part.changes[n] for n in self.buffers[server]}
         version = {"version": max(0, self._versions[server])}
         return pack(Schema.of(sent), sent, {**meta, **version})
 

@@ -12,7 +12,7 @@ from visiontrain.core.interfaces import Updatable
 from visiontrain.core.types import Batch, Loss, Place
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.parameter_server.ledger import Slot, Unit
-from visiontrain.strategies.parameter_server.talk import LostError, Talk
+from visiontrain.strategies.parameter_server.talk import LostError, Part, Talk
 from visiontrain.strategies.precision import Precision
 
 
@@ -27,6 +27,9 @@ class Computing(Strategy):
 
     def cell(self, micro_batch: int) -> int:
         return micro_batch * self._shares + self.talk.unit.share
+
+    def renew(self, learner: Updatable) -> None:
+        """Do nothing: weights are read before each gradient."""
 
     @torch.no_grad()
     def begin(self, learner: Updatable, unit: Unit, images: int) -> None:
@@ -51,7 +54,7 @@ class Computing(Strategy):
             for name, p in part.items()
         }
         changes = {n: learner.live[n] - before for n, before in self._read.items()}
-        self.talk.push(slot, self._loss, self._images, gradients, changes)
+        self.talk.push(slot, Part(self._loss, self._images, self._images, gradients, changes))
         return torch.zeros(())
 
 
@@ -75,6 +78,14 @@ class Elastic(Strategy):
         return micro_batch * self._shares + self.talk.unit.share
 
     @torch.no_grad()
+    def renew(self, learner: Updatable) -> None:
+        """Begin again at the center: it was loaded, or a server with a part of it died."""
+        self._center, self._since = {}, (0, 0)
+        for state in learner.optimizer.state.values():
+            for tensor in state.values():
+                tensor.zero_()
+
+    @torch.no_grad()
     def begin(self, learner: Updatable, unit: Unit, images: int) -> None:
         """Wait for nobody; the first weights are the center's."""
         learner.samples, learner.step, self._images = self.talk.start(unit), unit.step, images
@@ -95,17 +106,18 @@ class Elastic(Strategy):
         if units + 1 < self._every:
             self.talk.done(slot, self._loss, self._images, {"norm": norm.item()})
         else:
-            self._meet(learner, slot)
+            self._meet(learner, slot, norm.item())
             self._since = (0, 0)
         return norm
 
     @torch.no_grad()
-    def _meet(self, learner: Updatable, slot: Slot) -> None:
+    def _meet(self, learner: Updatable, slot: Slot, norm: float) -> None:
         self._center |= self.talk.pull()
         way = {n: self._pull * (learner.live[n] - value) for n, value in self._center.items()}
         for name, part in way.items():
             learner.live[name].sub_(part)
-        self.talk.push(slot, self._loss, self._since[1], way, way)
+        part = Part(self._loss, self._images, self._since[1], way, way, norm)
+        self.talk.push(slot, part)
 
 
 def work(
@@ -126,10 +138,11 @@ def work(
     """
     talk = strategy.talk
     talk.learn(learner)
-    while (era := talk.link.hub("segment")) is not None:
+    while (era := talk.link.hub("segment", talk.name)) is not None:
         if era != talk.era:
             talk.forget()
             talk.era = era
+            strategy.renew(learner)
         claimed: deque[Unit] = deque()
         for batches in source(_claims(talk, claimed)):
             unit = claimed.popleft()

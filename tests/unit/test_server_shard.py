@@ -1,0 +1,115 @@
+"""What pushes and pulls come to on one server."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_servers import PLAIN, SERVERS, SORTS, run_of
+
+from visiontrain import app, elsewhere
+from visiontrain.core.types import Place
+from visiontrain.strategies.config import Single
+from visiontrain.strategies.parameter_server.ledger import Slot
+from visiontrain.strategies.parameter_server.wire import RefusedError, Schema, pack, unpack
+from visiontrain.strategies.remote import Remote
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def shard_of(*words):
+    run = run_of(*SORTS, SERVERS, *words)
+    remote = Remote(run.model_dump_json(), "", None, {}, names=[str(n) for n in range(10)])
+    remote.images = 24
+    learner, _ = app.build_traced(
+        run.model_copy(update={"strategy": Single()}).model_dump_json(),
+        Place(torch.device("cpu")),
+        {},
+    )
+    remote.parts = [list(learner.live)]
+    shard = elsewhere.build_shard(remote, 0)
+    shard.load(shard.state(), {"version": 0, "step": 0, "samples": 0})
+    return shard
+
+
+def push_of(shard, value=1e-3, **meta):
+    shapes = {f.name: torch.full(f.shape, value, dtype=f.dtype) for f in shard.pushed.fields}
+    heads = shard.learner.task.heads
+    values = {"counts": dict.fromkeys(heads, 3.0), "version": 0} | meta
+    return pack(shard.pushed, shapes, values)
+
+
+def refused(shard, message):
+    before = {name: t.clone() for name, t in shard.live.items()}
+    with pytest.raises(RefusedError, match="worker 1: ") as caught:
+        shard.push(message, Slot(0, 1, 2), "worker 1", 3)
+    assert all(torch.equal(before[name], t) for name, t in shard.live.items())
+    assert shard.refused[-1] == f"worker 1: refused: {str(caught.value).removeprefix('worker 1: ')}"
+    return str(caught.value)
+
+
+def test_what_a_worker_must_not_send_is_refused_and_the_run_goes_on():
+    shard = shard_of()
+    assert "not finite" in refused(shard, push_of(shard, float("nan")))
+    other = Schema.of({"gradient/stem.weight": torch.zeros(3)})
+    wrong = pack(other, {"gradient/stem.weight": torch.zeros(3)}, {})
+    assert "other names, shapes or types" in refused(shard, wrong)
+    huge = np.zeros(shard.pushed.nbytes + 100_000_000, np.uint8)
+    assert f"{len(huge)} bytes; the schema allows" in refused(shard, huge)
+    assert "begin as a message" in refused(shard, np.zeros(5, np.uint8))
+    for meta in ({"counts": {}}, {"version": -1}, {"version": "x"}, {"version": float("inf")}):
+        assert "counts" in refused(shard, push_of(shard, **meta))
+
+    # Its place is filled with nothing: the update is that of the other.
+    assert shard.push(push_of(shard), Slot(0, 0, 2), "worker 0", 3)
+    applied = shard.apply(0, shard.prepare(0))
+    assert shard.version == 1
+    assert 0 < applied.norm < 1
+
+
+def test_an_update_whose_gradients_were_all_refused_changes_nothing():
+    shard = shard_of()
+    before = {name: t.clone() for name, t in shard.state().items()}
+    refused(shard, push_of(shard, float("inf")))
+    with pytest.raises(RefusedError):
+        shard.push(push_of(shard, float("nan")), Slot(0, 0, 2), "worker 0", 3)
+    assert shard.is_complete(Slot(0, 0, 2))
+    assert np.isnan(shard.apply(0, shard.prepare(0)).norm)
+    assert all(torch.equal(before[name], t) for name, t in shard.state().items())
+
+
+def test_a_gradient_that_comes_twice_counts_once():
+    shard = shard_of("strategy.sync=asp")
+    slot = Slot(5, 0, 1)
+    assert shard.push(push_of(shard), slot, "worker 0", 3)
+    squared = shard.prepare(5)
+    shard.apply(5, squared)
+    assert shard.already(5) == squared
+    assert shard.already(6) is None
+
+
+def test_pulls_send_what_changed():
+    shard = shard_of("freeze=2", "strategy.sync=asp")
+    everything = shard.pull(-1)
+    assert unpack(everything, shard.pulled)[0].keys() == shard.live.keys()
+    assert unpack(shard.pull(0), shard.pulled)[0] == {}
+    shard.push(push_of(shard), Slot(0, 0, 1), "worker 0", 3)
+    shard.apply(0, shard.prepare(0))
+    tensors, meta = unpack(shard.pull(0), shard.pulled)
+    assert meta["version"] == 1
+    assert tensors.keys() >= shard.trained.keys()
+    assert len(tensors) < len(shard.live)  # what is frozen stays at home
+    assert all(torch.equal(t, shard.live[name]) for name, t in tensors.items())
+
+
+@pytest.mark.parametrize(("late", "share"), [(0, 1 / 3), (2, 1 / 3), (6, 1 / 9)])
+def test_the_older_the_weights_the_lower_the_rate(late, share):
+    words = ("strategy.processes=3", "strategy.sync=asp", "strategy.stale_lr=true", *PLAIN)
+    shard = shard_of(*words, "optim.lr=1.0")
+    shard.version = late
+    before = {name: t.clone() for name, t in shard.trained.items()}
+    shard.push(push_of(shard), Slot(0, 0, 1), "worker 0", 3)
+    applied = shard.apply(0, shard.prepare(0))
+    assert applied.staleness == late
+    for name, t in shard.trained.items():
+        assert torch.allclose(before[name] - t, torch.full_like(t, share * 1e-3 / 3))
