@@ -74,7 +74,9 @@ def compute(remote: Remote, name: str, link: Link) -> None:
         run, model, remote.names, schedule, strategy, updates=config.sync == "easgd"
     )
     data = samples_of(run, table)
-    plan = replace(plan_of(run, strategy), shard=(0, shares_of(config)))
+    plan = plan_of(run, strategy)
+    # Loaders claim ahead: what one worker claims no other can take.
+    plan = replace(plan, shard=(0, shares_of(config)), workers=min(1, plan.workers))
 
     def source(units: Iterator[Unit]) -> Iterator[Sequence[Batch]]:
         return (step.micro_batches for step in unit_steps(data, plan, units))

@@ -213,6 +213,11 @@ def check_values(run: Run) -> None:
         check_data_parallel(run.strategy)
     if isinstance(run.strategy, ParameterServer):
         check_servers(run.strategy, run.batch, run.precision)
+        if isinstance(run.data.workers, int) and run.data.workers > 1:
+            raise ConfigError(
+                f"data.workers: {run.data.workers} with strategy=parameter_server, whose workers "
+                "read ahead with one process each; take auto, 0 or 1"
+            )
     check_stages(run)
     spread = getattr(run.augment, "multi_scale", 0)
     if spread and len(sides(run.imgsz, run.augment)) == 1:

@@ -89,8 +89,20 @@ def _settle_workers(
         raise ConfigError(
             f"device: {device!r}; workers share the CPU or take a GPU each, so take cpu or numbers"
         )
-    if found[0].type == "cuda" and "processes" not in config.model_fields_set:
+    if found[0].type == "cpu":
+        return config
+    if device not in ("auto", "cuda"):
+        raise ConfigError(
+            f"device: {device!r}; Ray hands out the GPUs, take cuda and name them in "
+            "CUDA_VISIBLE_DEVICES"
+        )
+    if "processes" not in config.model_fields_set:
         return config.model_copy(update={"processes": len(found)})
+    if config.address is None and config.processes > len(found):
+        raise ConfigError(
+            f"strategy.processes: {config.processes}; here are {len(found)} GPUs, one worker takes "
+            "one (or take device=cpu)"
+        )
     return config
 
 

@@ -31,6 +31,7 @@ from visiontrain.strategies.remote import Remote
 
 try:
     import ray
+    from ray._private.ray_constants import ENABLE_RAY_CLUSTER
     from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 except ImportError as error:
     raise ConfigError(
@@ -131,6 +132,11 @@ class RayEngine:
         """
         known = {"log_to_driver": False, "configure_logging": False, "include_dashboard": False}
         if self._config.address is None:
+            if ENABLE_RAY_CLUSTER:
+                raise ConfigError(
+                    "strategy: parameter_server, but Ray was imported here before and would listen "
+                    "to other machines; start training before `import ray`"
+                )
             ray.init(
                 num_cpus=1,
                 _node_ip_address=LOOPBACK,
