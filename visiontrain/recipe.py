@@ -201,8 +201,7 @@ def check_values(run: Run) -> None:
         if value != default and not used(run):
             raise ConfigError(f"{key}: {value}; it changes nothing here, {advice} or leave it out")
     check_task(run)
-    if isinstance(run.data.workers, int) and run.data.workers < 0:
-        raise ConfigError(f"data.workers: {run.data.workers}; take auto, 0 or more")
+    check_loaders(run)
     sharded = "sharded=true" if getattr(run.strategy, "sharded", False) else None
     if run.optim.kind == "muon" and (sharded or run.strategy.kind == "fsdp"):
         raise ConfigError(
@@ -213,11 +212,6 @@ def check_values(run: Run) -> None:
         check_data_parallel(run.strategy)
     if isinstance(run.strategy, ParameterServer):
         check_servers(run.strategy, run.batch, run.precision)
-        if isinstance(run.data.workers, int) and run.data.workers > 1:
-            raise ConfigError(
-                f"data.workers: {run.data.workers} with strategy=parameter_server, whose workers "
-                "read ahead with one process each; take auto, 0 or 1"
-            )
     check_stages(run)
     spread = getattr(run.augment, "multi_scale", 0)
     if spread and len(sides(run.imgsz, run.augment)) == 1:
@@ -230,6 +224,24 @@ def check_values(run: Run) -> None:
         raise ConfigError(
             f"strategy: {run.strategy.kind}, but {run.model.kind} is one block, which cannot be "
             "cut; take strategy=ddp or strategy=fsdp"
+        )
+
+
+def check_loaders(run: Run) -> None:
+    """Refuse a number of loader processes that cannot be.
+
+    Raises:
+        ConfigError: naming data.workers.
+    """
+    count = run.data.workers
+    if count == "auto":
+        return
+    if count < 0:
+        raise ConfigError(f"data.workers: {count}; take auto, 0 or more")
+    if count > 1 and isinstance(run.strategy, ParameterServer):
+        raise ConfigError(
+            f"data.workers: {count} with strategy=parameter_server, whose workers read ahead with "
+            "one process each; take auto, 0 or 1"
         )
 
 
