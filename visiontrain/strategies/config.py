@@ -31,7 +31,7 @@ class Placement(Alone):
 
 
 class ParameterServer(Alone):
-    """Parameter server: workers make gradients, servers hold weights and optimizer (Ray)."""
+    """Parameter server on Ray: workers make gradients, servers apply them."""
 
     kind: Literal["parameter_server"] = "parameter_server"
     processes: int = Field(2, ge=1, description="workers, each of which makes gradients")
