@@ -163,7 +163,7 @@ class ThreadEngine:
 
 
 def driver_of(made, before=lambda worker, method: None):
-    """Return what stands in STRATEGIES for the mode; the drivers it makes are added to `made`."""
+    """Return what stands in DRIVERS for the mode; the drivers it makes are added to `made`."""
 
     def make(config, place, precision, remote):
         engine = ThreadEngine(config, remote, before)

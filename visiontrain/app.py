@@ -187,7 +187,7 @@ def build_learner(
         schedule=schedule,
         clip=run.optim.clip,
         seed=run.seed,
-        ema=start_average(model, strategy.precision.weights) if run.ema and updates else None,
+        ema=start_average(model, strategy.precision.weights) if run.ema else None,
     )
 
 

@@ -70,9 +70,9 @@ def compute(remote: Remote, name: str, link: Link) -> None:
     strategy = worker_of(config, place, Precision(run.precision, place.device), talk)
     schedule = Schedule(run.optim, run.epochs, remote.images, run.batch)
     model = build_model(run.model, len(remote.names), run.task.kind)
-    learner = build_learner(
-        run, model, remote.names, schedule, strategy, updates=config.sync == "easgd"
-    )
+    plain = run.model_copy(update={"ema": False})  # servers average
+    updates = config.sync == "easgd"
+    learner = build_learner(plain, model, remote.names, schedule, strategy, updates=updates)
     data = samples_of(run, table)
     plan = plan_of(run, strategy)
     # Loaders claim ahead: what one worker claims no other can take.

@@ -58,7 +58,7 @@ PLAIN = (  # SGD whose updates add up
 @pytest.fixture
 def made(monkeypatch):
     drivers = []
-    monkeypatch.setitem(registry.STRATEGIES, "parameter_server", threads.driver_of(drivers))
+    monkeypatch.setitem(registry.DRIVERS, "parameter_server", threads.driver_of(drivers))
     return drivers
 
 
@@ -196,7 +196,7 @@ def test_whoever_dies_every_image_is_trained_on_once(sync, seed, monkeypatch, lo
     drivers, draw = [], random.Random(seed)
     faults = Faults(drivers, draw.sample(range(3, 50), 4), seed)
     mode = threads.driver_of(drivers, faults)
-    monkeypatch.setitem(registry.STRATEGIES, "parameter_server", mode)
+    monkeypatch.setitem(registry.DRIVERS, "parameter_server", mode)
     run = run_of(
         *SORTS,
         SERVERS,
@@ -218,7 +218,7 @@ def test_whoever_dies_every_image_is_trained_on_once(sync, seed, monkeypatch, lo
 def test_one_fault_too_many_ends_the_run(monkeypatch):
     drivers = []
     mode = threads.driver_of(drivers, Faults(drivers, [3, 6, 9, 12], 0))
-    monkeypatch.setitem(registry.STRATEGIES, "parameter_server", mode)
+    monkeypatch.setitem(registry.DRIVERS, "parameter_server", mode)
     with pytest.raises(RankError, match="ended without a word"):
         train(run_of(*SORTS, SERVERS, "strategy.max_restarts=1"))
 

@@ -13,11 +13,8 @@ from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.remote import Remote
 
 
-def ddp(
-    config: settings.DDP, place: Place, precision: Precision, remote: Remote | None = None
-) -> Strategy:
+def ddp(config: settings.DDP, place: Place, precision: Precision) -> Strategy:
     """Make data parallelism: gradients meet at every step, or weights now and then."""
-    del remote
     if config.sync_every > 1:
         from visiontrain.strategies.local_sgd import LocalSGD  # noqa: PLC0415
 
@@ -27,21 +24,15 @@ def ddp(
     return DDP(place, precision, config)
 
 
-def fsdp(
-    config: settings.FSDP, place: Place, precision: Precision, remote: Remote | None = None
-) -> Strategy:
+def fsdp(config: settings.FSDP, place: Place, precision: Precision) -> Strategy:
     """Make fully sharded data parallelism."""
-    del remote
     from visiontrain.strategies.fsdp import FSDP  # noqa: PLC0415 - torch's takes a second
 
     return FSDP(place, precision, reduce=config.reduce, offload=config.offload)
 
 
-def pipeline(
-    config: settings.Pipeline, place: Place, precision: Precision, remote: Remote | None = None
-) -> Strategy:
+def pipeline(config: settings.Pipeline, place: Place, precision: Precision) -> Strategy:
     """Make pipeline model parallelism, perhaps with shards over pipelines side by side."""
-    del remote
     if config.sharded:
         from visiontrain.strategies.sharded_pipeline import ShardedPipeline  # noqa: PLC0415
 
@@ -51,22 +42,17 @@ def pipeline(
     return Pipeline(place, precision, config)
 
 
-def placement(
-    config: settings.Placement, place: Place, precision: Precision, remote: Remote | None = None
-) -> Strategy:
+def placement(config: settings.Placement, place: Place, precision: Precision) -> Strategy:
     """Make naive placement on the devices of this process."""
-    del remote
     from visiontrain.strategies.placement import Placement  # noqa: PLC0415
 
     return Placement(place, precision, config.stages)
 
 
 def parameter_server(
-    config: settings.ParameterServer, place: Place, precision: Precision, remote: Remote | None
+    config: settings.ParameterServer, place: Place, precision: Precision, remote: Remote
 ) -> Strategy:
-    """Make the driver's side of parameter servers; one device where nothing trains."""
-    if remote is None:
-        return Strategy(place, precision)
+    """Make the driver's side of parameter servers."""
     from visiontrain.strategies.parameter_server.driver import Driver  # noqa: PLC0415
 
     set_environment(config)  # Ray reads it when it is imported
@@ -75,14 +61,22 @@ def parameter_server(
     return Driver(place, precision, config, RayEngine(config, place.device, remote), remote)
 
 
+def alone(config: StrategyConfig, place: Place, precision: Precision) -> Strategy:
+    """Make what one process does, also where it will only score."""
+    del config
+    return Strategy(place, precision)
+
+
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
-    "single": lambda _, place, precision, __: Strategy(place, precision),
+    "single": alone,
     "ddp": ddp,
     "fsdp": fsdp,
     "pipeline": pipeline,
     "placement": placement,
-    "parameter_server": parameter_server,
+    "parameter_server": alone,
 }
+# Of those, what trains in processes that it starts itself.
+DRIVERS: dict[str, Callable[..., Strategy]] = {"parameter_server": parameter_server}
 
 
 def build_strategy(
@@ -96,4 +90,7 @@ def build_strategy(
         precision: a key of the run.
         remote: what processes are told that the mode starts itself; None where nothing trains.
     """
-    return STRATEGIES[config.kind](config, place, Precision(precision, place.device), remote)
+    made = Precision(precision, place.device)
+    if remote is not None and config.kind in DRIVERS:
+        return DRIVERS[config.kind](config, place, made, remote)
+    return STRATEGIES[config.kind](config, place, made)

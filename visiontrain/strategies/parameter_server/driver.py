@@ -75,7 +75,8 @@ class Driver(Strategy):
         self._learner: Updatable
         self._segment: Segment | None = None
         self._next: list[Step] = []  # of the segment that is to begin
-        self._loaded = False  # whether servers have what this process has
+        self._loaded = False  # whether servers were given what this process has
+        self._fetched = True  # whether this process has what servers made of it
         self._restarts = 0
         self._era = 0
         self._norm = 0.0
@@ -85,7 +86,6 @@ class Driver(Strategy):
         self._dead: set[int] = set()  # servers that have to be brought back
         self._recovers = False
         self._recoveries = 0
-        self._fetched = True  # whether they have all
 
     @property
     def shares(self) -> int:
@@ -116,8 +116,8 @@ class Driver(Strategy):
         """Have servers and workers while a run goes on."""
         scratch = self.remote.scratch or Path(tempfile.mkdtemp(prefix="visiontrain-"))
         self.remote.scratch = scratch
-        self.engine.open(self.config.sync, self.config.staleness, shares_of(self.config))
         try:
+            self.engine.open(self.config.sync, self.config.staleness, self.shares)
             for number in range(self.config.servers):
                 self.engine.start_server(number)
             for name in self.workers:
@@ -203,19 +203,21 @@ class Driver(Strategy):
 
     # -- state --------------------------------------------------------------------
 
-    def _state(self) -> dict[str, Tensor]:
-        return flat(self._learner.tensors())
-
     def _held(self, number: int) -> dict[str, Tensor]:
         """Return this process's tensors that a server holds."""
         names = frozenset(self.remote.parts[number])
-        return {key: t for key, t in self._state().items() if is_held(key, names)}
+        state = flat(self._learner.tensors())
+        return {key: tensor for key, tensor in state.items() if is_held(key, names)}
 
     def _load_all(self) -> None:
         """Give all servers what this process holds."""
-        for number in range(self.config.servers):
-            self._load(number)
-            self.engine.publish(number)
+        again = True
+        while again:  # when one dies while that is done
+            self._dead = set()
+            for number in range(self.config.servers):
+                self._load(number)
+                self.engine.publish(number)
+            again = bool(self._dead)
         self._loaded = True
 
     def _load(self, number: int) -> None:
