@@ -99,6 +99,8 @@ def test_bsp_with_two_workers_and_two_servers_is_one_device(optim, made):
     assert {name: gap for name, gap in gaps.items() if gap > 1e-9} == {}
     assert made[0].totals.updates == 8
     assert len(made[0].totals.units) == 2  # both worked
+    for name, seconds in made[0].totals.exchanged.items():
+        assert 0 < seconds < made[0].totals.worked[name]
 
 
 def test_bsp_finds_objects_as_one_device_does(made):

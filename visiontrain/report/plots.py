@@ -46,6 +46,9 @@ PANELS = (  # of results.png, after the losses; a panel without values is left o
     ("Learning rate", ("lr",)),
     ("Images per second", ("images_per_s",)),
     ("Share of time waiting for data", ("data_wait",)),
+    ("Updates per second", ("updates_per_s",)),
+    ("Updates between reading and applying", ("staleness",)),
+    ("Share of workers' time", ("wait", "exchange")),
 )
 
 
@@ -63,6 +66,8 @@ NAMES = {  # of lines in results.png, where they differ from the columns of resu
     "o2m": "one-to-many head",
     "o2o": "one-to-one head",
     "all": "all heads",
+    "wait": "waiting for others",
+    "exchange": "reading and pushing",
 }
 OVERLAP = 0.45  # of a detection and a box, from which a confusion matrix counts them as a pair
 

@@ -180,6 +180,7 @@ def _plots(
     from visiontrain.report.pictures import batch_picture  # noqa: PLC0415 - matplotlib: seconds
     from visiontrain.report.plots import label_plot, results_plot, scored_plots  # noqa: PLC0415
     from visiontrain.report.run_report import write_report  # noqa: PLC0415
+    from visiontrain.report.server_plots import servers_plot  # noqa: PLC0415
 
     folder, table = scored.folder, scored.table
     plots = folder.path / "plots"
@@ -190,6 +191,8 @@ def _plots(
         paths += by_task(table, scored.outcome.rows, plots)
     if training is not None:
         paths.append(results_plot(folder.results, plots / "results.png"))
+        if "stalenesses" in scored.outcome.metrics:
+            paths.append(servers_plot(scored.outcome.metrics, plots / "servers.png"))
         labels = label_plot if training.task == "detect" else class_label_plot
         paths.append(labels(training, plots / "labels.png"))
     for number, batch in enumerate(batches() if batches else []):

@@ -23,6 +23,7 @@ class Report:
     pulled: int = 0  # bytes
     waited: float = 0.0  # seconds, for other workers
     worked: float = 0.0  # seconds, from the reading of weights on
+    exchanged: float = 0.0  # of these, reading weights and pushing
     peak: float = 0.0  # MB of memory
     rows: Sequence[Sequence[float]] = ()  # fingerprints of the images, where they are asked for
 
@@ -35,6 +36,7 @@ class Totals:
     units: Counter[str] = field(default_factory=Counter)  # gradients by worker
     waited: dict[str, float] = field(default_factory=dict)  # seconds by worker
     worked: dict[str, float] = field(default_factory=dict)
+    exchanged: dict[str, float] = field(default_factory=dict)
     pushed: int = 0  # bytes
     pulled: int = 0
     dropped: int = 0  # gradients that came too late for their update
@@ -51,6 +53,7 @@ class Totals:
         self.units[name] += 1
         _add(self.waited, {name: report.waited})
         _add(self.worked, {name: report.worked})
+        _add(self.exchanged, {name: report.exchanged})
         self.pushed += report.pushed
         self.pulled += report.pulled
         self.peak = max(self.peak, report.peak)
@@ -62,6 +65,7 @@ class Totals:
         self.units.update(other.units)
         _add(self.waited, other.waited)
         _add(self.worked, other.worked)
+        _add(self.exchanged, other.exchanged)
         for name in ("pushed", "pulled", "dropped", "restarts", "lost", "seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.peak = max(self.peak, other.peak)
@@ -75,8 +79,16 @@ class Totals:
     @property
     def wait(self) -> float:
         """Return the share of their time that workers waited for each other."""
-        waited, worked = sum(self.waited.values()), sum(self.worked.values())
-        return waited / (waited + worked) if waited + worked else 0.0
+        return self._share(self.waited)
+
+    @property
+    def exchange(self) -> float:
+        """Return the share of their time that workers read weights and pushed gradients."""
+        return self._share(self.exchanged)
+
+    def _share(self, seconds: Mapping[str, float]) -> float:
+        whole = sum(self.waited.values()) + sum(self.worked.values())
+        return sum(seconds.values()) / whole if whole else 0.0
 
     def numbers(self) -> dict[str, float]:
         """Return columns of results.csv."""
@@ -85,6 +97,7 @@ class Totals:
             "updates_per_s": updates / self.seconds if self.seconds else 0.0,
             "staleness": sum(k * n for k, n in self.staleness.items()) / updates if updates else 0,
             "wait": self.wait,
+            "exchange": self.exchange,
             "bytes_pushed": self.pushed,
             "bytes_pulled": self.pulled,
             "dropped": self.dropped,
@@ -98,6 +111,7 @@ class Totals:
             "gradients": dict(sorted(self.units.items())),
             "waited_s": dict(sorted(self.waited.items())),
             "worked_s": dict(sorted(self.worked.items())),
+            "exchanged_s": dict(sorted(self.exchanged.items())),
             "trained_s": self.seconds,
             "restarts": self.restarts,
             "lost_updates": self.lost,
@@ -113,6 +127,7 @@ class Totals:
             units=Counter(summary["gradients"]),
             waited=dict(summary["waited_s"]),
             worked=dict(summary["worked_s"]),
+            exchanged=dict(summary["exchanged_s"]),
             pushed=summary["bytes_pushed"],
             pulled=summary["bytes_pulled"],
             dropped=summary["dropped"],

@@ -78,7 +78,7 @@ class Talk:
         self.rows: Sequence[Sequence[float]] = ()  # fingerprints of the unit's images
         self._versions = [-1] * len(terms.parts)
         self._pushed = self._pulled = 0  # bytes of this unit
-        self._began = self._waited = 0.0
+        self._began = self._waited = self._exchanged = 0.0
 
     def learn(self, learner: Updatable) -> None:
         """Note which of a learner's tensors each server holds."""
@@ -102,7 +102,8 @@ class Talk:
         self.unit, asked = unit, time.monotonic()
         samples = self.link.hub("start", self.name, unit, self.era)
         self._began = time.monotonic()
-        self._waited, self._pushed, self._pulled = self._began - asked, 0, 0
+        self._waited, self._exchanged = self._began - asked, 0.0
+        self._pushed = self._pulled = 0
         if samples is None:
             raise LostError
         return samples
@@ -110,6 +111,7 @@ class Talk:
     def pull(self) -> dict[str, Tensor]:
         """Return the weights that changed since they were last read, of all servers."""
         waiting, found = set(range(len(self._versions))), dict[str, Tensor]()
+        asked = time.monotonic()
         while waiting:
             calls = {n: (self._versions[n],) for n in waiting}
             for n, answer in self.link.servers("pull", calls).items():
@@ -121,6 +123,7 @@ class Talk:
                 self._pulled += answer.nbytes
                 found |= tensors
                 waiting.remove(n)
+        self._exchanged += time.monotonic() - asked
         if self.terms.holds:
             self.link.tell("read", self.name, self.era)
         return found
@@ -144,6 +147,7 @@ class Talk:
         Raises:
             LostError: a server went back meanwhile.
         """
+        began = time.monotonic()
         sizes = torch._foreach_norm([*part.gradients.values(), *part.changes.values()])
         meta = {
             "counts": {head: value.item() for head, value in part.loss.counts.items()},
@@ -161,6 +165,7 @@ class Talk:
             for n in got.keys() - waiting.keys():
                 # Of an update all servers say the same; the first one's word counts it once.
                 answers |= {k: v for k, v in got[n].items() if not n or k in FAILURES}
+        self._exchanged += time.monotonic() - began
         self.settle(good=not answers.keys() & FAILURES)
         if "stale" in answers:
             raise LostError
@@ -180,6 +185,7 @@ class Talk:
             pulled=self._pulled,
             waited=self._waited,
             worked=time.monotonic() - self._began,
+            exchanged=self._exchanged,
             peak=peak_rss_mb(),
             rows=self.rows,
         )
