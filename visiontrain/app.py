@@ -29,6 +29,7 @@ from visiontrain.data.open import DataSpec, open_dataset
 from visiontrain.data.order import order_of
 from visiontrain.data.samples import scoring_set, training_set
 from visiontrain.data.table import Table
+from visiontrain.dealing import dealt, line_of
 from visiontrain.engine.checkpoint import CheckpointStore
 from visiontrain.engine.evaluate import Evaluation, Scorable, Trained, evaluate
 from visiontrain.engine.learner import Learner, start_average
@@ -58,7 +59,8 @@ from visiontrain.report.results import (
 )
 from visiontrain.start import build_fresh
 from visiontrain.strategies.base import Strategy
-from visiontrain.strategies.config import ParameterServer
+from visiontrain.strategies.devices import started_by
+from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.registry import build_strategy
 from visiontrain.strategies.remote import Remote
 from visiontrain.tasks.config import DetectConfig
@@ -87,15 +89,19 @@ def build(run: Run, place: Place) -> Trainer:
         progress.message(line)
     check_statistics(run, len(training), strategy)
     schedule = Schedule(run.optim, run.epochs, len(training), run.batch)
+    paced = paced_of(run, len(training))
     goes_on = strategy.broadcast(bool(CheckpointStore(folder_of(run).checkpoints, 1)))
     model = strategy.together(lambda: build_fresh(run, spec.names, None if goes_on else progress))
     data = samples_of(run, training)
     for line in heading(run, data, validation.table, model, place):
         progress.message(line)
+    if isinstance(run.strategy, Federated):
+        rows, _ = dealt(run, training, validation.table)
+        progress.message(line_of(rows, run.strategy.partition))
     learner = build_learner(run, model, spec.names, schedule, strategy)
     parts = Parts(
         learner=learner,
-        steps=step_source(run, data, strategy, run.save.every_steps),
+        steps=step_source(paced, data, strategy, run.save.every_steps),
         evaluate=lambda asked: score_set(run, learner, validation, asked),
         finish=lambda outcome: finish(run, outcome, strategy, validation.table, progress, data),
         saver=build_saver(run, spec, learner, len(training)),
@@ -104,7 +110,14 @@ def build(run: Run, place: Place) -> Trainer:
         begin=lambda: write_config(run) if place.is_main else None,
         config=run.model_dump(mode="json"),
     )
-    return Trainer(parts, fit_settings(run, len(training)))
+    return Trainer(parts, fit_settings(paced, len(training)))
+
+
+def paced_of(run: Run, images: int) -> Run:
+    """Return a run whose steps are those of the training loop: rounds, where clients train."""
+    if not isinstance(run.strategy, Federated):
+        return run
+    return run.model_copy(update={"batch": images, "epochs": run.strategy.rounds})
 
 
 def check_statistics(run: Run, images: int, strategy: Strategy) -> None:
@@ -361,8 +374,8 @@ def finish(
     if not strategy.place.is_main:
         return {}
     world = strategy.place.world
-    if training is not None and isinstance(run.strategy, ParameterServer):
-        world = run.strategy.processes
+    if training is not None:
+        world = started_by(run.strategy) or world
     scored = Scored(run, folder_of(run), table, outcome, world, peak, config_sha256(run))
     write_results(scored, __version__)
     for line in score_lines(scored):

@@ -40,6 +40,7 @@ from visiontrain.strategies.config import (
 from visiontrain.strategies.cuts import starts
 from visiontrain.strategies.devices import devices, settle
 from visiontrain.strategies.environment import launched
+from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.forecast import Facts, Forecast
 from visiontrain.strategies.live import LiveBytes
 from visiontrain.strategies.precision import LOWER, resolve
@@ -201,7 +202,7 @@ def _settled(config: PlanConfig) -> Run:
     if run.batch < 0:
         raise ConfigError(f"batch: {run.batch}; what fits differs from mode to mode, take a number")
     check_values(run)
-    if isinstance(run.strategy, Placement | ParameterServer):
+    if isinstance(run.strategy, Placement | ParameterServer | Federated):
         raise ConfigError(f"strategy: {run.strategy.kind}; plan counts with one device per process")
     unknown = run.strategy.model_fields_set - KNOWN
     if unknown:

@@ -35,6 +35,7 @@ from visiontrain.strategies.config import (
 )
 from visiontrain.strategies.devices import devices, settle, world
 from visiontrain.strategies.environment import launched
+from visiontrain.strategies.federated.config import Federated, in_rounds
 from visiontrain.strategies.precision import LOWER, resolve
 from visiontrain.tasks.config import DetectConfig, TaskConfig
 
@@ -91,10 +92,27 @@ def settled(run: Run) -> Run:
         given["batch"] = base["batch"]  # chosen once
     # A file that a validation left may name another split; training scores this one.
     run = _settle(merge(Run, base, given) | {"split": "val"})
+    run = as_rounds(run, given)
     refuse_missing(run, 'visiontrain.train("config.yaml", {})')
     run = with_batch(run)
     check_group(run)
     return run
+
+
+def as_rounds(run: Run, given: Tree) -> Run:
+    """Settle how long clients of a federated run train; it keeps no average beside theirs.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if not isinstance(run.strategy, Federated):
+        return run
+    if given.get("ema"):
+        raise ConfigError(
+            "ema: true with strategy=federated, where weights are means already; leave it out"
+        )
+    strategy, epochs = in_rounds(run.strategy, run.epochs, given="epochs" in given)
+    return run.model_copy(update={"strategy": strategy, "epochs": epochs, "ema": False})
 
 
 def check_group(run: Run) -> None:

@@ -35,6 +35,7 @@ from visiontrain.strategies.config import (
     check_data_parallel,
     check_servers,
 )
+from visiontrain.strategies.federated.config import Federated, check_federated
 from visiontrain.tasks.config import DetectConfig, TaskConfig
 
 FIXED = (  # what a run that goes on cannot change: its state and its place in the data hang on it
@@ -212,6 +213,9 @@ def check_values(run: Run) -> None:
         check_data_parallel(run.strategy)
     if isinstance(run.strategy, ParameterServer):
         check_servers(run.strategy, run.batch, run.precision)
+    if isinstance(run.strategy, Federated):
+        check_federated(run.strategy, run.epochs)
+        check_clients(run)
     check_stages(run)
     spread = getattr(run.augment, "multi_scale", 0)
     if spread and len(sides(run.imgsz, run.augment)) == 1:
@@ -224,6 +228,29 @@ def check_values(run: Run) -> None:
         raise ConfigError(
             f"strategy: {run.strategy.kind}, but {run.model.kind} is one block, which cannot be "
             "cut; take strategy=ddp or strategy=fsdp"
+        )
+
+
+def check_clients(run: Run) -> None:
+    """Refuse what clients of a federated run cannot do.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if run.precision == "fp16":
+        raise ConfigError(
+            "precision: fp16 with strategy=federated, whose clients have no common loss scale; take "
+            "bf16"
+        )
+    if run.batch < 0:
+        raise ConfigError(
+            f"batch: {run.batch} with strategy=federated, whose clients differ; take a number"
+        )
+    if run.data.tile is not None or run.data.balance != "none":
+        key = "tile" if run.data.tile is not None else "balance"
+        raise ConfigError(
+            f"data.{key}: {getattr(run.data, key)} with strategy=federated, where it is not "
+            "supported; leave it out"
         )
 
 

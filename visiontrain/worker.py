@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from visiontrain import app, elsewhere
+from visiontrain.client import simulated
 from visiontrain.core.durable import FULL, full_disk
 from visiontrain.core.errors import OutOfMemoryError, StorageError
 from visiontrain.core.memory import forget_peak, kept_memory
@@ -21,6 +22,7 @@ from visiontrain.prepare import folder_of
 from visiontrain.recipe import Run
 from visiontrain.strategies.parameter_server.shard import Shard
 from visiontrain.strategies.parameter_server.talk import Link
+from visiontrain.strategies.parameter_server.wire import Bytes
 from visiontrain.strategies.remote import Remote
 
 CPU_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in RuntimeErrors
@@ -81,6 +83,18 @@ def compute(remote: Remote, name: str, link: Link) -> None:
     run, _ = run_of(remote)
     with fitting(f"{run.batch} images of {run.imgsz} pixels", _less_memory(run)), kept_memory():
         elsewhere.compute(remote, name, link)
+
+
+def answer(remote: Remote, number: int, message: Bytes) -> Bytes:
+    """Answer a message as a client of a federated run that is simulated here.
+
+    Raises:
+        VisiontrainError: with one line for the user.
+    """
+    client = simulated(remote, number)
+    run = client.run
+    with fitting(f"{run.batch} images of {run.imgsz} pixels", _less_memory(run)), kept_memory():
+        return client.answer(message)
 
 
 def weighed(job_json: str, place: Place, objects: Objects = NONE) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from visiontrain.core.errors import DataError
-from visiontrain.core.interfaces import ImageSource
 from visiontrain.data.images import Paths
 from visiontrain.data.remote import ShardStore, file_name
 from visiontrain.data.shard_images import ShardImages
@@ -211,24 +209,4 @@ def rows_of(table: Table, rows: NDArray[np.int64]) -> Table:
     """Return a table of some images, `rows` ascending."""
     if len(rows) == len(table):
         return table
-    return labels_of(table, rows, cast("ShardImages", table.images).select(rows))
-
-
-def labels_of(table: Table, rows: NDArray[np.int64], images: ImageSource) -> Table:
-    """Return a table of `images` with the labels of `rows`, in any order."""
-    counts = np.diff(table.offsets)[rows]
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    boxes = np.arange(offsets[-1]) + np.repeat(table.offsets[rows] - offsets[:-1], counts)
-    ids = table.image_ids
-    return replace(
-        table,
-        images=images,
-        sizes=table.sizes[rows],
-        offsets=offsets,
-        boxes=table.boxes[boxes],
-        classes=table.classes[boxes],
-        crowd=table.crowd[boxes],
-        difficult=table.difficult[boxes],
-        area=table.area[boxes],
-        image_ids=None if ids is None else ids[rows],
-    )
+    return table.chosen(rows, cast("ShardImages", table.images).select(rows))

@@ -20,7 +20,7 @@ from visiontrain.core.interfaces import ImageSource
 from visiontrain.data.images import FileImages, Paths
 from visiontrain.data.remote import ShardStore
 from visiontrain.data.shard_images import ShardImages
-from visiontrain.data.shard_index import index_bytes, labels_of
+from visiontrain.data.shard_index import index_bytes
 from visiontrain.data.table import Table
 
 MB = 10**6
@@ -58,7 +58,7 @@ def write_split(
         done.tars.append(name)
         done.sizes.append((folder / name).stat().st_size)
         done.starts.append(len(done.offsets))
-    moved = labels_of(table, order, _source(done))
+    moved = table.chosen(order, _source(done))
     with (folder / index_name(split)).open("wb") as file:
         file.write(index_bytes(replace(moved, defects=())))
         _sync(file)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,25 @@ class Table:
     def rows(self, image: int) -> slice:
         """Return which boxes belong to `image`."""
         return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
+
+    def chosen(self, rows: NDArray[np.int64], images: ImageSource) -> Self:
+        """Return a table of `images` with the labels of `rows`, in any order."""
+        counts = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        boxes = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], counts)
+        ids = self.image_ids
+        return replace(
+            self,
+            images=images,
+            sizes=self.sizes[rows],
+            offsets=offsets,
+            boxes=self.boxes[boxes],
+            classes=self.classes[boxes],
+            crowd=self.crowd[boxes],
+            difficult=self.difficult[boxes],
+            area=self.area[boxes],
+            image_ids=None if ids is None else ids[rows],
+        )
 
     def digest(self) -> str:
         """Return what tells this table from another: a hash of its classes, sizes and boxes."""

@@ -55,6 +55,11 @@ class RunFolder:
         return self.path / "weights" / "last.safetensors"
 
     @property
+    def clients(self) -> Path:
+        """What simulated clients of a federated run keep for themselves."""
+        return self.path / "clients"
+
+    @property
     def servers(self) -> Path:
         """Snapshots of parameter servers, while a run goes on."""
         return self.path / "servers"

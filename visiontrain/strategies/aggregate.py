@@ -44,7 +44,7 @@ def krum(parts: Sequence[Tensor], faulty: int) -> list[Tensor]:
     nearest ranks. Proven for W > 2 * faulty + 2; W = faulty + 3 is the least that means anything.
     """
     world = len(parts[0])
-    square = torch.stack([_distances(rows) for rows in parts]).sum(0)
+    square = torch.stack([distances(rows) for rows in parts]).sum(0)
     square = square.nan_to_num(nan=torch.inf, posinf=torch.inf)
     square.fill_diagonal_(torch.inf)  # not near itself
     nearest = square.sort(dim=1).values[:, : world - faulty - 2]
@@ -58,7 +58,7 @@ def _middle(rows: Tensor, cut: int) -> Tensor:
     return ordered[cut : len(rows) - cut].mean(0)
 
 
-def _distances(rows: Tensor) -> Tensor:
+def distances(rows: Tensor) -> Tensor:
     """Return squared distances (W, W); by differences, as products would cancel."""
     return torch.stack([(rows - row).square().sum(1) for row in rows])
 

@@ -8,10 +8,8 @@ from pydantic import Field
 
 from visiontrain.core.config import Section
 from visiontrain.core.errors import ConfigError
-
-
-class Alone(Section):
-    """What modes of one process share."""
+from visiontrain.strategies.alone import Alone
+from visiontrain.strategies.federated.config import Federated
 
 
 class Single(Alone):
@@ -169,7 +167,8 @@ class Pipeline(Group):
 
 
 StrategyConfig = Annotated[
-    Single | DDP | FSDP | Pipeline | Placement | ParameterServer, Field(discriminator="kind")
+    Single | DDP | FSDP | Pipeline | Placement | ParameterServer | Federated,
+    Field(discriminator="kind"),
 ]
 
 Needs = tuple[tuple[str, str, tuple[str, ...]], ...]

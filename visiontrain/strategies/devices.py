@@ -19,6 +19,7 @@ from visiontrain.strategies.config import (
     StrategyConfig,
 )
 from visiontrain.strategies.environment import Launched, cores, launched
+from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.meeting import located
 
 G = TypeVar("G", bound=Group)
@@ -145,12 +146,19 @@ def own_device(device: str, told: Launched) -> torch.device:
 
 def world(config: StrategyConfig) -> int:
     """Return how many processes a settled mode has, over all machines."""
-    if isinstance(config, ParameterServer):
-        return config.processes
     if isinstance(config, Alone):
-        return 1
+        return started_by(config) or 1
     told = launched()
     return config.processes if told is None else told.world
+
+
+def started_by(config: StrategyConfig) -> int | None:
+    """Return how many processes train that a mode starts itself."""
+    if isinstance(config, ParameterServer):
+        return config.processes
+    if isinstance(config, Federated):
+        return min(config.clients, config.processes or cores())
+    return None
 
 
 def _as_told(config: G, told: Launched) -> G:

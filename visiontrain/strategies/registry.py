@@ -8,8 +8,9 @@ from visiontrain.core.types import Place
 from visiontrain.strategies import config as settings
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.config import StrategyConfig
-from visiontrain.strategies.parameter_server.ray_environment import set_environment
+from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.precision import Precision
+from visiontrain.strategies.ray_environment import set_environment
 from visiontrain.strategies.remote import Remote
 
 
@@ -55,10 +56,20 @@ def parameter_server(
     """Make the driver's side of parameter servers."""
     from visiontrain.strategies.parameter_server.driver import Driver  # noqa: PLC0415
 
-    set_environment(config)  # Ray reads it when it is imported
+    set_environment(config.kind, config.address, config.tls)  # read when Ray is imported
     from visiontrain.strategies.parameter_server.ray_engine import RayEngine  # noqa: PLC0415
 
     return Driver(place, precision, config, RayEngine(config, place.device, remote), remote)
+
+
+def federated(config: Federated, place: Place, precision: Precision, remote: Remote) -> Strategy:
+    """Make the server's side of federated training, whose clients are simulated here."""
+    from visiontrain.strategies.federated.server import Server  # noqa: PLC0415
+
+    set_environment(config.kind)
+    from visiontrain.strategies.federated.simulation import Simulation  # noqa: PLC0415
+
+    return Server(place, precision, config, Simulation(config, place.device, remote), remote)
 
 
 def alone(config: StrategyConfig, place: Place, precision: Precision) -> Strategy:
@@ -74,9 +85,13 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "pipeline": pipeline,
     "placement": placement,
     "parameter_server": alone,
+    "federated": alone,
 }
 # Of those, what trains in processes that it starts itself.
-DRIVERS: dict[str, Callable[..., Strategy]] = {"parameter_server": parameter_server}
+DRIVERS: dict[str, Callable[..., Strategy]] = {
+    "parameter_server": parameter_server,
+    "federated": federated,
+}
 
 
 def build_strategy(

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from visiontrain.core.errors import ConfigError
-from visiontrain.strategies.config import ParameterServer
 
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 TLS = {
@@ -21,25 +20,30 @@ LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 MODE, TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 
 
-def set_environment(config: ParameterServer) -> None:
+def set_environment(mode: str, address: str | None = None, tls: str | None = None) -> None:
     """Set what Ray reads, once and for all runs of this process: it does not look again.
+
+    Args:
+        mode: that wants it.
+        address: of a cluster to join; else one starts here.
+        tls: folder of certificates.
 
     Raises:
         ConfigError: Ray was imported before, without a token, or a certificate is missing.
     """
     if "ray" in sys.modules and os.environ.get(MODE) != "token":
         raise ConfigError(
-            f"strategy: parameter_server, but Ray was imported here without {MODE}=token, and "
+            f"strategy: {mode}, but Ray was imported here without {MODE}=token, and "
             "would let anybody in; start training before `import ray`, or set that before it"
         )
     os.environ.update(QUIET)
     os.environ[MODE] = "token"
-    if config.address is None:
+    if address is None:
         os.environ.update(LOOPBACK_ONLY)
         os.environ.setdefault(TOKEN, secrets.token_hex(32))
-    if config.tls is None:
+    if tls is None:
         return
-    folder = Path(config.tls)
+    folder = Path(tls)
     for key, name in TLS.items():
         if not (folder / name).is_file():
             raise ConfigError(f"strategy.tls: {folder / name} is missing; make it, or name another")

@@ -1,0 +1,225 @@
+"""Federated runs whose clients are calls: what they come to beside one device."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+
+import clients
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import visiontrain as vt
+from visiontrain.core.errors import ConfigError
+from visiontrain.strategies import registry
+
+SORTS = {
+    "data": "digits",
+    "task": "classify",
+    "model": {"kind": "resnet_tiny", "widths": [4, 8, 8], "norm": "group"},
+    "imgsz": 32,
+    "data.train_images": 48,
+    "data.val_images": 16,
+    "batch": 8,
+    "precision": "fp64",
+    "workers": 0,
+    "device": "cpu",
+    "log": {"plots": False, "to": []},
+}
+FINDS = {
+    "data": "tiny",
+    "model": {"kind": "yolo_n", "norm": "group"},
+    "imgsz": 64,
+    "data.train_images": 24,
+    "data.val_images": 3,
+    "batch": 6,
+    "precision": "fp64",
+    "workers": 0,
+    "device": "cpu",
+    "log": {"plots": False, "to": []},
+}
+
+
+@pytest.fixture
+def made(monkeypatch):
+    servers = []
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of(servers))
+    return servers
+
+
+def weights_of(run):
+    return load_file(run.folder / "weights" / "last.safetensors")
+
+
+def gap(a, b):
+    assert a.keys() == b.keys()
+    return max((a[n].double() - b[n].double()).abs().max().item() for n in a)
+
+
+def federated(**keys):
+    return {"kind": "federated", **keys}
+
+
+@pytest.mark.parametrize("optim", ["adamw", "sgd", "muon"])
+def test_one_client_in_one_round_is_one_device_to_the_bit(made, tmp_path, optim):
+    alone = vt.train(**SORTS, optim=optim, epochs=3, ema=False, val=False, out=tmp_path / "alone")
+    mode = federated(clients=1, rounds=1, local_epochs=3)
+    run = vt.train(**SORTS, optim=optim, strategy=mode, out=tmp_path / "run")
+    assert gap(weights_of(alone), weights_of(run)) == 0
+    assert run.metrics["samples"] == alone.metrics["samples"] == 3 * 48
+    assert run.metrics["top1"] == alone.metrics["top1"]
+
+
+PLAIN = {
+    "augment": "none",
+    "optim": {"kind": "sgd", "lr": 0.05, "momentum": 0.0, "clip": 1e9, "warmup": 0},
+    "epochs": 1,
+    "ema": False,
+}
+
+
+@pytest.mark.parametrize("base", [SORTS, FINDS], ids=["classify", "detect"])
+def test_a_full_batch_step_on_each_client_is_one_on_all_their_images(made, tmp_path, base):
+    keys = base | PLAIN | {"batch": base["data.train_images"]}
+    alone = vt.train(**keys, out=tmp_path / "alone")
+    mode = federated(clients=2, rounds=1, partition="quantity", alpha=1.0)
+    run = vt.train(**keys | {"epochs": 1}, strategy=mode, out=tmp_path / "run")
+    first = load_file(next((tmp_path / "run" / "checkpoints").glob("step-*0/model.safetensors")))
+    moved = gap(weights_of(alone), first)
+    assert gap(weights_of(alone), weights_of(run)) < 1e-12 < moved
+    sizes = {client["images"] for client in run.metrics["clients"].values()}
+    assert len(sizes) > 1  # else equal weights would do
+
+
+KEPT = {
+    "fedadam": {"server_lr": 0.1},
+    "scaffold": {},
+    "fedavgm": {"server_lr": 0.5},
+    "fedavg": {"local": ["norm"]},
+    "fedprox": {"prox": 0.5},
+    "fednova": {"partition": "quantity"},
+}
+
+
+@pytest.mark.parametrize("algorithm", KEPT)
+def test_a_server_that_dies_goes_on_to_the_bit(monkeypatch, tmp_path, algorithm):
+    mode = federated(clients=3, rounds=4, fraction=0.67, algorithm=algorithm, **KEPT[algorithm])
+    keys = SORTS | {"optim": "sgd", "strategy": mode}
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([]))
+    whole = vt.train(**keys, out=tmp_path / "whole")
+
+    asked = []
+
+    def dies(client, answer):
+        asked.append(client)
+        if len(asked) == 10:  # three said hello, two a round trained: amid the fourth
+            raise KeyboardInterrupt
+        return answer()
+
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([], dies))
+    with pytest.raises(KeyboardInterrupt):
+        vt.train(**keys, out=tmp_path / "killed")
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([]))
+    run = vt.train(out=tmp_path / "killed", resume=True)
+    assert gap(weights_of(whole), weights_of(run)) == 0
+    assert run.metrics["clients"] == whole.metrics["clients"]
+    # What clients say beside their weights is a number's digits longer or shorter.
+    assert run.metrics["clients_up"] == pytest.approx(whole.metrics["clients_up"], rel=1e-3)
+
+
+def test_algorithms_come_to_different_weights(made, tmp_path):
+    found = {}
+    for algorithm, keys in KEPT.items():
+        mode = federated(clients=3, rounds=3, **{"partition": "dirichlet"} | keys)
+        mode |= {"algorithm": algorithm}
+        run = vt.train(**SORTS, optim="sgd", strategy=mode, out=tmp_path / algorithm)
+        found[algorithm] = weights_of(run)
+    names = list(found)
+    for place, name in enumerate(names):
+        for other in names[:place]:
+            assert gap(found[name], found[other]) > 1e-6, (name, other)
+
+
+def spoiled(message, name="", value=float("nan"), **meta):
+    """Return a client's answer with a number or what goes along changed."""
+    head = bytes(message[:12])
+    size = int.from_bytes(head[8:], "big")
+    header = json.loads(bytes(message[12 : 12 + size]))
+    values = message[12 + size :].copy()
+    if name:
+        values.view(np.float64)[7] = value
+    header["meta"] |= meta
+    text = json.dumps(header).encode()
+    start = head[:8] + len(text).to_bytes(4, "big") + text
+    return np.concatenate([np.frombuffer(start, np.uint8), values])
+
+
+FAULTS = {
+    "not finite": (lambda m: spoiled(m, "nan"), "refused: numbers that are not finite"),
+    "counts": (lambda m: spoiled(m, counts={"all": -60}), "refused: counts that are none"),
+    "heads": (lambda m: spoiled(m, counts={"other": 1}), "refused: counts of other heads"),
+    "short": (lambda m: m[:-8], "refused:"),
+    "long": (lambda m: np.concatenate([m, np.zeros(10**8, np.uint8)]), "schema allows"),
+    "other model": (lambda m: np.frombuffer(b"visiontr\0\0\0\2{}", np.uint8), "refused:"),
+    "silent": (lambda m: None, "no result when round 2 was over"),
+    "other data": (lambda m: "data: 4 classes here, 10 in the run", "failed: data: 4 classes"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_client_that_misbehaves_is_named_and_left_out(monkeypatch, tmp_path, caplog, fault):
+    change, said = FAULTS[fault]
+    begun = Counter()
+
+    def one_round(client, answer):
+        begun[client] += 1
+        found = answer()
+        # Its hello, its first round, and then this.
+        return change(found) if client == 1 and begun[client] == 3 else found
+
+    servers = []
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of(servers, one_round))
+    run = vt.train(
+        **SORTS, optim="sgd", strategy=federated(clients=3, rounds=3), out=tmp_path / "r"
+    )
+    assert f"client 1: {said}" in caplog.text or ("client 1" in caplog.text and said in caplog.text)
+    rounds = {k: client["rounds"] for k, client in run.metrics["clients"].items()}
+    assert rounds == {"0": 3, "1": 2, "2": 3}
+    assert all(torch.isfinite(t).all() for t in weights_of(run).values())
+
+
+def test_a_client_that_claims_a_billion_images_has_no_more_than_ten_shares(
+    monkeypatch, tmp_path, caplog
+):
+    def boasts(client, answer):
+        found = answer()
+        meta = {"counts": {"all": 1e9}} if client == 1 else {}
+        return spoiled(found, **meta) if len(found) > 2000 else found
+
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([], boasts))
+    vt.train(**SORTS, optim="sgd", strategy=federated(clients=3, rounds=1), out=tmp_path / "run")
+    assert "client 1: says that it trained on 1e+09 (all); counted as 160" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ({"alpha": 0.1}, "strategy.alpha: 0.1; it changes nothing here, add strategy.partition"),
+        ({"algorithm": "krum", "clients": 3}, "krum of 3 clients, 1 of them faulty; it takes 4"),
+        ({"algorithm": "bulyan", "clients": 6}, "it takes 7 or more"),
+        ({"clients": 100}, "strategy.clients: 100, of 48 images"),
+        ({"min_fit": 5}, "strategy.min_fit: 5; 4 clients are asked"),
+        ({"algorithm": "fednova", "server_lr": 0.5}, "strategy.server_lr: 0.5"),
+        ({"rounds": 3, "local_epochs": 2}, "epochs: 4, but strategy.rounds=3 of 2 are 6"),
+        ({"local_epochs": 3}, "strategy.local_epochs: 3 of 4 epochs"),
+        ({"partition": "source", "clients": 2}, "images lie in"),
+        ({"partition": "classes", "classes": 11}, "strategy.classes: 11; the data has 10"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_starts(made, tmp_path, mode, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        vt.train(**SORTS, epochs=4, strategy=federated(**mode), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "results.csv").exists()

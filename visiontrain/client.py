@@ -1,0 +1,241 @@
+"""A client of a federated run: it trains on images of its own, and scores on them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from visiontrain.app import build_learner, plan_of, samples_of, score_set, scored_of
+from visiontrain.core.durable import replace_file
+from visiontrain.core.errors import DataError
+from visiontrain.core.own import with_objects
+from visiontrain.core.seed import derive
+from visiontrain.core.types import Place
+from visiontrain.data.loader import steps_per_epoch, train_steps
+from visiontrain.data.open import open_dataset
+from visiontrain.data.partition import part
+from visiontrain.data.table import Table
+from visiontrain.dealing import dealing_of, dealt
+from visiontrain.engine.learner import Learner
+from visiontrain.engine.optim import Schedule
+from visiontrain.engine.step import train_step
+from visiontrain.models.registry import build_model
+from visiontrain.prepare import folder_of
+from visiontrain.recipe import Run
+from visiontrain.strategies.federated.config import Federated
+from visiontrain.strategies.federated.local import Local
+from visiontrain.strategies.federated.messages import (
+    CONTROL,
+    WEIGHT,
+    read,
+    read_meta,
+    schema_of,
+    shared,
+    under,
+    write,
+)
+from visiontrain.strategies.parameter_server.wire import Bytes
+from visiontrain.strategies.precision import Precision
+from visiontrain.strategies.remote import Remote
+from visiontrain.tasks.registry import as_task
+
+KEPT = 2  # states: the server may go back a round
+
+State = dict[str, Tensor]  # weight/NAME of parts that stay here, control/NAME of SCAFFOLD's variate
+
+
+class Client:
+    """Answers the server's messages; what it keeps between rounds lies in its folder."""
+
+    def __init__(
+        self, run: Run, number: int, tables: tuple[Table, Table], folder: Path, device: torch.device
+    ) -> None:
+        """Be a client.
+
+        Args:
+            run: what to train, as the server settled it.
+            number: of the client.
+            tables: what it trains on, what it scores on.
+            folder: for what it keeps.
+            device: to compute on.
+        """
+        assert isinstance(run.strategy, Federated)
+        # Every client draws its own numbers; one that is alone draws those of one device.
+        alone = run.strategy.clients == 1
+        seed = run.seed if alone else derive(run.seed, "client", number) % 2**63
+        self.run = run.model_copy(update={"ema": False, "seed": seed})
+        self.config, self.number, self.folder = run.strategy, number, folder
+        self.train_table, self.val_table = tables
+        self.device = device
+
+    def answer(self, message: Bytes) -> Bytes:
+        """Do what a message asks for.
+
+        Raises:
+            RefusedError: it does not fit the model that the run describes.
+            DataError: it asks for nothing that there is.
+        """
+        meta = read_meta(message)
+        kind = {"hello": self._hello, "train": self._train, "score": self._score}
+        if meta.get("kind") not in kind:
+            raise DataError(f"federated: a message that asks for {meta.get('kind')!r}")
+        return kind[meta["kind"]](message, meta)
+
+    def _hello(self, message: Bytes, meta: Mapping[str, Any]) -> Bytes:
+        del message
+        found = self._state(meta["round"]) is not None
+        return self._write((), {}, {}, {"has_state": found, "images": len(self.train_table)})
+
+    def _train(self, message: Bytes, meta: Mapping[str, Any]) -> Bytes:
+        """Train for the epochs of a round."""
+        began, number, every = time.monotonic(), int(meta["round"]), self.config.local_epochs
+        images = len(self.train_table)
+        learner, strategy = self._learner()
+        control = self._take(learner, message, number)
+        state = self._state(number) or {}
+        names = tuple(control)
+        mine = under(state, CONTROL) or {n: torch.zeros_like(control[n]) for n in names}
+        start = {n: learner.live[n].detach().clone() for n in names}
+        strategy.begin(learner, {n: control[n] - mine[n] for n in names})
+        per_epoch = steps_per_epoch(images, self.run.batch)
+        first = number * every * per_epoch
+        learner.step, learner.samples = first, number * every * images
+        data = samples_of(self.run, self.train_table)
+        steps = train_steps(data, plan_of(self.run, strategy), first)
+        for step in islice(steps, every * per_epoch):
+            train_step(learner, step.micro_batches, step.images)
+        new = {
+            n: mine[n] - control[n] + (start[n] - learner.live[n]) / max(strategy.rates, 1e-12)
+            for n in names
+        }
+        ways = shared(learner.model, self.config.local)
+        own = {WEIGHT + n: learner.live[n] for n in ways.own}
+        self._keep(own | {CONTROL + n: t for n, t in new.items()}, number)
+        found: dict[str, Any] = {
+            "counts": dict(strategy.counts),
+            "terms": dict(strategy.terms),
+            "steps": strategy.steps or 1.0,
+            "images": every * images,
+            "own_images": images,
+        }
+        if meta.get("score"):
+            found["score"] = self._scored(learner)
+        found["seconds"] = time.monotonic() - began
+        moved = {n: new[n] - mine[n] for n in names}
+        return self._write(ways.up, learner.live, moved, found)
+
+    def _score(self, message: Bytes, meta: Mapping[str, Any]) -> Bytes:
+        """Score the server's weights on images of this client."""
+        learner, _ = self._learner()
+        self._take(learner, message, int(meta["round"]))
+        return self._write((), {}, {}, {"score": self._scored(learner)})
+
+    def _scored(self, learner: Learner) -> float | None:
+        if not len(self.val_table):
+            return None
+        metrics = score_set(self.run, learner, scored_of(self.run, self.val_table)).metrics
+        return float(metrics[learner.task.best])
+
+    # -- the model ----------------------------------------------------------------
+
+    def _learner(self) -> tuple[Learner, Local]:
+        run = self.run
+        momentum = run.optim.momentum if run.optim.kind == "sgd" else 0.0
+        prox = self.config.prox if self.config.algorithm == "fedprox" else 0.0
+        place = Place(self.device, local_world=self.config.processes or 1)
+        precision = Precision(run.precision, self.device)
+        strategy = Local(place, precision, prox=prox, momentum=momentum)
+        schedule = Schedule(run.optim, run.epochs, len(self.train_table), run.batch)
+        names = self.train_table.names
+        model = build_model(run.model, len(names), run.task.kind)
+        return build_learner(run, model, names, schedule, strategy), strategy
+
+    @torch.no_grad()
+    def _take(self, learner: Learner, message: Bytes, number: int) -> State:
+        """Take the server's weights, and this client's own; return the server's variate."""
+        ways = shared(learner.model, self.config.local)
+        trained = {n for n, p in learner.model.named_parameters() if p.requires_grad}
+        scaffold = self.config.algorithm == "scaffold"
+        controlled = tuple(n for n in ways.up if n in trained) if scaffold else ()
+        weights, control, _ = read(message, schema_of(learner.live, ways.all, controlled))
+        own = under(self._state(number) or {}, WEIGHT)
+        missing = learner.live.keys() - weights.keys() - own.keys()
+        if missing:
+            raise DataError(
+                f"federated: client {self.number} lacks {min(missing)}, and the server did not "
+                "send it; was its folder emptied?"
+            )
+        for name, tensor in (weights | own).items():
+            learner.live[name].copy_(tensor)
+        return control
+
+    def _write(
+        self, names: tuple[str, ...], live: Mapping[str, Tensor], controls: State, meta: Any
+    ) -> Bytes:
+        schema = schema_of(live, names, tuple(controls))
+        return write(schema, {n: live[n] for n in names}, controls, meta)
+
+    # -- what stays here ----------------------------------------------------------
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.safetensors"
+
+    def _state(self, number: int) -> State | None:
+        """Return what was kept after the newest round before `number`."""
+        known = sorted(self.folder.glob("[0-9]*.safetensors"))
+        before = [path for path in known if int(path.stem) < number]
+        if not before:
+            return None
+        with safe_open(before[-1], framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def _keep(self, state: Mapping[str, Tensor], number: int) -> None:
+        """Keep what the next round needs, and what the one before it would."""
+        if not state:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors = {n: t.detach().cpu().contiguous() for n, t in state.items()}
+        replace_file(self._path(number), save(tensors, {"client": json.dumps(self.number)}))
+        for old in sorted(self.folder.glob("[0-9]*.safetensors"))[:-KEPT]:
+            old.unlink(missing_ok=True)
+
+
+# -- clients of one machine -------------------------------------------------------------
+
+
+def simulated(remote: Remote, number: int) -> Client:
+    """Make a client that has a part of the run's own data."""
+    run = with_objects(Run.model_validate_json(remote.run_json), remote.objects)
+    train, val = _dealt(remote.run_json, _Same(run), number)
+    folder = folder_of(run).clients / f"client-{number}"
+    return Client(run, number, (train, val), folder, torch.device(remote.device))
+
+
+@dataclass(frozen=True)
+class _Same:
+    """A run that its text tells from others."""
+
+    run: Run = field(hash=False, compare=False)
+
+
+@lru_cache(maxsize=64)
+def _dealt(text: str, same: _Same, number: int) -> tuple[Table, Table]:
+    """Open data once in each process, not once a message; `text` is the run's."""
+    del text
+    run = same.run
+    spec = open_dataset(run.data, run.task.kind)
+    train, val = (as_task(spec.table(split), run.task) for split in ("train", "val"))
+    dealing, (rows, others) = dealing_of(run), dealt(run, train, val)
+    own = part(train, rows[number], dealing, number)
+    return own, part(val, others[number], dealing, number)

@@ -1,0 +1,33 @@
+"""Which images of a run's data each simulated client of a federated run has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from visiontrain.data.partition import Dealing, Rows, deal
+from visiontrain.data.table import Table
+from visiontrain.recipe import Run
+from visiontrain.strategies.federated.config import Federated
+
+
+def dealing_of(run: Run) -> Dealing:
+    """Return how a run's images are dealt out to its clients."""
+    config = run.strategy
+    assert isinstance(config, Federated)
+    return Dealing(config.partition, config.clients, config.alpha, config.classes, run.seed)
+
+
+def dealt(run: Run, train: Table, val: Table) -> tuple[Sequence[Rows], Sequence[Rows]]:
+    """Return the rows of each client in both splits.
+
+    Raises:
+        ConfigError: a client would have nothing to train on.
+    """
+    return deal(dealing_of(run), train, val)
+
+
+def line_of(rows: Sequence[Rows], kind: str) -> str:
+    """Say how many images clients have."""
+    sizes = sorted(len(own) for own in rows)
+    among = f"{sizes[0]:,}" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,}"
+    return f"{len(rows)} clients of {among} images each ({kind})"

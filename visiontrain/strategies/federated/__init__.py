@@ -1,0 +1,1 @@
+"""Federated training: clients keep their data, only updates travel."""

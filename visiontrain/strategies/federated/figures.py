@@ -1,0 +1,158 @@
+"""What a federated run counts: who took part, how far they went, what travelled, who scored what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visiontrain.strategies.federated.algorithms import Named, Update
+from visiontrain.strategies.federated.guard import way_of
+
+COUNTED = ("down", "up", "late", "failed", "refused", "trained_s", "engine_s")
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How clients' updates lie to each other."""
+
+    lengths: Mapping[int, float]  # by client
+    cosines: Mapping[int, float]  # to the mean of all, by client
+
+    @property
+    def length(self) -> float:
+        """Return the mean length."""
+        return sum(self.lengths.values()) / len(self.lengths)
+
+
+def of_round(updates: Sequence[Update], now: Named, parameters: frozenset[str]) -> Ways:
+    """Compare the updates of a round: their lengths, their directions to the plain mean's."""
+    ways = {update.client: way_of(update, now, parameters) for update in updates}
+    middle = torch.stack(list(ways.values())).mean(0)
+    return Ways(
+        {k: float(torch.linalg.vector_norm(way)) for k, way in ways.items()},
+        {k: _cosine(way, middle) for k, way in ways.items()},
+    )
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    size = float(torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b))
+    return float(a @ b) / size if size else 0.0
+
+
+@dataclass(slots=True)
+class Rounds:
+    """The whole run's, and the newest round's."""
+
+    down: int = 0  # bytes to clients
+    up: int = 0  # bytes from them
+    late: int = 0  # results that did not come in time
+    failed: int = 0  # clients that said why they could not train
+    refused: int = 0  # results that could be none
+    trained_s: float = 0.0  # seconds that clients trained, all together
+    engine_s: float = 0.0  # seconds of rounds in which none can have
+    taken: dict[int, int] = field(default_factory=dict)  # rounds that each client was part of
+    images: dict[int, int] = field(default_factory=dict)  # that each has
+    lengths: dict[int, float] = field(default_factory=dict)  # of the newest round
+    cosines: dict[int, float] = field(default_factory=dict)
+    local: dict[int, float] = field(default_factory=dict)  # scores of clients' own weights
+    common: dict[int, float] = field(default_factory=dict)  # of the server's, on their images
+    _times: list[float] = field(default_factory=list)  # of the newest round
+
+    def note(self, clients: Sequence[int], metas: Sequence[Mapping[str, Any]]) -> None:
+        """Note who took part in a round."""
+        self._times = []
+        for client, meta in zip(clients, metas, strict=True):
+            self.taken[client] = self.taken.get(client, 0) + 1
+            self.images[client] = int(_number(meta, "own_images"))
+            self._times.append(_number(meta, "seconds"))
+            if "score" in meta:
+                self.local[client] = _number(meta, "score")
+        self.trained_s += sum(self._times)
+
+    def ways(self, ways: Ways, seconds: float, at_once: int) -> None:
+        """Note how far clients went, in a round of so many seconds."""
+        self.lengths, self.cosines = dict(ways.lengths), dict(ways.cosines)
+        # As fast as it can have been: side by side, or one long one.
+        least = max(*self._times, sum(self._times) / at_once)
+        self.engine_s += max(0.0, seconds - least)
+
+    def scored(self, found: Mapping[int, Mapping[str, Any]]) -> None:
+        """Note what clients say of the server's weights."""
+        self.common = {k: _number(meta, "score") for k, meta in sorted(found.items())}
+
+    def numbers(self) -> dict[str, float]:
+        """Return columns of results.csv."""
+        spread = _spread(self.lengths.values())
+        scored = {"worst_client": min(self.common.values())} if self.common else {}
+        return {
+            "clients": len(self.lengths),
+            "bytes_down": self.down,
+            "bytes_up": self.up,
+            "drift": sum(self.lengths.values()) / max(1, len(self.lengths)),
+            "drift_spread": spread,
+            "cosine": sum(self.cosines.values()) / max(1, len(self.cosines)),
+            **scored,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Return what metrics.json says, from which `load` goes on."""
+        clients = {
+            str(k): {
+                "images": self.images.get(k, 0),
+                "rounds": self.taken.get(k, 0),
+                "drift": self.lengths.get(k),
+                "cosine": self.cosines.get(k),
+                "own_score": self.local.get(k),
+                "common_score": self.common.get(k),
+            }
+            for k in sorted(self.taken)
+        }
+        scored = {}
+        if self.common:
+            values = self.common.values()
+            scored = {
+                "worst_client": min(values),
+                "mean_client": sum(values) / len(values),
+                "client_spread": _spread(values),
+            }
+        counted = {f"clients_{name}": getattr(self, name) for name in COUNTED}
+        return {"clients": clients, **scored, **counted}
+
+    def load(self, summary: Mapping[str, Any]) -> None:
+        """Go on counting from what `summary` returned, of this mode or another."""
+        if "clients_down" not in summary:
+            return
+        for name in COUNTED:
+            setattr(self, name, summary[f"clients_{name}"])
+        for key, own in summary["clients"].items():
+            k = int(key)
+            self.images[k], self.taken[k] = own["images"], own["rounds"]
+            for into, name in (
+                (self.lengths, "drift"),
+                (self.cosines, "cosine"),
+                (self.local, "own_score"),
+                (self.common, "common_score"),
+            ):
+                if own[name] is not None:
+                    into[k] = own[name]
+
+
+def _spread(values: Any) -> float:
+    """Return the standard deviation over clients."""
+    found = list(values)
+    if len(found) < 2:
+        return 0.0
+    middle = sum(found) / len(found)
+    return math.sqrt(sum((value - middle) ** 2 for value in found) / (len(found) - 1))
+
+
+def _number(meta: Mapping[str, Any], name: str) -> float:
+    """Return a number that a client says; 0 where it is none."""
+    value = meta.get(name)
+    good = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if good else 0.0

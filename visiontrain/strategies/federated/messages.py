@@ -1,0 +1,154 @@
+"""What a server and its clients say to each other: tensors and JSON; what a server believes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visiontrain.core.interfaces import VisionModel
+from visiontrain.strategies.federated.algorithms import Named, Update
+from visiontrain.strategies.parameter_server.wire import (
+    HEAD,
+    MARK,
+    MOST_HEADER,
+    Bytes,
+    RefusedError,
+    Schema,
+    pack,
+    unpack,
+)
+
+WEIGHT, CONTROL = "weight/", "control/"  # of names in messages
+LARGEST = 2.0**53  # of a count
+NORMS = ("BatchNorm", "GroupNorm", "LayerNorm", "SyncBatchNorm", "InstanceNorm")
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Which tensors of a model travel."""
+
+    down: tuple[str, ...]  # parameters and float buffers that clients get
+    up: tuple[str, ...]  # those of them that training moves
+    own: tuple[str, ...]  # what each client keeps for itself
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Return what a client needs at first."""
+        return (*self.down, *self.own)
+
+
+def shared(model: VisionModel, local: Sequence[str]) -> Shared:
+    """Divide a model's parameters and float buffers; `local` names parts that stay.
+
+    A detector's head is its last block, its neck what lies between that and the body.
+    """
+    live = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
+    norms = names_of_norms(model)
+    parts = {name: part_of(model, name) for name in live}
+    stays = [n for n in live if parts[n] in local or ("norm" in local and n in norms)]
+    moved = {n for n, p in model.named_parameters() if p.requires_grad}
+    frozen = tuple(f"blocks.{name}." for name in model.frozen)
+    moved |= {n for n in live if n not in dict(model.named_parameters())}
+    down = tuple(n for n in live if n not in stays)
+    up = tuple(n for n in down if n in moved and not n.startswith(frozen))
+    return Shared(down, up, tuple(stays))
+
+
+def part_of(model: VisionModel, name: str) -> str:
+    """Tell whether a tensor belongs to the backbone, the neck or the head."""
+    if name.startswith(tuple(model.body)):
+        return "backbone"
+    last = f"blocks.{list(model.blocks)[-1]}."
+    return "head" if name.startswith(last) else "neck"
+
+
+def names_of_norms(model: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters and buffers of layers that normalise."""
+    found = set()
+    for prefix, module in model.named_modules():
+        if type(module).__name__.startswith(NORMS) or type(module).__name__.rstrip("123d") in NORMS:
+            found |= {f"{prefix}.{n}" for n, _ in module.named_parameters(recurse=False)}
+            found |= {f"{prefix}.{n}" for n, _ in module.named_buffers(recurse=False)}
+    return frozenset(found)
+
+
+def schema_of(live: Named, names: Sequence[str], controls: Sequence[str]) -> Schema:
+    """Describe messages that hold some of these weights and of the variates of some parameters."""
+    weights = {WEIGHT + n: live[n] for n in names}
+    return Schema.of(weights | {CONTROL + n: live[n] for n in controls})
+
+
+def write(schema: Schema, weights: Named, controls: Named, meta: Mapping[str, Any]) -> Bytes:
+    """Write a message."""
+    tensors = {WEIGHT + n: t for n, t in weights.items()}
+    return pack(schema, tensors | {CONTROL + n: t for n, t in controls.items()}, meta)
+
+
+def read(message: Bytes, schema: Schema) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
+    """Read a message: weights, variates, and what goes along.
+
+    Raises:
+        RefusedError: it is not of this schema.
+    """
+    tensors, meta = unpack(message, schema)
+    return under(tensors, WEIGHT), under(tensors, CONTROL), meta
+
+
+def read_meta(message: Bytes) -> Mapping[str, Any]:
+    """Read what goes along with the tensors of a message; nothing where it is no message."""
+    head = bytes(message[:HEAD])
+    size = int.from_bytes(head[len(MARK) :], "big")
+    if not head.startswith(MARK) or size > MOST_HEADER:
+        return {}
+    try:
+        meta = json.loads(bytes(message[HEAD : HEAD + size]))["meta"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
+def under(tensors: Named, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin so, without it."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def believed(
+    message: Bytes, schema: Schema, heads: Sequence[str], client: int
+) -> tuple[Update, Mapping[str, Any]]:
+    """Read what a client made of a round, if it can be that.
+
+    Raises:
+        RefusedError: other tensors, numbers that are not finite, counts that are none.
+    """
+    weights, controls, meta = read(message, schema)
+    if len(weights) + len(controls) != len(schema.fields):
+        raise RefusedError(f"{len(weights) + len(controls)} tensors of {len(schema.fields)}")
+    tensors = [*weights.values(), *controls.values()]
+    if tensors and not bool(torch.stack(torch._foreach_norm(tensors)).isfinite().all()):
+        raise RefusedError("numbers that are not finite")
+    counts, steps = meta.get("counts"), meta.get("steps")
+    if not isinstance(counts, dict) or counts.keys() != set(heads):
+        raise RefusedError("counts of other heads than the task's")
+    if not all(map(is_count, [*counts.values(), steps, meta.get("images")])) or not steps:
+        raise RefusedError("counts that are none")
+    negative = next((n for n, t in weights.items() if is_variance(n) and bool((t < 0).any())), None)
+    if negative is not None:
+        raise RefusedError(f"{negative}: a variance below zero")
+    return Update(client, weights, counts, steps, controls), meta
+
+
+def is_count(value: Any) -> bool:
+    """Tell whether a number from a message can be a count."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and 0 <= value < LARGEST
+
+
+def is_variance(name: str) -> bool:
+    """Tell whether a tensor is one of variances."""
+    return name.endswith("running_var")

@@ -1,0 +1,282 @@
+"""The server of a federated run: a round is its step."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visiontrain.core.errors import RankError
+from visiontrain.core.interfaces import StateDict, Updatable, VisionModel
+from visiontrain.core.seed import generator
+from visiontrain.core.types import Batch, Loss, Place
+from visiontrain.data.loader import Step
+from visiontrain.strategies.base import NamedParts, Strategy, on_cpu
+from visiontrain.strategies.federated.algorithms import Scaffold, Update, algorithm_of
+from visiontrain.strategies.federated.config import Federated, takers
+from visiontrain.strategies.federated.engine import Answer, Engine
+from visiontrain.strategies.federated.figures import Rounds, of_round
+from visiontrain.strategies.federated.guard import capped, clipped
+from visiontrain.strategies.federated.messages import (
+    Shared,
+    believed,
+    read_meta,
+    schema_of,
+    shared,
+    write,
+)
+from visiontrain.strategies.parameter_server.wire import Bytes, RefusedError
+from visiontrain.strategies.precision import Precision
+from visiontrain.strategies.remote import Remote
+
+_tell = logging.getLogger(__name__).warning
+TRIES = 3  # of a round without any result
+HELLO_S = 120.0  # until clients have said who they are
+OWN = "federated/"  # of names in a checkpoint
+NEW_ALGORITHM = "what the server remembered of earlier rounds is left out: another algorithm now"
+
+
+class Server(Strategy):
+    """One device's learner, whose steps are rounds of clients' training."""
+
+    def __init__(
+        self,
+        place: Place,
+        precision: Precision,
+        config: Federated,
+        engine: Engine,
+        remote: Remote,
+    ) -> None:
+        """Serve.
+
+        Args:
+            place: of this process.
+            precision: what it scores in.
+            config: of the mode.
+            engine: that reaches the clients.
+            remote: what they are told of the run.
+        """
+        super().__init__(place, precision)
+        self.config, self.engine, self.remote = config, engine, remote
+        self.figures = Rounds()
+        self._known: dict[int, bool] = {}  # clients, and whether they hold parts of their own
+        self._updates: Sequence[Update] = ()
+        self._images = 0  # that were trained on in a round
+        self._began = 0.0
+
+    # -- the model ----------------------------------------------------------------
+
+    def setup(self, model: VisionModel) -> None:
+        super().setup(model)
+        live = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
+        trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        self.shared: Shared = shared(model, self.config.local)
+        self.parameters = frozenset(trained & set(self.shared.up))
+        self.algorithm = algorithm_of(self.config, self.parameters)
+        self.algorithm.start({n: live[n] for n in self.shared.up})
+        self.controlled = tuple(n for n in self.shared.up if n in self.parameters)
+        if not isinstance(self.algorithm, Scaffold):
+            self.controlled = ()
+
+    def collect_own(self, named: NamedParts) -> StateDict:
+        own = {OWN + name: on_cpu(t) for name, t in self.algorithm.state().items()}
+        return super().collect_own(named) | own
+
+    def load_own(self, saved: Mapping[str, Tensor], named: NamedParts) -> str | None:
+        line = super().load_own(saved, named)
+        mine = {OWN + name: t for name, t in self.algorithm.state().items()}
+        if mine.keys() <= saved.keys():
+            self.scatter(saved, mine)
+            return line
+        return NEW_ALGORITHM
+
+    # -- the run ------------------------------------------------------------------
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Reach the clients while a run goes on."""
+        try:
+            self.engine.open()
+            yield
+        finally:
+            self.engine.close()
+
+    def steps(
+        self,
+        local: Callable[[], Iterator[Step]],
+        blank: Callable[[], Iterator[Step]],
+        rests: Callable[[int], bool],
+    ) -> Iterator[Step]:
+        """Yield rounds, which have no images here."""
+        del local, rests
+        return blank()
+
+    def _meet(self, learner: Updatable) -> None:
+        """Learn who is there.
+
+        Raises:
+            RankError: nobody.
+        """
+        hello = self._message(learner, {"kind": "hello", "round": learner.step})
+        there = self.engine.clients(HELLO_S)
+        answers = self.engine.ask(dict.fromkeys(there, hello), HELLO_S, len(there))
+        for client in there:
+            answer = answers.get(client, f"no answer in {HELLO_S:g} s")
+            if isinstance(answer, str):
+                _tell(f"client {client}: left out: {answer}")
+                continue
+            self._known[client] = bool(read_meta(answer).get("has_state"))
+        if not self._known:
+            raise RankError("strategy.clients: none can train; see the lines above")
+
+    # -- a round ------------------------------------------------------------------
+
+    def forward_backward(self, learner: Updatable, micro_batches: Sequence[Batch]) -> Loss:
+        """Let clients train; return the mean of their losses, and leave what they made."""
+        del micro_batches
+        if not self._known:
+            self._meet(learner)
+        self._began, number = time.monotonic(), learner.step
+        for _ in range(TRIES):
+            chosen = self._chosen(learner.seed, number)
+            answers = self._train(learner, chosen)
+            self._updates, metas = self._believed(learner, chosen, answers)
+            if self._updates:
+                break
+            _tell(f"round {number + 1}: no result of {len(chosen)} clients; asking again")
+        else:
+            raise RankError(
+                f"round {number + 1}: no result in {TRIES} tries; everything up to the round "
+                "before is saved"
+            )
+        self._images = round(sum(meta["images"] for meta in metas))
+        return self._loss(learner, metas)
+
+    def _chosen(self, seed: int, number: int) -> list[int]:
+        """Draw the clients of a round: the same ones whenever it comes."""
+        known = sorted(self._known)
+        order = generator(seed, "clients", number).permutation(len(known))
+        count = min(takers(self.config), len(known))
+        return sorted(known[k] for k in order[:count])
+
+    def _train(self, learner: Updatable, chosen: Sequence[int]) -> dict[int, Answer]:
+        meta = {"kind": "train", "round": learner.step, "score": self._scores(learner.step)}
+        first = self._message(learner, meta, whole=True)
+        later = self._message(learner, meta) if self.shared.own else first
+        messages = {k: later if self._known[k] else first for k in chosen}
+        self.bytes_sent += sum(message.nbytes for message in messages.values())
+        self.figures.down += sum(message.nbytes for message in messages.values())
+        enough = min(self.config.min_fit or len(chosen), len(chosen))
+        return self.engine.ask(messages, self.config.timeout_s, enough)
+
+    def _message(
+        self, learner: Updatable, meta: Mapping[str, Any], *, whole: bool = False
+    ) -> Bytes:
+        names = () if meta["kind"] == "hello" else self.shared.all if whole else self.shared.down
+        schema = schema_of(learner.live, self.shared.all, self.controlled)
+        controls = self.algorithm.control if isinstance(self.algorithm, Scaffold) else {}
+        if meta["kind"] != "train":
+            controls = {}
+        return write(schema, {n: learner.live[n] for n in names}, controls, meta)
+
+    def _believed(
+        self, learner: Updatable, chosen: Sequence[int], answers: Mapping[int, Answer]
+    ) -> tuple[list[Update], list[Mapping[str, Any]]]:
+        """Read what clients made; name those whose answers cannot be used."""
+        schema = schema_of(learner.live, self.shared.up, self.controlled)
+        updates, metas = [], []
+        for client in chosen:
+            answer = answers.get(client)
+            if answer is None:
+                self.figures.late += 1
+                _tell(f"client {client}: no result when round {learner.step + 1} was over")
+                continue
+            if isinstance(answer, str):
+                self.figures.failed += 1
+                _tell(f"client {client}: failed: {answer}")
+                continue
+            self.figures.up += answer.nbytes
+            try:
+                update, meta = believed(answer, schema, learner.task.heads, client)
+            except RefusedError as error:
+                self.figures.refused += 1
+                _tell(f"client {client}: refused: {error}")
+                continue
+            self._known[client] = True
+            updates.append(update)
+            metas.append(meta)
+        return updates, metas
+
+    def _loss(self, learner: Updatable, metas: Sequence[Mapping[str, Any]]) -> Loss:
+        kind = self.precision.weights
+        terms = {
+            name: torch.tensor(sum(number_in(meta, "terms", name) for meta in metas), dtype=kind)
+            for name in learner.task.terms
+        }
+        counts = {
+            head: torch.tensor(sum(update.counts[head] for update in self._updates), dtype=kind)
+            for head in learner.task.heads
+        }
+        self.figures.note([update.client for update in self._updates], metas)
+        return self.mean(Loss(terms, counts))
+
+    @torch.no_grad()
+    def apply(self, learner: Updatable) -> Tensor:
+        """Make the next weights of what clients made; return the mean length of their ways ()."""
+        now = {name: learner.live[name].detach() for name in self.shared.up}
+        updates, lines = capped(self._updates)
+        updates, more = clipped(updates, now, self.parameters, self.config.clip)
+        for line in lines + more:
+            _tell(line)
+        ways = of_round(updates, now, self.parameters)
+        found = self.algorithm.step(now, updates, learner.task.head_of)
+        for name, tensor in found.items():
+            learner.live[name].copy_(tensor)
+        norm = torch.tensor(ways.length, dtype=self.precision.weights)
+        learner.note(norm)
+        self.figures.ways(ways, time.monotonic() - self._began, self.engine.at_once)
+        # The step counts an epoch's images; these are what clients trained on.
+        learner.samples += self._images - self.remote.images
+        if self._scores(learner.step):
+            self._score(learner)
+        self._updates = ()
+        return norm
+
+    # -- scores -------------------------------------------------------------------
+
+    def _scores(self, number: int) -> bool:
+        """Tell whether clients score after a round."""
+        every = self.config.score_every
+        return number + 1 == self.config.rounds or bool(every and (number + 1) % every == 0)
+
+    def _score(self, learner: Updatable) -> None:
+        """Let every client score the new weights on images of its own."""
+        message = self._message(learner, {"kind": "score", "round": learner.step + 1})
+        asked = dict.fromkeys(sorted(self._known), message)
+        answers = self.engine.ask(asked, self.config.timeout_s, len(asked))
+        self.figures.down += message.nbytes * len(asked)
+        found = {k: read_meta(a) for k, a in answers.items() if not isinstance(a, str)}
+        self.figures.scored(found)
+
+    # -- figures ------------------------------------------------------------------
+
+    def numbers(self) -> dict[str, float]:
+        return self.figures.numbers()
+
+    def summary(self) -> dict[str, Any]:
+        return self.figures.summary()
+
+    def load_summary(self, summary: Mapping[str, Any]) -> None:
+        self.figures.load(summary)
+
+
+def number_in(meta: Mapping[str, Any], part: str, name: str) -> float:
+    """Return a number from a client's message; 0 where there is none."""
+    found = meta.get(part)
+    value = found.get(name) if isinstance(found, dict) else None
+    return float(value) if isinstance(value, int | float) else 0.0
