@@ -217,6 +217,22 @@ def test_whoever_dies_every_image_is_trained_on_once(sync, seed, monkeypatch, lo
         assert gaps["optimizer"] < 1e-9
 
 
+def test_a_worker_that_makes_all_gradients_of_a_step_leaves_the_same_statistics(monkeypatch):
+    run = run_of(*SORTS, SERVERS, "strategy.max_restarts=9")
+    run = run.model_copy(update={"model": run.model.model_copy(update={"norm": "batch"})})
+    drivers = []
+    mode = threads.driver_of(drivers, Faults(drivers, range(3, 60, 8), 1))
+    monkeypatch.setitem(registry.DRIVERS, "parameter_server", threads.driver_of([]))
+    whole = train(run)
+    monkeypatch.setitem(registry.DRIVERS, "parameter_server", mode)
+    found = train(run)
+    assert drivers[0].totals.restarts > 2
+    statistics = [name for name in whole.tensors if "running" in name]
+    assert statistics
+    for name in statistics:
+        torch.testing.assert_close(found.tensors[name], whole.tensors[name], rtol=0, atol=1e-12)
+
+
 def test_one_fault_too_many_ends_the_run(monkeypatch):
     drivers = []
     mode = threads.driver_of(drivers, Faults(drivers, [3, 6, 9, 12], 0))

@@ -180,7 +180,9 @@ class Hub:
 
         with self._waiting(name):
             await self._until(may)
-        return None if self._is_lost(name, unit, era) else self._samples
+        # Of whole steps: how far others have come with this one is chance.
+        parts = sum(report.images for _, report in self._reports)
+        return None if self._is_lost(name, unit, era) else self._samples - parts
 
     async def read(self, name: str, era: int) -> None:
         """Note that a worker has the weights."""

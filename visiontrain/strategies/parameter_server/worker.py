@@ -35,7 +35,8 @@ class Computing(Strategy):
     def begin(self, learner: Updatable, unit: Unit, images: int) -> None:
         """Wait until this worker may read the weights for a unit, and read them."""
         learner.samples, learner.step, self._images = self.talk.start(unit), unit.step, images
-        for name, value in self.talk.pull().items():
+        # What the last gradient did to buffers: servers send only what an update has changed.
+        for name, value in (self._read | self.talk.pull()).items():
             learner.live[name].copy_(value)
         held = (buffer for part in self.talk.buffers for buffer in part.items())
         self._read = {name: buffer.clone() for name, buffer in held}
