@@ -14,6 +14,7 @@ class MemoryImages:
 
     pictures: list
     broken: set = field(default_factory=set)
+    names: list | None = None  # their files', if not numbers
 
     def __len__(self):
         return len(self.pictures)
@@ -24,7 +25,7 @@ class MemoryImages:
         return self.pictures[row]
 
     def name(self, row):
-        return f"picture {row}"
+        return f"picture {row}" if self.names is None else self.names[row]
 
 
 def memory_table(pictures, rows=None, *, broken=(), classes=4):

@@ -125,7 +125,7 @@ class Client:
         found: dict[str, Any] = {
             "counts": dict(strategy.counts),
             "terms": dict(strategy.terms),
-            "steps": strategy.steps or 1.0,
+            "steps": strategy.plain_steps or 1.0,
             "images": every * images,
             "own_images": images,
         }

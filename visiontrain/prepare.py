@@ -285,7 +285,7 @@ def with_batch(run: Run) -> Run:
         model.recompute_blocks()
     # Stages keep all micro-batches at once; pipelines side by side share them.
     copies = run.strategy.data_parallel if isinstance(run.strategy, Pipeline) else None
-    here = 1 if isinstance(run.strategy, Single | Placement) else run.strategy.processes
+    here = 1 if isinstance(run.strategy, Single | Placement) else run.strategy.processes or 1
     room = Room(
         free=free_memory(device, here),
         images=len(table),

@@ -239,8 +239,8 @@ def check_clients(run: Run) -> None:
     """
     if run.precision == "fp16":
         raise ConfigError(
-            "precision: fp16 with strategy=federated, whose clients have no common loss scale; take "
-            "bf16"
+            "precision: fp16 with strategy=federated, whose clients have no common loss scale; "
+            "take bf16"
         )
     if run.batch < 0:
         raise ConfigError(

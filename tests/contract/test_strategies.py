@@ -22,8 +22,8 @@ from visiontrain.strategies.placement import Placement
 from visiontrain.strategies.precision import START, Precision
 from visiontrain.strategies.registry import STRATEGIES
 
-# Nothing of parameter servers is in this process: tests/unit/test_servers.py.
-MODES = sorted(STRATEGIES.keys() - {"parameter_server"})
+# Nothing of these is in this process: tests/unit/test_servers.py, tests/unit/test_federated.py.
+MODES = sorted(STRATEGIES.keys() - {"parameter_server", "federated"})
 ADAMW = {"kind": "adamw", "clip": 8.0}
 ALONE = {"single": Place(cases.CPU), "placement": Place(cases.CPU, before=(cases.CPU,))}
 

@@ -248,6 +248,7 @@ class Updatable(Protocol):
     live: Mapping[str, Tensor]  # parameters and float buffers
     optimizer: Optimizer
     seed: int
+    lr: float  # of the last step
     step: int
     samples: int
 

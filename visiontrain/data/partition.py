@@ -22,7 +22,7 @@ from visiontrain.data.table import Table
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
-LEAST = 10  # images that a client of a Dirichlet draw has at least, where there are enough
+LEAST = 10  # images that a client of a Dirichlet draw has, where there are enough
 DRAWS = 1000  # until that is given up
 
 
@@ -87,7 +87,7 @@ def dirichlet(dealing: Dealing, train: Table, other: Table) -> tuple[Rows, Rows]
     random = generator(dealing.seed, "partition", "shares")
     labels, clients = main_class(train), dealing.clients
     counts = np.bincount(labels, minlength=len(train.names) + 1)
-    least = min(LEAST, len(train) // clients)
+    least = least_of(len(train), clients)
     for _ in range(DRAWS):
         shares = np.zeros((len(counts), clients))
         sizes = np.zeros(clients)
@@ -106,6 +106,11 @@ def dirichlet(dealing: Dealing, train: Table, other: Table) -> tuple[Rows, Rows]
         )
     shares[counts == 0] = 1 / clients  # classes of another split alone
     return _by_shares(dealing, train, shares, "train"), _by_shares(dealing, other, shares, "other")
+
+
+def least_of(images: int, clients: int) -> int:
+    """Return how many images each client has at least: ten, or a fourth of an even share."""
+    return min(LEAST, max(1, images // (4 * clients)))
 
 
 def classes(dealing: Dealing, train: Table, other: Table) -> tuple[Rows, Rows]:
@@ -142,7 +147,7 @@ def _by_shares(dealing: Dealing, table: Table, shares: Floats, name: str) -> Row
 def quantity(dealing: Dealing, train: Table, other: Table) -> tuple[Rows, Rows]:
     """Give each client a share of all images, drawn from Dir(alpha); classes are mixed."""
     random = generator(dealing.seed, "partition", "shares")
-    least = min(LEAST, len(train) // dealing.clients)
+    least = least_of(len(train), dealing.clients)
     for _ in range(DRAWS):
         shares = random.dirichlet(np.full(dealing.clients, dealing.alpha))
         if (np.diff(np.round(np.append(0, shares.cumsum()) * len(train))) >= least).all():
@@ -240,12 +245,13 @@ class Camera:
     def read(self, row: int) -> Pixels:
         """Return image `row` as (H, W, 3)."""
         image = self.images.read(row)
-        table = np.arange(256)[:, None] * np.array(self.gains)
-        shown = np.take_along_axis(
-            table.round().clip(0, 255).astype(np.uint8), image.reshape(-1, 3).astype(np.int64), 0
-        ).reshape(image.shape)
+        curves = np.arange(256)[:, None] * np.array(self.gains)
+        levels = curves.round().clip(0, 255).astype(np.uint8)  # (256, 3)
+        shown = levels[image, np.arange(3)]
         sigma = self.blur * min(image.shape[:2])
-        return cv2.GaussianBlur(shown, (0, 0), sigma) if sigma > 0.1 else shown
+        if sigma > 0.1:
+            shown = np.asarray(cv2.GaussianBlur(shown, (0, 0), sigma), np.uint8)
+        return shown
 
     def name(self, row: int) -> str:
         """Name image `row`."""

@@ -31,8 +31,10 @@ from visiontrain.strategies.config import (
     Single,
     StrategyConfig,
 )
+from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.precision import resolve
 
+FEDERATED = "clients train apart for whole epochs, and only their weights meet"
 ULPS = 2.0**-18  # 32 units of fp32's last place: the least that weights may differ
 ALLOWED = {
     "fp64": {
@@ -167,6 +169,8 @@ class Parity:
             raise ConfigError(
                 "strategy: single; parity compares another mode with it, take strategy=ddp"
             )
+        if isinstance(self.mode, Federated):  # its steps are rounds: nothing to lay beside them
+            return Report(self.mode.kind, 0, "different algorithm", (FEDERATED,), ())
         own = resolve(self.run["precision"], launch.devices(self.run["device"])[0])
         precisions = self.precisions or dict.fromkeys(("fp64", own))
         checks = [check for precision in precisions for check in self._checks(precision)]

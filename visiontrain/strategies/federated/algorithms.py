@@ -39,6 +39,10 @@ class Algorithm(Protocol):
         """Return what rounds leave for later ones, by name; not copies."""
         ...
 
+    def start(self, now: Named) -> None:
+        """Begin a run at these weights."""
+        ...
+
     def step(self, now: Named, updates: Sequence[Update], head_of: HeadOf) -> dict[str, Tensor]:
         """Return the weights after a round.
 
@@ -141,7 +145,7 @@ class Adaptive:
         found = mean(updates, head_of)
         for name in found.keys() & self.parameters:
             way = found[name] - now[name]
-            first = self._first[name].lerp_(way, 1 - self.betas[0])
+            first = self._first[name].mul_(self.betas[0]).add_(way, alpha=1 - self.betas[0])
             second = self._moment(self._second[name], way.square())
             found[name] = now[name] + self.lr * first / (second.sqrt() + self.tau)
         return found
@@ -149,7 +153,7 @@ class Adaptive:
     def _moment(self, second: Tensor, square: Tensor) -> Tensor:
         share = 1 - self.betas[1]
         if self.kind == "adam":
-            return second.lerp_(square, share)
+            return second.mul_(self.betas[1]).add_(square, alpha=share)
         if self.kind == "yogi":
             return second.sub_(share * square * torch.sign(second - square))
         return second.add_(square)

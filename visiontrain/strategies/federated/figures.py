@@ -1,4 +1,4 @@
-"""What a federated run counts: who took part, how far they went, what travelled, who scored what."""
+"""What a federated run counts: who took part, how far they went, what travelled, scores."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class Clients:
         self._nodes = {}
         for node, reply in sorted(found.items()):
             if not reply.has_error():
-                self._nodes[int(reply.content[SAID][NUMBER])] = node
+                self._nodes[int(cast("int", reply.content[SAID][NUMBER]))] = node
         return sorted(self._nodes)
 
     def ask(self, messages: Mapping[int, Bytes], seconds: float, enough: int) -> dict[int, Answer]:
@@ -86,7 +87,7 @@ def bytes_in(record: RecordDict) -> Bytes:
     Raises:
         ValueError: there is something else in it.
     """
-    found = record[ARRAYS][SAID].numpy()
+    found = cast("Array", record[ARRAYS][SAID]).numpy()
     if found.dtype != np.uint8 or found.ndim != 1:
         raise ValueError(f"{found.dtype} {found.shape} instead of bytes")
     return found

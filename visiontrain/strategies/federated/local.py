@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -39,10 +38,10 @@ class Local(Strategy):
         self._prox, self._momentum = prox, momentum
         self._correction: dict[str, Tensor] = {}
         self._start: dict[str, Tensor] = {}
-        self.counts: Counter[str] = Counter()  # by head: what losses were divided by, added up
-        self.terms: Counter[str] = Counter()  # sums of the loss
+        self.counts: dict[str, float] = {}  # by head: what losses were divided by, added up
+        self.terms: dict[str, float] = {}  # sums of the loss
         self.norm = 0.0  # of the last gradient
-        self.steps = 0.0  # FedNova's: the sum of what each step's gradient counts in the end
+        self.plain_steps = 0.0  # FedNova's: the sum of what each step's gradient counts in the end
         self.rates = 0.0  # the sum of learning rates
         self._pace = 0.0
 
@@ -60,9 +59,11 @@ class Local(Strategy):
     def forward_backward(self, learner: Updatable, micro_batches: Sequence[Batch]) -> Loss:
         loss = super().forward_backward(learner, micro_batches)
         counts = {head: max(1.0, count.item()) for head, count in loss.counts.items()}
-        self.counts.update(counts)  # what this step's sums were divided by
+        for head, count in counts.items():
+            self.counts[head] = self.counts.get(head, 0.0) + count
         for name, value in loss.terms.items():  # sums again: clients' are added up
-            self.terms[name] += value.item() * counts[name.split("/")[0]]
+            total = value.item() * counts[name.split("/")[0]]
+            self.terms[name] = self.terms.get(name, 0.0) + total
         return loss
 
     @torch.no_grad()
@@ -70,7 +71,7 @@ class Local(Strategy):
         """Pull, step, correct.
 
         SCAFFOLD's correction comes after the optimizer's step, at its rate, and not through its
-        moments: the variates are differences of weights over rates (Karimireddy et al. 2020, eq. 4).
+        moments: variates are differences of weights over rates (Karimireddy et al. 2020, eq. 4).
         """
         named = dict(learner.model.named_parameters())
         for name, start in self._start.items():
@@ -84,5 +85,5 @@ class Local(Strategy):
         self.norm = norm.item()
         self.rates += learner.lr * good
         self._pace = self._momentum * self._pace + good
-        self.steps += self._pace
+        self.plain_steps += self._pace
         return norm

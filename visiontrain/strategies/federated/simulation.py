@@ -74,8 +74,8 @@ class Simulation:
             over.wait()
 
         gpus = torch.cuda.device_count() if self._device.type == "cuda" else 0
-        resources = {"num_cpus": 1, "num_gpus": gpus / self.at_once}
-        start = {
+        resources: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus / self.at_once}
+        start: dict[str, Any] = {
             "num_cpus": self.at_once,
             "_node_ip_address": LOOPBACK,
             "object_store_memory": STORE_BYTES,

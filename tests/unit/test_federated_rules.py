@@ -1,0 +1,162 @@
+"""What a federated server makes of updates, number by number, and what it does not believe."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from visiontrain.core.config import build
+from visiontrain.strategies.federated.algorithms import (
+    RULES,
+    Update,
+    algorithm_of,
+    krum_scores,
+    multi_krum,
+)
+from visiontrain.strategies.federated.config import Federated
+from visiontrain.strategies.federated.figures import of_round
+from visiontrain.strategies.federated.guard import capped, clipped
+
+PARAMETERS = frozenset({"w"})
+
+
+def tensor(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+NOW = {"w": tensor(1.0, 2.0), "mean": tensor(0.0)}
+
+
+def update(client, w, count=1.0, mean=0.0, **more):
+    return Update(client, {"w": tensor(*w), "mean": tensor(mean)}, {"all": count}, **more)
+
+
+def stepped(updates, rounds=1, **keys):
+    """Return the weights after rounds that all bring the same updates to where clients are."""
+    algorithm = algorithm_of(build(Federated, {"kind": "federated", **keys}), PARAMETERS)
+    algorithm.start(NOW)
+    now = dict(NOW)
+    for _ in range(rounds):
+        moved = [
+            Update(
+                u.client,
+                {n: now[n] + (t - NOW[n]) for n, t in u.weights.items()},
+                u.counts,
+                u.steps,
+                u.control,
+            )
+            for u in updates
+        ]
+        now = algorithm.step(now, moved, lambda name: "all")
+    return now
+
+
+TWO = [update(0, (2.0, 2.0), 1.0, 4.0), update(1, (1.0, 6.0), 3.0, 8.0)]
+MEAN = tensor(1.25, 5.0)  # a quarter of the first, three of the second
+WAY = MEAN - NOW["w"]
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_fedavg_is_the_mean_by_counts():
+    found = stepped(TWO)
+    close(found["w"], MEAN)
+    close(found["mean"], tensor(7.0))
+    alone = [update(3, (0.1, 0.7), 5.0)]
+    assert torch.equal(stepped(alone)["w"], NOW["w"] + (alone[0].weights["w"] - NOW["w"]))
+
+
+def test_fedavgm_goes_on_as_it_went():
+    keys = {"algorithm": "fedavgm", "server_momentum": 0.5, "server_lr": 0.1}
+    close(stepped(TWO, 2, **keys)["w"], NOW["w"] + 0.1 * WAY + 0.1 * 1.5 * WAY)
+
+
+@pytest.mark.parametrize("kind", ["adam", "yogi", "adagrad"])
+def test_adaptive_servers_are_reddi_s_and_leave_statistics_alone(kind):
+    keys = {"server_momentum": 0.9, "server_lr": 0.1, "tau": 0.01}
+    if kind != "adagrad":
+        keys["server_beta2"] = 0.99
+    found = stepped(TWO, 2, algorithm=f"fed{kind}", **keys)
+    x, m, v = NOW["w"], torch.zeros(2).double(), torch.full((2,), 0.01**2, dtype=torch.float64)
+    for _ in range(2):
+        m = 0.9 * m + 0.1 * WAY
+        square = WAY**2
+        v = {
+            "adam": 0.99 * v + 0.01 * square,
+            "yogi": v - 0.01 * square * torch.sign(v - square),
+            "adagrad": v + square,
+        }[kind]
+        x = x + 0.1 * m / (v.sqrt() + 0.01)
+    close(found["w"], x)
+    close(found["mean"], tensor(14.0))  # twice the mean of what changed
+
+
+def test_fednova_does_not_count_steps_twice():
+    # The second made three times as many steps of a third of the length: as far as the first.
+    updates = [update(0, (2.0, 2.0), steps=1.0), update(1, (1.0, 3.0), steps=3.0)]
+    found = stepped(updates, algorithm="fednova")
+    close(found["w"], NOW["w"] + 2.0 * (0.5 * tensor(1.0, 0.0) + 0.5 * tensor(0.0, 1.0) / 3))
+    equal = [update(k, tuple(u.weights["w"]), 2.0, steps=7.0) for k, u in enumerate(TWO)]
+    close(stepped(equal, algorithm="fednova")["w"], tensor(1.5, 4.0))
+
+
+def test_scaffold_s_variate_moves_by_all_clients_share():
+    config = build(Federated, {"kind": "federated", "algorithm": "scaffold", "clients": 4})
+    algorithm = algorithm_of(config, PARAMETERS)
+    algorithm.start(NOW)
+    updates = [update(k, (2.0, 2.0), control={"w": tensor(1.0, -k)}) for k in (0, 1)]
+    close(algorithm.step(NOW, updates, lambda name: "all")["w"], tensor(2.0, 2.0))
+    close(algorithm.control["w"], tensor(0.5, -0.25))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("lie", [1e9, -30.0, 5.0])
+def test_rules_hold_when_clients_lie_and_the_mean_does_not(rule, lie):
+    torch.manual_seed(0)
+    clients, faulty = 11, 2
+    honest = torch.randn(clients, 50, dtype=torch.float64) * 0.1 + 1.0
+    sent = honest.clone()
+    sent[:faulty] = -lie * honest[:faulty]
+    (found,) = RULES[rule]([sent], faulty, None)
+    assert (found - 1).norm() < 0.1 * math.sqrt(50) * 1.2  # one honest client is as far
+    assert (sent.mean(0) - 1).norm() > 5
+
+
+def test_multi_krum_of_one_is_krum_and_of_more_is_nearer():
+    torch.manual_seed(1)
+    rows = torch.randn(9, 40, dtype=torch.float64)
+    best = int(krum_scores([rows], 2).argmin())
+    assert torch.equal(multi_krum([rows], 2, 1)[0], rows[best])
+    assert multi_krum([rows], 2, 5)[0].norm() < rows[best].norm()
+
+
+def test_counts_are_capped_at_ten_medians():
+    updates = [update(k, (1.0, 2.0), count) for k, count in enumerate((5.0, 1e9, 7.0))]
+    found, lines = capped(updates)
+    assert [u.counts["all"] for u in found] == [5.0, 70.0, 7.0]
+    assert len(lines) == 1
+    assert lines[0].startswith("client 1: ")
+
+
+def test_long_updates_are_cut_and_statistics_are_not():
+    updates = [update(k, (1.0, 2.0 + d), mean=9.0) for k, d in enumerate((1.0, 2.0, 300.0))]
+    found, lines = clipped(updates, NOW, PARAMETERS, 3.0)
+    close(found[2].weights["w"], tensor(1.0, 2.0 + 6.0))
+    assert found[2].weights["mean"] == 9
+    assert found[:2] == updates[:2]
+    assert len(lines) == 1
+    assert clipped(updates, NOW, PARAMETERS, None) == (updates, [])
+    assert clipped(updates[2:], NOW, PARAMETERS, 1.0) == (
+        updates[2:],
+        [],
+    )  # alone, it is the median
+
+
+def test_directions_are_told():
+    ways = of_round([update(0, (2.0, 2.0)), update(1, (1.0, 3.0))], NOW, PARAMETERS)
+    assert ways.lengths == {0: 1.0, 1: 1.0}
+    assert ways.cosines == pytest.approx({0: math.sqrt(0.5), 1: math.sqrt(0.5)})
