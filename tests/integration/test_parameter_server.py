@@ -10,10 +10,9 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
+from running import Started, children, epochs, parents, wait_for
 from safetensors.torch import load_file
 
 EPOCHS = 14
@@ -45,27 +44,12 @@ print("JOINED")
 """
 
 
-class Started:
-    """A run as it is typed; what it says goes into a file."""
-
-    def __init__(self, said, *words):
-        self.said = said
-        command = [sys.executable, "-m", "visiontrain", "train", *SORTS, *words]
-        with said.open("w") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        self.pid = self.process.pid
-
-    def end(self, seconds=250):
-        """Wait for its end; return its exit code and what it said."""
-        return self.process.wait(seconds), self.said.read_text()
-
-
 @pytest.fixture
 def start(tmp_path):
     runs = []
 
     def started(*words):
-        runs.append(Started(tmp_path / f"said-{len(runs)}", *words))
+        runs.append(Started(tmp_path / f"said-{len(runs)}", *SORTS, *words))
         return runs[-1]
 
     yield started
@@ -74,54 +58,11 @@ def start(tmp_path):
         run.process.wait(60)
 
 
-def parents():
-    """Return the parent and the command line of every process."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            stat = (folder / "stat").read_text()
-            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:  # it has just ended
-            continue
-        found[int(folder.name)] = (int(stat.rpartition(")")[2].split()[1]), line)
-    return found
-
-
-def children(process, kind):
-    """Return the processes of a kind that a run has started."""
-    every = parents()
-
-    def is_ours(pid):
-        while pid in every:
-            if pid == process.pid:
-                return True
-            pid = every[pid][0]
-        return False
-
-    return [pid for pid, (_, line) in every.items() if kind in line and is_ours(pid)]
-
-
-def wait_for(what, process, seconds=120):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        assert process.process.poll() is None, process.said.read_text()
-        found = what()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it did not come")
-
-
-def epochs(out):
-    path = out / "results.csv"
-    return path.read_text().count("\n") - 1 if path.exists() else 0
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     out = folder / "run"
-    code, said = Started(folder / "said", f"out={out}").end()
+    code, said = Started(folder / "said", *SORTS, f"out={out}").end()
     assert code == 0, said
     return load_file(out / "weights" / "last.safetensors")
 

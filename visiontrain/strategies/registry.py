@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.types import Place
 from visiontrain.strategies import config as settings
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.config import StrategyConfig
 from visiontrain.strategies.federated.config import Federated
+from visiontrain.strategies.federated.flower_environment import set_flower_environment
 from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.ray_environment import set_environment
 from visiontrain.strategies.remote import Remote
@@ -56,6 +59,7 @@ def parameter_server(
     """Make the driver's side of parameter servers."""
     from visiontrain.strategies.parameter_server.driver import Driver  # noqa: PLC0415
 
+    find("ray", "parameter_server needs Ray", "ray")
     set_environment(config.kind, config.address, config.tls)  # read when Ray is imported
     from visiontrain.strategies.parameter_server.ray_engine import RayEngine  # noqa: PLC0415
 
@@ -66,10 +70,23 @@ def federated(config: Federated, place: Place, precision: Precision, remote: Rem
     """Make the server's side of federated training, whose clients are simulated here."""
     from visiontrain.strategies.federated.server import Server  # noqa: PLC0415
 
+    find("ray", "federated needs Ray", "federated")
+    find("flwr", "federated needs Flower", "federated")
     set_environment(config.kind)
+    set_flower_environment()
     from visiontrain.strategies.federated.simulation import Simulation  # noqa: PLC0415
 
     return Server(place, precision, config, Simulation(config, place.device, remote), remote)
+
+
+def find(module: str, need: str, extra: str) -> None:
+    """Refuse a mode whose library is not installed.
+
+    Raises:
+        ConfigError: naming what to install.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"strategy: {need}; pip install 'visiontrain[{extra}]'")
 
 
 def alone(config: StrategyConfig, place: Place, precision: Precision) -> Strategy:

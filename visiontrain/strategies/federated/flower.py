@@ -8,24 +8,17 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
 
-from visiontrain.core.errors import ConfigError, VisiontrainError
+from visiontrain.core.errors import VisiontrainError
 from visiontrain.strategies.federated.engine import Answer
-from visiontrain.strategies.federated.flower_environment import set_flower_environment
 from visiontrain.strategies.parameter_server.wire import Bytes
-
-set_flower_environment()
-try:
-    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
-    from flwr.clientapp import ClientApp
-    from flwr.serverapp import Grid
-except ImportError as error:
-    raise ConfigError(
-        "strategy: federated needs Flower; pip install 'visiontrain[federated]'"
-    ) from error
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
 POLL_S = 0.1
+DIED = "ActorDiedError"  # in what Ray says, with a page about it
 ARRAYS, SAID, ERROR, NUMBER = "arrays", "said", "error", "partition-id"
 
 
@@ -96,7 +89,10 @@ def bytes_in(record: RecordDict) -> Bytes:
 def answer_in(reply: Message) -> Answer:
     """Return what a client answers, or why it does not."""
     if reply.has_error():
-        return reply.error.reason or f"Flower's error {reply.error.code}"
+        reason = reply.error.reason or f"Flower's error {reply.error.code}"
+        if DIED in reason:
+            return "its process ended without a word; was it killed?"
+        return reason.splitlines()[0]
     if SAID in reply.content:
         said = reply.content[SAID]
         return str(said[ERROR]) if ERROR in said else ""

@@ -8,29 +8,23 @@ from importlib import import_module
 from queue import Empty, Queue
 from typing import Any
 
+import ray
 import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
 
-from visiontrain.core.errors import ConfigError, RankError
+from visiontrain.core.errors import RankError
 from visiontrain.strategies.environment import cores
 from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.federated.engine import Answer
 from visiontrain.strategies.federated.flower import Clients, client_app, number_of
 from visiontrain.strategies.parameter_server.wire import Bytes
+from visiontrain.strategies.ray_start import signals_kept, start_ray
 from visiontrain.strategies.remote import Remote
 
-try:
-    import ray
-    from flwr.app import Context
-    from flwr.serverapp import Grid, ServerApp
-    from flwr.simulation import run_simulation
-except ImportError as error:
-    raise ConfigError(
-        "strategy: federated needs Flower and Ray; pip install 'visiontrain[federated]'"
-    ) from error
-
-LOOPBACK = "127.0.0.1"
-STORE_BYTES = 2**30  # shared memory for messages on their way
-START_S, END_S = 120.0, 30.0
+START_S, SOON_S, END_S = 120.0, 3.0, 30.0
+RETRIES = 1  # of what a client was at when its process died
 
 
 class Simulation:
@@ -54,6 +48,7 @@ class Simulation:
         Raises:
             RankError: it does not.
         """
+        start_ray(self._config.kind, self.at_once)  # in a thread, it would keep its handlers
         self._thread = threading.Thread(target=self._run, name="flower", daemon=True)
         self._thread.start()
         try:
@@ -74,21 +69,20 @@ class Simulation:
             over.wait()
 
         gpus = torch.cuda.device_count() if self._device.type == "cuda" else 0
-        resources: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus / self.at_once}
-        start: dict[str, Any] = {
-            "num_cpus": self.at_once,
-            "_node_ip_address": LOOPBACK,
-            "object_store_memory": STORE_BYTES,
-            "include_dashboard": False,
-            "configure_logging": False,
-            "log_to_driver": False,
+        resources: dict[str, Any] = {
+            "num_cpus": 1,
+            "num_gpus": gpus / self.at_once,
+            # Flower takes these for resources, and hands them on: a process that died would be
+            # given work for ever.
+            "max_restarts": -1,
+            "max_task_retries": RETRIES,
         }
         try:
             run_simulation(
                 server,
                 client_app(Answering(self._remote, max(1, cores() // self.at_once))),
                 self._config.clients,
-                backend_config={"client_resources": resources, "init_args": start},
+                backend_config={"client_resources": resources},
             )
         except BaseException as error:  # noqa: BLE001 - the main thread raises it
             grids.put(error)
@@ -104,12 +98,12 @@ class Simulation:
     def close(self) -> None:
         """End it, with whatever its clients are at."""
         self._over.set()
-        if self._thread is None:
-            return
-        self._thread.join(3)
-        if self._thread.is_alive():  # a client is still at work
-            ray.shutdown()
-            self._thread.join(END_S)
+        with signals_kept():
+            if self._thread is not None:
+                self._thread.join(SOON_S)
+            ray.shutdown()  # also with a client that is still at work
+            if self._thread is not None:
+                self._thread.join(END_S)
 
 
 class Answering:

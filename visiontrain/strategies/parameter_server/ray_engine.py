@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.strategies.config import ParameterServer
@@ -27,19 +27,9 @@ from visiontrain.strategies.parameter_server.hub import Hub
 from visiontrain.strategies.parameter_server.ledger import RULES
 from visiontrain.strategies.parameter_server.server import Server
 from visiontrain.strategies.parameter_server.talk import LOST
+from visiontrain.strategies.ray_start import signals_kept, start_ray
 from visiontrain.strategies.remote import Remote
 
-try:
-    import ray
-    from ray._private.ray_constants import ENABLE_RAY_CLUSTER
-    from ray.exceptions import ActorUnavailableError, RayActorError, RayError
-except ImportError as error:
-    raise ConfigError(
-        "strategy: parameter_server needs Ray; pip install 'visiontrain[ray]'"
-    ) from error
-
-LOOPBACK = "127.0.0.1"
-STORE_BYTES = 2**30  # shared memory for messages on their way
 GONE = (RayActorError, ActorUnavailableError)
 
 
@@ -120,7 +110,7 @@ class RayEngine:
         self._watched: dict[Any, str | int] = {}  # what ends with a process: its name or number
 
     def open(self, rule: str, staleness: int, shares: int) -> None:
-        with _signals_kept():
+        with signals_kept():
             self._join()
         self._hub = actor(Hub).remote(RULES[rule](staleness), shares, self._config.servers)
 
@@ -130,19 +120,8 @@ class RayEngine:
         Raises:
             ConfigError: there is none at the address, or it wants another token.
         """
-        known = {"log_to_driver": False, "configure_logging": False, "include_dashboard": False}
         if self._config.address is None:
-            if ENABLE_RAY_CLUSTER:
-                raise ConfigError(
-                    "strategy: parameter_server, but Ray was imported here before and would listen "
-                    "to other machines; start training before `import ray`"
-                )
-            ray.init(
-                num_cpus=1,
-                _node_ip_address=LOOPBACK,
-                object_store_memory=STORE_BYTES,
-                **known,
-            )
+            start_ray(self._config.kind, 1)
             return
         try:
             ray.init(address=self._config.address, log_to_driver=False, configure_logging=False)
@@ -207,24 +186,10 @@ class RayEngine:
         self._watched[ref] = who
 
     def close(self) -> None:
-        with _signals_kept():
+        with signals_kept():
             ray.shutdown()
 
 
 def actor(made: type, **options: Any) -> Any:
     """Turn a class into an actor's; none is started again by Ray: the driver does that."""
     return ray.remote(made).options(num_cpus=0, max_restarts=0, **options)
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Take back the handlers of signals that Ray sets."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
