@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import types
 from collections.abc import Collection
 from pathlib import Path
@@ -34,6 +35,8 @@ from visiontrain.plan_config import USES as PLAN_USES
 from visiontrain.plan_config import PlanConfig
 from visiontrain.predict_config import PredictConfig
 from visiontrain.recipe import USES, Run
+
+WIDTH = 93  # of what stands beside a key's name
 
 
 def meanings(kinds: Collection[type[Section]]) -> str:
@@ -221,7 +224,12 @@ def page(verb: str) -> str:
         if "." in main_name(key) and section != key.partition(".")[0]:
             section = key.partition(".")[0]
             lines.append("")
-        lines.append(f"  {main_name(key):24} {kind} [{default}]")
+        shown = textwrap.wrap(f"{kind.replace('|', '| ')} [{default}]", WIDTH)
+        names = [main_name(key), *[""] * (len(shown) - 1)]
+        lines += [
+            f"  {name:24} {part.replace('| ', '|')}"
+            for name, part in zip(names, shown, strict=True)
+        ]
         lines += [f"  {'':24} {line}" for line in meaning.splitlines()]
     if issubclass(ROOTS[verb], Run):
         lines += ["", "Short names:"]

@@ -29,7 +29,7 @@ from visiontrain.data.open import DataSpec, open_dataset
 from visiontrain.data.order import order_of
 from visiontrain.data.samples import scoring_set, training_set
 from visiontrain.data.table import Table
-from visiontrain.dealing import dealt, line_of
+from visiontrain.dealing import class_counts, dealt, line_of
 from visiontrain.engine.checkpoint import CheckpointStore
 from visiontrain.engine.evaluate import Evaluation, Scorable, Trained, evaluate
 from visiontrain.engine.learner import Learner, start_average
@@ -98,6 +98,7 @@ def build(run: Run, place: Place) -> Trainer:
     if isinstance(run.strategy, Federated):
         rows, _ = dealt(run, training, validation.table)
         progress.message(line_of(rows, run.strategy.partition))
+        strategy.describe(class_counts(training, rows))
     learner = build_learner(run, model, spec.names, schedule, strategy)
     parts = Parts(
         learner=learner,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from visiontrain.data.partition import Dealing, Rows, deal
+import numpy as np
+
+from visiontrain.data.partition import Dealing, Rows, deal, main_class
 from visiontrain.data.table import Table
 from visiontrain.recipe import Run
 from visiontrain.strategies.federated.config import Federated
@@ -24,6 +26,12 @@ def dealt(run: Run, train: Table, val: Table) -> tuple[Sequence[Rows], Sequence[
         ConfigError: a client would have nothing to train on.
     """
     return deal(dealing_of(run), train, val)
+
+
+def class_counts(table: Table, rows: Sequence[Rows]) -> list[list[int]]:
+    """Count each client's images by the class that they have most boxes of, the last for none."""
+    found, most = main_class(table), len(table.names) + 1
+    return [np.bincount(found[own], minlength=most).tolist() for own in rows]
 
 
 def line_of(rows: Sequence[Rows], kind: str) -> str:

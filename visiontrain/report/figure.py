@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib import font_manager
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart by colour-blind eyes; its yellow
@@ -61,7 +61,7 @@ def sign(number: int) -> tuple[str, str]:
 
 
 def name_lines(
-    axes: Axes, lines: Sequence[Line2D], names: Sequence[str], title: str | None = None
+    axes: Axes, lines: Sequence[Artist], names: Sequence[str], title: str | None = None
 ) -> None:
     """Say which line is which: in a row above the plot, or to the right of it under `title`.
 

@@ -177,6 +177,7 @@ def _plots(
     scored: Scored, training: Table | None, batches: Callable[[], list[Batch]] | None
 ) -> list[Path]:
     from visiontrain.report.class_plots import class_label_plot, class_plots  # noqa: PLC0415
+    from visiontrain.report.client_plots import clients_plot  # noqa: PLC0415
     from visiontrain.report.pictures import batch_picture  # noqa: PLC0415 - matplotlib: seconds
     from visiontrain.report.plots import label_plot, results_plot, scored_plots  # noqa: PLC0415
     from visiontrain.report.run_report import write_report  # noqa: PLC0415
@@ -193,6 +194,9 @@ def _plots(
         paths.append(results_plot(folder.results, plots / "results.png"))
         if "stalenesses" in scored.outcome.metrics:
             paths.append(servers_plot(scored.outcome.metrics, plots / "servers.png"))
+        if "clients" in scored.outcome.metrics:
+            clients = scored.outcome.metrics["clients"]
+            paths.append(clients_plot(clients, training.names, plots / "clients.png"))
         labels = label_plot if training.task == "detect" else class_label_plot
         paths.append(labels(training, plots / "labels.png"))
     for number, batch in enumerate(batches() if batches else []):

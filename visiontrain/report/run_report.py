@@ -48,6 +48,8 @@ MEANINGS = {  # of metrics.json, in the order shown
 CARDS = ("top1", "top5", "balanced", "map", "map50", "precision", "recall")
 CAPTIONS = {  # of plots/, in the order shown; names end in .png
     "results": "Losses, scores, learning rate and speed over epochs.",
+    "clients": "The images of each client, by the class that each has most boxes of, and scores on "
+    "images of its own.",
     "servers": "How many updates came between a gradient's weights and itself, and what workers' "
     "time went into.",
     "pr_curve": "Precision by recall: the area under a curve is its average precision.",

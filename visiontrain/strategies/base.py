@@ -242,6 +242,9 @@ class Strategy:
         """Return what metrics.json says of this mode alone: JSON; checkpoints keep it."""
         return {}
 
+    def describe(self, clients: Sequence[Sequence[int]]) -> None:
+        """Note how many images of each class the clients of a federated run have."""
+
     def load_summary(self, summary: Mapping[str, Any]) -> None:
         """Go on counting from what `summary` returned, of this mode or another."""
 

@@ -57,6 +57,7 @@ class Rounds:
     engine_s: float = 0.0  # seconds of rounds in which none can have
     taken: dict[int, int] = field(default_factory=dict)  # rounds that each client was part of
     images: dict[int, int] = field(default_factory=dict)  # that each has
+    classes: dict[int, list[int]] = field(default_factory=dict)  # images by their main class
     lengths: dict[int, float] = field(default_factory=dict)  # of the newest round
     cosines: dict[int, float] = field(default_factory=dict)
     local: dict[int, float] = field(default_factory=dict)  # scores of clients' own weights
@@ -104,6 +105,7 @@ class Rounds:
         clients = {
             str(k): {
                 "images": self.images.get(k, 0),
+                **({"classes": self.classes[k]} if k in self.classes else {}),
                 "rounds": self.taken.get(k, 0),
                 "drift": self.lengths.get(k),
                 "cosine": self.cosines.get(k),

@@ -271,6 +271,9 @@ class Server(Strategy):
     def summary(self) -> dict[str, Any]:
         return self.figures.summary()
 
+    def describe(self, clients: Sequence[Sequence[int]]) -> None:
+        self.figures.classes = {k: list(counts) for k, counts in enumerate(clients)}
+
     def load_summary(self, summary: Mapping[str, Any]) -> None:
         self.figures.load(summary)
 
