@@ -12,8 +12,8 @@ class Calls:
 
     at_once = 1
 
-    def __init__(self, config, remote, change):
-        self.config, self.remote, self.change = config, remote, change
+    def __init__(self, config, remote, change=None):
+        self.config, self.remote, self.change = config, remote, change or plain
         self.asked = []
 
     def open(self):
@@ -49,11 +49,11 @@ def plain(client, answer):
     return answer()
 
 
-def server_of(made, change=plain):
+def server_of(made, change=None, kind=Calls):
     """Return what makes the mode with calls in the place of Flower; `made` gets the servers."""
 
     def build(config, place, precision, remote):
-        made.append(Server(place, precision, config, Calls(config, remote, change), remote))
+        made.append(Server(place, precision, config, kind(config, remote, change), remote))
         return made[-1]
 
     return build
