@@ -87,7 +87,8 @@ def build(run: Run, place: Place) -> Trainer:
     progress = build_progress(run.log) if place.is_main else Silent()
     for line in spec.remarks({"train": whole, "val": scored}):
         progress.message(line)
-    check_statistics(run, len(training), strategy)
+    if not isinstance(run.strategy, Federated):
+        check_statistics(run, len(training), strategy)
     schedule = Schedule(run.optim, run.epochs, len(training), run.batch)
     paced = paced_of(run, len(training))
     goes_on = strategy.broadcast(bool(CheckpointStore(folder_of(run).checkpoints, 1)))
@@ -97,6 +98,8 @@ def build(run: Run, place: Place) -> Trainer:
         progress.message(line)
     if isinstance(run.strategy, Federated):
         rows, _ = dealt(run, training, validation.table)
+        for own in rows:
+            check_statistics(run, len(own), strategy)
         progress.message(line_of(rows, run.strategy.partition))
         strategy.describe(class_counts(training, rows))
     learner = build_learner(run, model, spec.names, schedule, strategy)

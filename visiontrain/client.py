@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from visiontrain.core.seed import derive
 from visiontrain.core.types import Place
 from visiontrain.data.loader import steps_per_epoch, train_steps
 from visiontrain.data.open import open_dataset
-from visiontrain.data.partition import part
+from visiontrain.data.partition import Rows, part
 from visiontrain.data.table import Table
 from visiontrain.dealing import dealing_of, dealt
 from visiontrain.engine.learner import Learner
@@ -33,6 +31,8 @@ from visiontrain.engine.step import train_step
 from visiontrain.models.registry import build_model
 from visiontrain.prepare import folder_of
 from visiontrain.recipe import Run
+from visiontrain.strategies.base import on_cpu
+from visiontrain.strategies.devices import started_by
 from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.federated.local import Local
 from visiontrain.strategies.federated.messages import (
@@ -49,8 +49,6 @@ from visiontrain.strategies.parameter_server.wire import Bytes
 from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.remote import Remote
 from visiontrain.tasks.registry import as_task
-
-KEPT = 2  # states: the server may go back a round
 
 State = dict[str, Tensor]  # weight/NAME of parts that stay here, control/NAME of SCAFFOLD's variate
 
@@ -94,7 +92,7 @@ class Client:
 
     def _hello(self, message: Bytes, meta: Mapping[str, Any]) -> Bytes:
         del message
-        found = self._state(meta["round"]) is not None
+        found = self._state(meta) is not None
         return self._write((), {}, {}, {"has_state": found, "images": len(self.train_table)})
 
     def _train(self, message: Bytes, meta: Mapping[str, Any]) -> Bytes:
@@ -102,25 +100,25 @@ class Client:
         began, number, every = time.monotonic(), int(meta["round"]), self.config.local_epochs
         images = len(self.train_table)
         learner, strategy = self._learner()
-        control = self._take(learner, message, number)
-        state = self._state(number) or {}
+        state = self._state(meta) or {}
+        control = self._take(learner, message, state)
         names = tuple(control)
         mine = under(state, CONTROL) or {n: torch.zeros_like(control[n]) for n in names}
-        start = {n: learner.live[n].detach().clone() for n in names}
-        strategy.begin(learner, {n: control[n] - mine[n] for n in names})
+        start = {n: on_cpu(learner.live[n]) for n in names}
+        strategy.begin(learner, {n: (control[n] - mine[n]).to(self.device) for n in names})
         per_epoch = steps_per_epoch(images, self.run.batch)
         first = number * every * per_epoch
         learner.step, learner.samples = first, number * every * images
         data = samples_of(self.run, self.train_table)
-        steps = train_steps(data, plan_of(self.run, strategy), first)
-        for step in islice(steps, every * per_epoch):
+        plan = replace(plan_of(self.run, strategy), epochs=(number + 1) * every)
+        for step in train_steps(data, plan, first):
             train_step(learner, step.micro_batches, step.images)
-        new = {
-            n: mine[n] - control[n] + (start[n] - learner.live[n]) / max(strategy.rates, 1e-12)
-            for n in names
-        }
-        ways = shared(learner.model, self.config.local)
-        own = {WEIGHT + n: learner.live[n] for n in ways.own}
+        new = mine
+        if strategy.rates:
+            ways = {n: (start[n] - on_cpu(learner.live[n])) / strategy.rates for n in names}
+            new = {n: mine[n] - control[n] + ways[n] for n in names}
+        parts = shared(learner.model, self.config.local)
+        own = {WEIGHT + n: learner.live[n] for n in parts.own}
         self._keep(own | {CONTROL + n: t for n, t in new.items()}, number)
         found: dict[str, Any] = {
             "counts": dict(strategy.counts),
@@ -133,12 +131,12 @@ class Client:
             found["score"] = self._scored(learner)
         found["seconds"] = time.monotonic() - began
         moved = {n: new[n] - mine[n] for n in names}
-        return self._write(ways.up, learner.live, moved, found)
+        return self._write(parts.up, learner.live, moved, found)
 
     def _score(self, message: Bytes, meta: Mapping[str, Any]) -> Bytes:
         """Score the server's weights on images of this client."""
         learner, _ = self._learner()
-        self._take(learner, message, int(meta["round"]))
+        self._take(learner, message, self._state(meta) or {})
         return self._write((), {}, {}, {"score": self._scored(learner)})
 
     def _scored(self, learner: Learner) -> float | None:
@@ -153,7 +151,7 @@ class Client:
         run = self.run
         momentum = run.optim.momentum if run.optim.kind == "sgd" else 0.0
         prox = self.config.prox if self.config.algorithm == "fedprox" else 0.0
-        place = Place(self.device, local_world=self.config.processes or 1)
+        place = Place(self.device, local_world=started_by(self.config) or 1)
         precision = Precision(run.precision, self.device)
         strategy = Local(place, precision, prox=prox, momentum=momentum)
         schedule = Schedule(run.optim, run.epochs, len(self.train_table), run.batch)
@@ -162,14 +160,14 @@ class Client:
         return build_learner(run, model, names, schedule, strategy), strategy
 
     @torch.no_grad()
-    def _take(self, learner: Learner, message: Bytes, number: int) -> State:
+    def _take(self, learner: Learner, message: Bytes, state: State) -> State:
         """Take the server's weights, and this client's own; return the server's variate."""
         ways = shared(learner.model, self.config.local)
         trained = {n for n, p in learner.model.named_parameters() if p.requires_grad}
         scaffold = self.config.algorithm == "scaffold"
         controlled = tuple(n for n in ways.up if n in trained) if scaffold else ()
         weights, control, _ = read(message, schema_of(learner.live, ways.all, controlled))
-        own = under(self._state(number) or {}, WEIGHT)
+        own = under(state, WEIGHT)
         missing = learner.live.keys() - weights.keys() - own.keys()
         if missing:
             raise DataError(
@@ -191,24 +189,41 @@ class Client:
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.safetensors"
 
-    def _state(self, number: int) -> State | None:
-        """Return what was kept after the newest round before `number`."""
-        known = sorted(self.folder.glob("[0-9]*.safetensors"))
-        before = [path for path in known if int(path.stem) < number]
-        if not before:
+    def _state(self, meta: Mapping[str, Any]) -> State | None:
+        """Return what was kept after the last round that the server has taken in.
+
+        It may have gone back, or not have believed this client.
+
+        Raises:
+            DataError: it is not there any more.
+        """
+        taken = meta.get("taken", {}).get(str(self.number))
+        keeps = self.config.algorithm == "scaffold" or bool(self.config.local)
+        if taken is None or not keeps:
             return None
-        with safe_open(before[-1], framework="pt") as file:
+        path = self._path(int(taken))
+        if not path.is_file():
+            raise DataError(
+                f"federated: client {self.number} lacks {path}, what it kept after round "
+                f"{int(taken) + 1}; was its folder emptied?"
+            )
+        with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def _keep(self, state: Mapping[str, Tensor], number: int) -> None:
-        """Keep what the next round needs, and what the one before it would."""
+        """Keep what the next round needs, and what the server might go back to."""
         if not state:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {n: t.detach().cpu().contiguous() for n, t in state.items()}
         replace_file(self._path(number), save(tensors, {"client": json.dumps(self.number)}))
-        for old in sorted(self.folder.glob("[0-9]*.safetensors"))[:-KEPT]:
-            old.unlink(missing_ok=True)
+        known = {int(path.stem): path for path in self.folder.glob("[0-9]*.safetensors")}
+        # Two checkpoints may be needed, and of each the newest round before it.
+        least = number - 2 * self.run.save.every_epochs
+        before = max((stem for stem in known if stem < least), default=least)
+        for stem, path in known.items():
+            if stem < before or stem > number:
+                path.unlink(missing_ok=True)
 
 
 # -- clients of one machine -------------------------------------------------------------
@@ -217,25 +232,23 @@ class Client:
 def simulated(remote: Remote, number: int) -> Client:
     """Make a client that has a part of the run's own data."""
     run = with_objects(Run.model_validate_json(remote.run_json), remote.objects)
-    train, val = _dealt(remote.run_json, _Same(run), number)
+    if remote.run_json not in _OPEN:
+        _OPEN.clear()
+        _OPEN[remote.run_json] = _opened(run)
+    dealing = dealing_of(run)
+    train, val = (
+        part(table, rows[number], dealing, number) for table, rows in _OPEN[remote.run_json]
+    )
     folder = folder_of(run).clients / f"client-{number}"
     return Client(run, number, (train, val), folder, torch.device(remote.device))
 
 
-@dataclass(frozen=True)
-class _Same:
-    """A run that its text tells from others."""
-
-    run: Run = field(hash=False, compare=False)
+Dealt = tuple[Table, Sequence[Rows]]  # a split, and which rows of it each client has
+_OPEN: dict[str, tuple[Dealt, Dealt]] = {}  # by the run: data are opened once in each process
 
 
-@lru_cache(maxsize=64)
-def _dealt(text: str, same: _Same, number: int) -> tuple[Table, Table]:
-    """Open data once in each process, not once a message; `text` is the run's."""
-    del text
-    run = same.run
+def _opened(run: Run) -> tuple[Dealt, Dealt]:
     spec = open_dataset(run.data, run.task.kind)
     train, val = (as_task(spec.table(split), run.task) for split in ("train", "val"))
-    dealing, (rows, others) = dealing_of(run), dealt(run, train, val)
-    own = part(train, rows[number], dealing, number)
-    return own, part(val, others[number], dealing, number)
+    rows, others = dealt(run, train, val)
+    return (train, rows), (val, others)

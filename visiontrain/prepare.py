@@ -111,8 +111,13 @@ def as_rounds(run: Run, given: Tree) -> Run:
         raise ConfigError(
             "ema: true with strategy=federated, where weights are means already; leave it out"
         )
-    strategy, epochs = in_rounds(run.strategy, run.epochs, given="epochs" in given)
-    return run.model_copy(update={"strategy": strategy, "epochs": epochs, "ema": False})
+    typed = "rounds" in given.get("strategy", {})
+    strategy, epochs = in_rounds(
+        run.strategy, run.epochs, given="epochs" in given, rounds_given=typed
+    )
+    run = run.model_copy(update={"strategy": strategy, "epochs": epochs, "ema": False})
+    check_values(run)
+    return run
 
 
 def check_group(run: Run) -> None:

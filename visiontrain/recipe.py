@@ -35,7 +35,7 @@ from visiontrain.strategies.config import (
     check_data_parallel,
     check_servers,
 )
-from visiontrain.strategies.federated.config import Federated, check_federated
+from visiontrain.strategies.federated.config import KEPT, Federated, check_federated
 from visiontrain.tasks.config import DetectConfig, TaskConfig
 
 FIXED = (  # what a run that goes on cannot change: its state and its place in the data hang on it
@@ -344,12 +344,33 @@ def check_batch(run: Run) -> None:
         )
 
 
+def check_same_clients(old: StrategyConfig, new: StrategyConfig) -> None:
+    """Refuse to go on with a federated run whose clients would have other images.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if isinstance(old, Federated) != isinstance(new, Federated):
+        raise ConfigError(
+            f"strategy: {new.kind}, but the run is {old.kind}; steps of one are rounds of the "
+            "other, start anew with weights=FILE"
+        )
+    for key in KEPT if isinstance(old, Federated) else ():
+        was, now = getattr(old, key), getattr(new, key)
+        if was != now:
+            raise ConfigError(
+                f"strategy.{key}: {now}, but the run has {was}; what clients keep belongs to it, "
+                "leave it out"
+            )
+
+
 def check_fixed(old: Run, new: Run) -> None:
     """Refuse to go on with a run under another data order, model or optimizer.
 
     Raises:
         ConfigError: naming the key.
     """
+    check_same_clients(old.strategy, new.strategy)
     for keys in FIXED:
         was, now = reduce(getattr, keys, old), reduce(getattr, keys, new)
         if isinstance(was, Section) and isinstance(now, Section):

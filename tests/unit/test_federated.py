@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import visiontrain as vt
-from visiontrain.core.errors import ConfigError
+from visiontrain.core.errors import ConfigError, RankError
 from visiontrain.strategies import registry
 
 SORTS = {
@@ -133,10 +133,13 @@ def test_a_server_that_dies_goes_on_to_the_bit(monkeypatch, tmp_path, algorithm)
 def test_algorithms_come_to_different_weights(made, tmp_path):
     found = {}
     for algorithm, keys in KEPT.items():
-        mode = federated(clients=3, rounds=3, **{"partition": "dirichlet"} | keys)
-        mode |= {"algorithm": algorithm}
+        same = {"partition": "quantity"} if algorithm != "fedavg" else {}
+        mode = federated(clients=3, rounds=3, algorithm=algorithm, **keys | same)
         run = vt.train(**SORTS, optim="sgd", strategy=mode, out=tmp_path / algorithm)
         found[algorithm] = weights_of(run)
+    mode = federated(clients=3, rounds=3, partition="quantity")
+    run = vt.train(**SORTS, optim="sgd", strategy=mode, out=tmp_path / "plain")
+    found["plain"] = weights_of(run)
     names = list(found)
     for place, name in enumerate(names):
         for other in names[:place]:
@@ -157,7 +160,10 @@ def spoiled(message, name="", value=float("nan"), **meta):
     return np.concatenate([np.frombuffer(start, np.uint8), values])
 
 
+HUGE = 10**400  # JSON has no largest number
 FAULTS = {
+    "endless counts": (lambda m: spoiled(m, counts={"all": HUGE}), "refused: counts that are none"),
+    "endless images": (lambda m: spoiled(m, images=HUGE), "refused: counts that are none"),
     "not finite": (lambda m: spoiled(m, "nan"), "refused: numbers that are not finite"),
     "counts": (lambda m: spoiled(m, counts={"all": -60}), "refused: counts that are none"),
     "heads": (lambda m: spoiled(m, counts={"other": 1}), "refused: counts of other heads"),
@@ -201,6 +207,97 @@ def test_a_client_that_claims_a_billion_images_is_capped(monkeypatch, tmp_path, 
     assert "client 1: says that it trained on 1e+09 (all); counted as 160" in caplog.text
 
 
+def test_what_a_client_says_of_itself_breaks_nothing(monkeypatch, tmp_path):
+    odd = {"seconds": HUGE, "score": "best", "terms": {"all/cls": HUGE}, "own_images": [3]}
+
+    def babbles(client, answer):
+        found = answer()
+        return spoiled(found, **odd) if client == 1 else found
+
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([], babbles))
+    run = vt.train(**SORTS, strategy=federated(clients=3, rounds=2), out=tmp_path / "run")
+    assert run.metrics["clients"]["1"]["common_score"] is None
+    assert run.metrics["clients"]["0"]["common_score"] is not None
+    assert run.metrics["clients_trained_s"] < 1e6
+
+
+def never_finite(client, answer):
+    found = answer()
+    return spoiled(found, "nan") if client == 1 and len(found) > 2000 else found
+
+
+@pytest.mark.parametrize("algorithm", ["trimmed_mean", "krum", "multi_krum", "bulyan", "median"])
+def test_rules_go_on_without_a_client_that_sends_no_numbers(monkeypatch, tmp_path, algorithm):
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([], never_finite))
+    mode = federated(clients=8, rounds=2, algorithm=algorithm)
+    run = vt.train(**SORTS, strategy=mode, out=tmp_path / "run")
+    assert all(torch.isfinite(t).all() for t in weights_of(run).values())
+    assert run.metrics["clients_refused"] == 2
+
+
+def test_a_rule_is_not_applied_to_fewer_updates_than_it_needs(monkeypatch, tmp_path, caplog):
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([], never_finite))
+    mode = federated(clients=3, rounds=2, algorithm="trimmed_mean")
+    with pytest.raises(RankError, match="round 1: fewer than 3 results in 3 tries"):
+        vt.train(**SORTS, strategy=mode, out=tmp_path / "run")
+    assert "2 results of 3 clients, trimmed_mean takes 3; asking again" in caplog.text
+
+
+@pytest.mark.parametrize("keys", [{"local": ["norm"]}, {"algorithm": "scaffold"}])
+def test_a_server_may_go_back_several_rounds(monkeypatch, tmp_path, keys):
+    whole_keys = SORTS | {"optim": "sgd", "save": {"every_epochs": 3}}
+    mode = federated(clients=2, rounds=7, **keys)
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([]))
+    whole = vt.train(**whole_keys, strategy=mode, out=tmp_path / "whole")
+    asked = []
+
+    def dies(client, answer):
+        asked.append(client)
+        if len(asked) == 13:  # amid the sixth round: two said hello
+            raise KeyboardInterrupt
+        return answer()
+
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([], dies))
+    with pytest.raises(KeyboardInterrupt):
+        vt.train(**whole_keys, strategy=mode, out=tmp_path / "killed")
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([]))
+    run = vt.train(out=tmp_path / "killed", resume=True)
+    assert gap(weights_of(whole), weights_of(run)) == 0
+
+
+def test_variates_add_up_whoever_was_late(monkeypatch, tmp_path):
+    begun, servers = Counter(), []
+
+    def late(client, answer):
+        begun[client] += 1
+        found = answer()
+        return None if begun[client] == 2 + client else found  # in another round each
+
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of(servers, late))
+    mode = federated(clients=3, rounds=5, algorithm="scaffold")
+    run = vt.train(**SORTS, optim="sgd", strategy=mode, out=tmp_path / "run")
+    assert run.metrics["clients_late"] == 3
+    (server,) = servers
+    kept = []
+    for client, own in run.metrics["clients"].items():
+        folder = run.folder / "clients" / f"client-{client}"
+        kept.append(load_file(folder / f"{own['newest_round']:06d}.safetensors"))
+    for name, control in server.algorithm.control.items():
+        mean = sum(state[f"control/{name}"] for state in kept) / 3
+        torch.testing.assert_close(control, mean, rtol=0, atol=1e-12)
+        assert control.abs().max() > 0
+
+
+def test_a_run_goes_on_with_more_rounds_and_not_with_other_clients(made, tmp_path):
+    vt.train(**SORTS, strategy=federated(clients=2, rounds=2), out=tmp_path / "run")
+    run = vt.train(out=tmp_path / "run", resume=True, epochs=3)
+    assert run.metrics["steps"] == 3
+    with pytest.raises(ConfigError, match=re.escape("strategy.clients: 3, but the run has 2")):
+        vt.train(out=tmp_path / "run", resume=True, strategy={"clients": 3})
+    with pytest.raises(ConfigError, match="steps of one are rounds of the other"):
+        vt.train(out=tmp_path / "run", resume=True, strategy={"kind": "single"})
+
+
 @pytest.mark.parametrize(
     ("mode", "said"),
     [
@@ -214,6 +311,8 @@ def test_a_client_that_claims_a_billion_images_is_capped(monkeypatch, tmp_path, 
         ({"local_epochs": 3}, "strategy.local_epochs: 3 of 4 epochs"),
         ({"partition": "source", "clients": 2}, "images lie in"),
         ({"partition": "classes", "classes": 11}, "strategy.classes: 11; the data has 10"),
+        ({"local": ["neck", "head", "backbone"]}, "nothing would travel"),
+        ({"algorithm": "multi_krum", "chosen": 4}, "strategy.chosen: 4 of 4 clients, 1 of them"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_starts(made, tmp_path, mode, said):

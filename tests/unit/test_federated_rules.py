@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from visiontrain.core.config import build
+from visiontrain.core.types import Place
+from visiontrain.engine.learner import fill_state
+from visiontrain.engine.sgd import SGD
 from visiontrain.strategies.federated.algorithms import (
     RULES,
     Update,
@@ -18,6 +21,8 @@ from visiontrain.strategies.federated.algorithms import (
 from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.federated.figures import of_round
 from visiontrain.strategies.federated.guard import capped, clipped
+from visiontrain.strategies.federated.local import Local
+from visiontrain.strategies.precision import Precision
 
 PARAMETERS = frozenset({"w"})
 
@@ -160,3 +165,89 @@ def test_directions_are_told():
     ways = of_round([update(0, (2.0, 2.0)), update(1, (1.0, 3.0))], NOW, PARAMETERS)
     assert ways.lengths == {0: 1.0, 1: 1.0}
     assert ways.cosines == pytest.approx({0: math.sqrt(0.5), 1: math.sqrt(0.5)})
+
+
+def test_steps_and_variates_are_capped_too():
+    steps = [update(k, (1.0, 2.0), steps=n) for k, n in enumerate((9e15, 4.0, 1e-300))]
+    assert [u.steps for u in capped(steps)[0]] == [40.0, 4.0, 0.4]
+    sizes = (1.0, 1e15, 2.0)
+    updates = [update(k, (2.0, 2.0), control={"w": tensor(n, 0.0)}) for k, n in enumerate(sizes)]
+    found, lines = clipped(updates, NOW, PARAMETERS, 3.0)
+    close(found[1].control["w"], tensor(6.0, 0.0))
+    assert found[0] == updates[0]
+    assert lines == ["client 1: its variate cut to 6e-15 of its length"]
+
+
+def test_of_two_the_lower_is_believed():
+    found, _ = capped([update(0, (1.0, 2.0), 5.0), update(1, (1.0, 2.0), 1e9)])
+    assert [u.counts["all"] for u in found] == [5.0, 50.0]
+
+
+def test_chosen_clients_are_averaged():
+    torch.manual_seed(0)
+    updates = [update(k, tuple(torch.randn(2).tolist())) for k in range(7)]
+    keys = {"algorithm": "multi_krum", "faulty": 1}
+    (one,) = (stepped(updates, chosen=n, **keys)["w"] for n in (1,))
+    assert any(torch.allclose(one, u.weights["w"], rtol=0, atol=1e-12) for u in updates)
+    assert not torch.allclose(one, stepped(updates, chosen=3, **keys)["w"], rtol=0, atol=1e-3)
+
+
+class Walker:
+    """A learner of one number, whose gradient is always 1."""
+
+    def __init__(self, momentum):
+        self.model = torch.nn.Linear(1, 1, bias=False).double()
+        self.optimizer = SGD([{"params": [*self.model.parameters()]}], momentum=momentum)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.5
+        fill_state(self.optimizer)
+        self.lr = 0.5
+
+    def update(self):
+        self.model.weight.grad = torch.ones_like(self.model.weight)
+        self.optimizer.step()
+        return torch.ones(())
+
+
+def local(**keys):
+    cpu = torch.device("cpu")
+    return Local(Place(cpu), Precision("fp64", cpu), **keys)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_plain_steps_are_as_far_as_the_optimizer_goes(momentum):
+    walker, strategy = Walker(momentum), local(momentum=momentum)
+    start = walker.model.weight.item()
+    strategy.begin(walker, {})
+    for _ in range(4):
+        strategy.apply(walker)
+        assert start - walker.model.weight.item() == pytest.approx(0.5 * strategy.plain_steps)
+    assert strategy.rates == 2.0
+
+
+def test_scaffold_steps_are_corrected_by_the_server_s_less_the_client_s():
+    walker, strategy = Walker(0.0), local()
+    start = walker.model.weight.item()
+    strategy.begin(walker, {"weight": torch.tensor([[3.0 - 1.0]], dtype=torch.float64)})  # c - c_k
+    strategy.apply(walker)
+    assert walker.model.weight.item() == pytest.approx(start - 0.5 * (1 - 1 + 3))
+
+
+def test_fedprox_pulls_back_to_the_start():
+    walker, strategy = Walker(0.0), local(prox=0.1)
+    start = walker.model.weight.item()
+    strategy.begin(walker, {})
+    real = walker.update
+
+    def update():
+        pulled = walker.model.weight.grad.clone()
+        real()
+        return pulled.norm()
+
+    walker.update = update
+    pulls = []
+    for _ in range(2):
+        walker.model.weight.grad = torch.zeros_like(walker.model.weight)
+        pulls.append(strategy.apply(walker).item())
+    assert pulls == pytest.approx([0.0, 0.1 * 0.5])
+    assert start - walker.model.weight.item() == pytest.approx(1.0)

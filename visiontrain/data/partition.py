@@ -6,8 +6,9 @@ like: under `dirichlet` and `classes` the same shares of classes, under `source`
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 import cv2
@@ -186,8 +187,10 @@ def source(dealing: Dealing, train: Table, other: Table) -> tuple[Rows, Rows]:
         client = int(sizes.argmin())
         owner_of[str(names[place])] = client
         sizes[client] += counts[place]
-    # Splits often lie in folders of their own: what follows the split tells sources apart.
-    tails = {PurePath(name).name: client for name, client in owner_of.items()}
+    # Splits often lie in folders of their own: what follows the split tells sources apart, unless
+    # several are called the same.
+    last = Counter(PurePath(name).name for name in owner_of)
+    tails = {PurePath(n).name: k for n, k in owner_of.items() if last[PurePath(n).name] == 1}
     others = _evenly(dealing, other, "other")
     for row in range(len(other)):
         folder = PurePath(other.images.name(row)).parent
@@ -263,4 +266,5 @@ def part(table: Table, rows: Rows, dealing: Dealing, client: int) -> Table:
     images: ImageSource = Chosen(table.images, rows)
     if dealing.kind == "feature":
         images = Camera.of(images, client, dealing.seed)
-    return table.chosen(rows, images)
+    # Shards of all clients' images: which are read together says nothing of these.
+    return replace(table.chosen(rows, images), windows=None)

@@ -62,8 +62,10 @@ def settle(config: StrategyConfig, device: str) -> StrategyConfig:
             raise ConfigError(
                 f"strategy: {config.kind} under {told.by}; start one process, or take strategy=ddp"
             )
+        if isinstance(config, ParameterServer | Federated):
+            _refuse_mixed(config, device, found)
         if isinstance(config, ParameterServer):
-            return _settle_workers(config, device, found)
+            return _settle_workers(config, found)
         if "," in device and isinstance(config, Single):
             raise ConfigError(f"device: {device!r}; strategy=single takes one, or add strategy=ddp")
         if len(found) == 1 and isinstance(config, Placement):
@@ -83,20 +85,29 @@ def settle(config: StrategyConfig, device: str) -> StrategyConfig:
     return _settle_processes(config, device, found, told)
 
 
-def _settle_workers(
-    config: ParameterServer, device: str, found: Sequence[torch.device]
-) -> ParameterServer:
+def _refuse_mixed(
+    config: ParameterServer | Federated, device: str, found: Sequence[torch.device]
+) -> None:
+    """Refuse devices that Ray cannot hand out.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    who = "clients" if isinstance(config, Federated) else "workers"
     if len({one.type for one in found}) > 1 or (found[0].type == "cpu" and len(found) > 1):
         raise ConfigError(
-            f"device: {device!r}; workers share the CPU or take a GPU each, so take cpu or numbers"
+            f"device: {device!r}; {who} share the CPU or take GPUs, so take cpu or cuda"
         )
-    if found[0].type == "cpu":
-        return config
-    if device not in ("auto", "cuda"):
+    if found[0].type != "cpu" and device not in ("auto", "cuda"):
         raise ConfigError(
             f"device: {device!r}; Ray hands out the GPUs, take cuda and name them in "
             "CUDA_VISIBLE_DEVICES"
         )
+
+
+def _settle_workers(config: ParameterServer, found: Sequence[torch.device]) -> ParameterServer:
+    if found[0].type == "cpu":
+        return config
     if "processes" not in config.model_fields_set:
         return config.model_copy(update={"processes": len(found)})
     if config.address is None and config.processes > len(found):

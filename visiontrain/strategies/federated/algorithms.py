@@ -263,9 +263,7 @@ def bulyan(parts: Sequence[Tensor], faulty: int, chosen: int | None) -> list[Ten
     left, taken = list(range(clients)), list[int]()
     while len(taken) < clients - 2 * faulty:
         among = [rows[left] for rows in parts]
-        # Of the last ones no two are left to compare: whoever is there.
-        best = int(krum_scores(among, faulty).argmin()) if len(left) > faulty + 2 else 0
-        taken.append(left.pop(best))
+        taken.append(left.pop(int(krum_scores(among, faulty).argmin())))
     made = []
     for rows in parts:
         own = rows[taken]
@@ -313,5 +311,5 @@ def algorithm_of(config: Federated, parameters: frozenset[str]) -> Algorithm:
     if kind == "fednova":
         return FedNova(parameters)
     if kind in RULES:
-        return Robust(kind, config.faulty)
+        return Robust(kind, config.faulty, config.chosen)
     return FedAvg(parameters, rate)

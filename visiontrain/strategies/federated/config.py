@@ -138,31 +138,53 @@ def check_federated(config: Federated, epochs: int) -> None:
     asked, most = takers(config), config.min_fit
     if most is not None and most > asked:
         raise ConfigError(f"strategy.min_fit: {most}; {asked} clients are asked in a round")
-    least = {
-        "trimmed_mean": 2 * config.faulty + 1,
-        "krum": config.faulty + 3,
-        "multi_krum": config.faulty + 3,
-        "bulyan": 4 * config.faulty + 3,
-    }.get(config.algorithm, 1)
+    least = least_updates(config)
     if (most or asked) < least:
         raise ConfigError(
             f"strategy.algorithm: {config.algorithm} of {most or asked} clients, "
             f"{config.faulty} of them faulty; it takes {least} or more"
         )
+    if config.chosen is not None and config.chosen > asked - config.faulty:
+        raise ConfigError(
+            f"strategy.chosen: {config.chosen} of {asked} clients, {config.faulty} of them faulty; "
+            f"take {asked - config.faulty} or fewer"
+        )
 
 
-def in_rounds(config: Federated, epochs: int, *, given: bool) -> tuple[Federated, int]:
+def least_updates(config: Federated) -> int:
+    """Return how many updates the rule needs, some of them faulty."""
+    return {
+        "trimmed_mean": 2 * config.faulty + 1,
+        "krum": config.faulty + 3,
+        "multi_krum": config.faulty + 3,
+        "bulyan": 4 * config.faulty + 3,
+    }.get(config.algorithm, 1)
+
+
+# What a run that goes on cannot change: what clients keep belongs to their images.
+KEPT = ("clients", "partition", "alpha", "classes", "local", "local_epochs")
+
+
+def in_rounds(
+    config: Federated, epochs: int, *, given: bool, rounds_given: bool
+) -> tuple[Federated, int]:
     """Return the mode with its number of rounds, and the epochs that they are.
 
     Args:
         config: of the mode.
         epochs: key of the run.
-        given: whether somebody set that.
+        given: whether somebody set that now.
+        rounds_given: whether somebody set the rounds now.
 
     Raises:
         ConfigError: both say how long to train, and not the same.
     """
-    if config.rounds is None:
+    if config.rounds is None or (given and not rounds_given):
+        if epochs % config.local_epochs:
+            raise ConfigError(
+                f"strategy.local_epochs: {config.local_epochs} of {epochs} epochs; take a divisor, "
+                "or strategy.rounds"
+            )
         return config.model_copy(update={"rounds": epochs // config.local_epochs}), epochs
     whole = config.rounds * config.local_epochs
     if given and epochs != whole:

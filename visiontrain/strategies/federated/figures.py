@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visiontrain.strategies.federated.algorithms import Named, Update
 from visiontrain.strategies.federated.guard import way_of
+from visiontrain.strategies.federated.messages import number_of
 
 COUNTED = ("down", "up", "late", "failed", "refused", "trained_s", "engine_s")
 
@@ -31,12 +32,16 @@ class Ways:
 
 def of_round(updates: Sequence[Update], now: Named, parameters: frozenset[str]) -> Ways:
     """Compare the updates of a round: their lengths, their directions to the plain mean's."""
-    ways = {update.client: way_of(update, now, parameters) for update in updates}
-    middle = torch.stack(list(ways.values())).mean(0)
-    return Ways(
-        {k: float(torch.linalg.vector_norm(way)) for k, way in ways.items()},
-        {k: _cosine(way, middle) for k, way in ways.items()},
-    )
+    # One after the other, twice: all at once, they are as many models.
+    middle = way_of(updates[0], now, parameters)
+    for update in updates[1:]:
+        middle += way_of(update, now, parameters)
+    lengths, cosines = dict[int, float](), dict[int, float]()
+    for update in updates:
+        way = way_of(update, now, parameters)
+        lengths[update.client] = float(torch.linalg.vector_norm(way))
+        cosines[update.client] = _cosine(way, middle)
+    return Ways(lengths, cosines)
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
@@ -56,6 +61,7 @@ class Rounds:
     trained_s: float = 0.0  # seconds that clients trained, all together
     engine_s: float = 0.0  # seconds of rounds in which none can have
     taken: dict[int, int] = field(default_factory=dict)  # rounds that each client was part of
+    newest: dict[int, int] = field(default_factory=dict)  # number of the last of them
     images: dict[int, int] = field(default_factory=dict)  # that each has
     classes: dict[int, list[int]] = field(default_factory=dict)  # images by their main class
     lengths: dict[int, float] = field(default_factory=dict)  # of the newest round
@@ -64,15 +70,17 @@ class Rounds:
     common: dict[int, float] = field(default_factory=dict)  # of the server's, on their images
     _times: list[float] = field(default_factory=list)  # of the newest round
 
-    def note(self, clients: Sequence[int], metas: Sequence[Mapping[str, Any]]) -> None:
+    def note(self, number: int, clients: Sequence[int], metas: Sequence[Mapping[str, Any]]) -> None:
         """Note who took part in a round."""
         self._times = []
         for client, meta in zip(clients, metas, strict=True):
             self.taken[client] = self.taken.get(client, 0) + 1
-            self.images[client] = int(_number(meta, "own_images"))
-            self._times.append(_number(meta, "seconds"))
-            if "score" in meta:
-                self.local[client] = _number(meta, "score")
+            self.newest[client] = number
+            self.images[client] = int(number_of(meta.get("own_images")) or 0)
+            self._times.append(abs(number_of(meta.get("seconds")) or 0.0))
+            score = number_of(meta.get("score"))
+            if score is not None:
+                self.local[client] = score
         self.trained_s += sum(self._times)
 
     def ways(self, ways: Ways, seconds: float, at_once: int) -> None:
@@ -84,7 +92,9 @@ class Rounds:
 
     def scored(self, found: Mapping[int, Mapping[str, Any]]) -> None:
         """Note what clients say of the server's weights."""
-        self.common = {k: _number(meta, "score") for k, meta in sorted(found.items())}
+        scores = {k: number_of(meta.get("score")) for k, meta in sorted(found.items())}
+        # Who has no image to score on, or none with a box, has no score.
+        self.common = {k: score for k, score in scores.items() if score is not None}
 
     def numbers(self) -> dict[str, float]:
         """Return columns of results.csv."""
@@ -104,15 +114,16 @@ class Rounds:
         """Return what metrics.json says, from which `load` goes on."""
         clients = {
             str(k): {
-                "images": self.images.get(k, 0),
+                "images": self.images.get(k, sum(self.classes.get(k, []))),
                 **({"classes": self.classes[k]} if k in self.classes else {}),
                 "rounds": self.taken.get(k, 0),
+                "newest_round": self.newest.get(k),
                 "drift": self.lengths.get(k),
                 "cosine": self.cosines.get(k),
                 "own_score": self.local.get(k),
                 "common_score": self.common.get(k),
             }
-            for k in sorted(self.taken)
+            for k in sorted(self.taken.keys() | self.classes.keys())
         }
         scored = {}
         if self.common:
@@ -133,7 +144,11 @@ class Rounds:
             setattr(self, name, summary[f"clients_{name}"])
         for key, own in summary["clients"].items():
             k = int(key)
-            self.images[k], self.taken[k] = own["images"], own["rounds"]
+            self.images[k] = own["images"]
+            if own["rounds"]:
+                self.taken[k] = own["rounds"]
+            if own["newest_round"] is not None:
+                self.newest[k] = own["newest_round"]
             for into, name in (
                 (self.lengths, "drift"),
                 (self.cosines, "cosine"),
@@ -151,10 +166,3 @@ def _spread(values: Any) -> float:
         return 0.0
     middle = sum(found) / len(found)
     return math.sqrt(sum((value - middle) ** 2 for value in found) / (len(found) - 1))
-
-
-def _number(meta: Mapping[str, Any], name: str) -> float:
-    """Return a number that a client says; 0 where it is none."""
-    value = meta.get(name)
-    good = isinstance(value, int | float) and math.isfinite(value)
-    return float(value) if good else 0.0

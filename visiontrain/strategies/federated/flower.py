@@ -38,8 +38,9 @@ class Clients:
         found = self._exchange(asked, "query", max(1.0, end - time.monotonic()), len(asked))
         self._nodes = {}
         for node, reply in sorted(found.items()):
-            if not reply.has_error():
-                self._nodes[int(cast("int", reply.content[SAID][NUMBER]))] = node
+            number = number_in(reply)
+            if number is not None:
+                self._nodes.setdefault(number, node)
         return sorted(self._nodes)
 
     def ask(self, messages: Mapping[int, Bytes], seconds: float, enough: int) -> dict[int, Answer]:
@@ -86,6 +87,17 @@ def bytes_in(record: RecordDict) -> Bytes:
     return found
 
 
+def number_in(reply: Message) -> int | None:
+    """Return the number that a client says it has; None where it says none."""
+    if reply.has_error():
+        return None
+    try:
+        number = reply.content[SAID][NUMBER]
+    except (KeyError, TypeError):
+        return None
+    return number if isinstance(number, int) else None
+
+
 def answer_in(reply: Message) -> Answer:
     """Return what a client answers, or why it does not."""
     if reply.has_error():
@@ -98,8 +110,8 @@ def answer_in(reply: Message) -> Answer:
         return str(said[ERROR]) if ERROR in said else ""
     try:
         return bytes_in(reply.content)
-    except (KeyError, ValueError) as error:
-        return f"an answer that is none: {error}"
+    except (KeyError, ValueError, TypeError, AttributeError, EOFError, MemoryError) as error:
+        return f"an answer that is none ({type(error).__name__})"
 
 
 def client_app(answer: Callable[[Bytes, Context], Bytes]) -> ClientApp:

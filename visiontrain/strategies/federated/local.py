@@ -84,6 +84,7 @@ class Local(Strategy):
             named[name].sub_(correction, alpha=learner.lr * good)
         self.norm = norm.item()
         self.rates += learner.lr * good
-        self._pace = self._momentum * self._pace + good
-        self.plain_steps += self._pace
+        if good:  # our SGD looks ahead (Nesterov): a step is g + m (g + m g' + ...)
+            self._pace = self._momentum * self._pace + 1
+            self.plain_steps += 1 + self._momentum * self._pace if self._momentum else 1
         return norm

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import VisionModel
 from visiontrain.strategies.federated.algorithms import Named, Update
 from visiontrain.strategies.parameter_server.wire import (
@@ -26,7 +26,7 @@ from visiontrain.strategies.parameter_server.wire import (
 
 WEIGHT, CONTROL = "weight/", "control/"  # of names in messages
 LARGEST = 2.0**53  # of a count
-NORMS = ("BatchNorm", "GroupNorm", "LayerNorm", "SyncBatchNorm", "InstanceNorm")
+NORMS = ("BatchNorm", "GroupNorm", "LayerNorm", "InstanceNorm")  # in names of their classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,9 @@ def shared(model: VisionModel, local: Sequence[str]) -> Shared:
     """Divide a model's parameters and float buffers; `local` names parts that stay.
 
     A detector's head is its last block, its neck what lies between that and the body.
+
+    Raises:
+        ConfigError: a part that the model lacks, or nothing is left to travel.
     """
     live = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
     norms = names_of_norms(model)
@@ -57,6 +60,11 @@ def shared(model: VisionModel, local: Sequence[str]) -> Shared:
     moved |= {n for n in live if n not in dict(model.named_parameters())}
     down = tuple(n for n in live if n not in stays)
     up = tuple(n for n in down if n in moved and not n.startswith(frozen))
+    for part in local:
+        if not any(parts[n] == part or (part == "norm" and n in norms) for n in live):
+            raise ConfigError(f"strategy.local: {part}; the model has no such part, leave it out")
+    if not up:
+        raise ConfigError(f"strategy.local: {', '.join(local)}; nothing would travel, take less")
     return Shared(down, up, tuple(stays))
 
 
@@ -72,7 +80,7 @@ def names_of_norms(model: nn.Module) -> frozenset[str]:
     """Return the names of the parameters and buffers of layers that normalise."""
     found = set()
     for prefix, module in model.named_modules():
-        if type(module).__name__.startswith(NORMS) or type(module).__name__.rstrip("123d") in NORMS:
+        if any(name in type(module).__name__ for name in NORMS):
             found |= {f"{prefix}.{n}" for n, _ in module.named_parameters(recurse=False)}
             found |= {f"{prefix}.{n}" for n, _ in module.named_buffers(recurse=False)}
     return frozenset(found)
@@ -145,8 +153,15 @@ def believed(
 
 def is_count(value: Any) -> bool:
     """Tell whether a number from a message can be a count."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and 0 <= value < LARGEST
+    found = number_of(value)
+    return found is not None and found >= 0
+
+
+def number_of(value: Any) -> float | None:
+    """Return a number from a message, in JSON of any length; None where it is none."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < LARGEST:
+        return None  # NaN is below nothing
+    return float(value)
 
 
 def is_variance(name: str) -> bool:

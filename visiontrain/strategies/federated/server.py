@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from statistics import median_low
 from typing import Any
 
 import torch
@@ -18,13 +19,14 @@ from visiontrain.core.types import Batch, Loss, Place
 from visiontrain.data.loader import Step
 from visiontrain.strategies.base import NamedParts, Strategy, on_cpu
 from visiontrain.strategies.federated.algorithms import Scaffold, Update, algorithm_of
-from visiontrain.strategies.federated.config import Federated, takers
+from visiontrain.strategies.federated.config import Federated, least_updates, takers
 from visiontrain.strategies.federated.engine import Answer, Engine
 from visiontrain.strategies.federated.figures import Rounds, of_round
-from visiontrain.strategies.federated.guard import capped, clipped
+from visiontrain.strategies.federated.guard import MOST, capped, clipped
 from visiontrain.strategies.federated.messages import (
     Shared,
     believed,
+    number_of,
     read_meta,
     schema_of,
     shared,
@@ -36,7 +38,6 @@ from visiontrain.strategies.remote import Remote
 
 _tell = logging.getLogger(__name__).warning
 TRIES = 3  # of a round without any result
-HELLO_S = 120.0  # until clients have said who they are
 OWN = "federated/"  # of names in a checkpoint
 NEW_ALGORITHM = "what the server remembered of earlier rounds is left out: another algorithm now"
 
@@ -78,7 +79,7 @@ class Server(Strategy):
         self.shared: Shared = shared(model, self.config.local)
         self.parameters = frozenset(trained & set(self.shared.up))
         self.algorithm = algorithm_of(self.config, self.parameters)
-        self.algorithm.start({n: live[n] for n in self.shared.up})
+        self.algorithm.start({n: live[n].cpu() for n in self.shared.up})
         self.controlled = tuple(n for n in self.shared.up if n in self.parameters)
         if not isinstance(self.algorithm, Scaffold):
             self.controlled = ()
@@ -123,10 +124,11 @@ class Server(Strategy):
             RankError: nobody.
         """
         hello = self._message(learner, {"kind": "hello", "round": learner.step})
-        there = self.engine.clients(HELLO_S)
-        answers = self.engine.ask(dict.fromkeys(there, hello), HELLO_S, len(there))
+        seconds = self.config.timeout_s
+        there = self.engine.clients(seconds)
+        answers = self.engine.ask(dict.fromkeys(there, hello), seconds, len(there))
         for client in there:
-            answer = answers.get(client, f"no answer in {HELLO_S:g} s")
+            answer = answers.get(client, f"no answer in {seconds:g} s")
             if isinstance(answer, str):
                 _tell(f"client {client}: left out: {answer}")
                 continue
@@ -142,19 +144,24 @@ class Server(Strategy):
         if not self._known:
             self._meet(learner)
         self._began, number = time.monotonic(), learner.step
+        least = least_updates(self.config)
         for _ in range(TRIES):
             chosen = self._chosen(learner.seed, number)
             answers = self._train(learner, chosen)
             self._updates, metas = self._believed(learner, chosen, answers)
-            if self._updates:
+            if len(self._updates) >= least:
                 break
-            _tell(f"round {number + 1}: no result of {len(chosen)} clients; asking again")
+            _tell(
+                f"round {number + 1}: {len(self._updates)} results of {len(chosen)} clients, "
+                f"{self.config.algorithm} takes {least}; asking again"
+            )
         else:
             raise RankError(
-                f"round {number + 1}: no result in {TRIES} tries; everything up to the round "
-                "before is saved"
+                f"round {number + 1}: fewer than {least} results in {TRIES} tries; everything up "
+                "to the round before is saved"
             )
-        self._images = round(sum(meta["images"] for meta in metas))
+        most = MOST * median_low(float(meta["images"]) for meta in metas)
+        self._images = round(sum(min(most, float(meta["images"])) for meta in metas))
         return self._loss(learner, metas)
 
     def _chosen(self, seed: int, number: int) -> list[int]:
@@ -182,7 +189,10 @@ class Server(Strategy):
         controls = self.algorithm.control if isinstance(self.algorithm, Scaffold) else {}
         if meta["kind"] != "train":
             controls = {}
-        return write(schema, {n: learner.live[n] for n in names}, controls, meta)
+        # Of what clients keep, only what came of rounds that count here.
+        taken = {str(client): number for client, number in self.figures.newest.items()}
+        told = {**meta, "taken": taken}
+        return write(schema, {n: learner.live[n] for n in names}, controls, told)
 
     def _believed(
         self, learner: Updatable, chosen: Sequence[int], answers: Mapping[int, Answer]
@@ -215,20 +225,21 @@ class Server(Strategy):
     def _loss(self, learner: Updatable, metas: Sequence[Mapping[str, Any]]) -> Loss:
         kind = self.precision.weights
         terms = {
-            name: torch.tensor(sum(number_in(meta, "terms", name) for meta in metas), dtype=kind)
+            name: torch.tensor(sum(term_in(meta, name) for meta in metas), dtype=kind)
             for name in learner.task.terms
         }
         counts = {
             head: torch.tensor(sum(update.counts[head] for update in self._updates), dtype=kind)
             for head in learner.task.heads
         }
-        self.figures.note([update.client for update in self._updates], metas)
+        taken = [update.client for update in self._updates]
+        self.figures.note(learner.step, taken, metas)
         return self.mean(Loss(terms, counts))
 
     @torch.no_grad()
     def apply(self, learner: Updatable) -> Tensor:
         """Make the next weights of what clients made; return the mean length of their ways ()."""
-        now = {name: learner.live[name].detach() for name in self.shared.up}
+        now = {name: on_cpu(learner.live[name]) for name in self.shared.up}
         updates, lines = capped(self._updates)
         updates, more = clipped(updates, now, self.parameters, self.config.clip)
         for line in lines + more:
@@ -256,10 +267,17 @@ class Server(Strategy):
 
     def _score(self, learner: Updatable) -> None:
         """Let every client score the new weights on images of its own."""
-        message = self._message(learner, {"kind": "score", "round": learner.step + 1})
-        asked = dict.fromkeys(sorted(self._known), message)
+        meta = {"kind": "score", "round": learner.step + 1}
+        later = self._message(learner, meta)
+        first = self._message(learner, meta, whole=True) if self.shared.own else later
+        asked = {k: later if known else first for k, known in sorted(self._known.items())}
         answers = self.engine.ask(asked, self.config.timeout_s, len(asked))
-        self.figures.down += message.nbytes * len(asked)
+        sent = sum(message.nbytes for message in asked.values())
+        self.figures.down += sent
+        self.bytes_sent += sent
+        for client, answer in answers.items():
+            if isinstance(answer, str):
+                _tell(f"client {client}: no score: {answer}")
         found = {k: read_meta(a) for k, a in answers.items() if not isinstance(a, str)}
         self.figures.scored(found)
 
@@ -278,8 +296,7 @@ class Server(Strategy):
         self.figures.load(summary)
 
 
-def number_in(meta: Mapping[str, Any], part: str, name: str) -> float:
-    """Return a number from a client's message; 0 where there is none."""
-    found = meta.get(part)
-    value = found.get(name) if isinstance(found, dict) else None
-    return float(value) if isinstance(value, int | float) else 0.0
+def term_in(meta: Mapping[str, Any], name: str) -> float:
+    """Return a term of the loss from a client's message; 0 where there is none."""
+    found = meta.get("terms")
+    return (number_of(found.get(name)) or 0.0) if isinstance(found, dict) else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from importlib import import_module
@@ -71,7 +72,7 @@ class Simulation:
         gpus = torch.cuda.device_count() if self._device.type == "cuda" else 0
         resources: dict[str, Any] = {
             "num_cpus": 1,
-            "num_gpus": gpus / self.at_once,
+            "num_gpus": 1 / math.ceil(self.at_once / gpus) if gpus else 0,
             # Flower takes these for resources, and hands them on: a process that died would be
             # given work for ever.
             "max_restarts": -1,
@@ -92,7 +93,13 @@ class Simulation:
         return self._clients.find(self._config.clients, seconds)
 
     def ask(self, messages: Mapping[int, Bytes], seconds: float, enough: int) -> dict[int, Answer]:
-        """Ask clients."""
+        """Ask clients.
+
+        Raises:
+            RankError: Flower's thread has ended.
+        """
+        if self._thread is None or not self._thread.is_alive():
+            raise RankError("strategy: federated; Flower's simulation ended without a word")
         return self._clients.ask(messages, seconds, enough)
 
     def close(self) -> None:
