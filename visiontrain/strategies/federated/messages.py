@@ -20,12 +20,12 @@ from visiontrain.strategies.parameter_server.wire import (
     Bytes,
     RefusedError,
     Schema,
+    is_count,
     pack,
     unpack,
 )
 
 WEIGHT, CONTROL = "weight/", "control/"  # of names in messages
-LARGEST = 2.0**53  # of a count
 NORMS = ("BatchNorm", "GroupNorm", "LayerNorm", "InstanceNorm")  # in names of their classes
 
 
@@ -149,19 +149,6 @@ def believed(
     if negative is not None:
         raise RefusedError(f"{negative}: a variance below zero")
     return Update(client, weights, counts, steps, controls), meta
-
-
-def is_count(value: Any) -> bool:
-    """Tell whether a number from a message can be a count."""
-    found = number_of(value)
-    return found is not None and found >= 0
-
-
-def number_of(value: Any) -> float | None:
-    """Return a number from a message, in JSON of any length; None where it is none."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < LARGEST:
-        return None  # NaN is below nothing
-    return float(value)
 
 
 def is_variance(name: str) -> bool:

@@ -26,13 +26,12 @@ from visiontrain.strategies.federated.guard import MOST, capped, clipped
 from visiontrain.strategies.federated.messages import (
     Shared,
     believed,
-    number_of,
     read_meta,
     schema_of,
     shared,
     write,
 )
-from visiontrain.strategies.parameter_server.wire import Bytes, RefusedError
+from visiontrain.strategies.parameter_server.wire import Bytes, RefusedError, number_of
 from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.remote import Remote
 

@@ -20,6 +20,7 @@ from visiontrain.strategies.parameter_server.wire import (
     Bytes,
     RefusedError,
     Schema,
+    is_count,
     pack,
     unpack,
 )
@@ -366,9 +367,3 @@ def counts_in(meta: Mapping[str, Any], heads: Sequence[str]) -> tuple[dict[str, 
     if not all(is_count(value) for value in [*counts.values(), *values]):
         raise RefusedError("counts that are none")
     return counts, int(meta["version"])
-
-
-def is_count(value: Any) -> bool:
-    """Tell whether a number from a message can be a count."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and 0 <= value < 2**53

@@ -25,6 +25,9 @@ MARK = b"visiontr"
 MOST_HEADER = 1 << 16  # bytes
 
 
+LARGEST = 2.0**53  # of a number beside tensors
+
+
 class RefusedError(ValueError):
     """A message that is not what it should be; says why."""
 
@@ -165,3 +168,16 @@ def split(sizes: Mapping[str, int], parts: int) -> Sequence[list[str]]:
         size, names = held[least]
         held[least] = (size + sizes[name], [*names, name])
     return [[name for name in sizes if name in set(names)] for _, names in held]
+
+
+def is_count(value: Any) -> bool:
+    """Tell whether a number from a message can be a count."""
+    found = number_of(value)
+    return found is not None and found >= 0
+
+
+def number_of(value: Any) -> float | None:
+    """Return a number from a message, in JSON of any length; None where it is none."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < LARGEST:
+        return None  # NaN is below nothing
+    return float(value)
