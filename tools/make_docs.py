@@ -9,7 +9,7 @@ import json
 import sys
 import textwrap
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -31,6 +31,8 @@ from visiontrain.core.section import (
 )
 from visiontrain.core.shipped import presets
 from visiontrain.data.config import SHARDING_USES, ShardingConfig
+from visiontrain.federated_config import CONFIGS
+from visiontrain.federated_config import USES as FEDERATED_USES
 from visiontrain.plan_config import USES as PLAN_USES
 from visiontrain.plan_config import PlanConfig
 from visiontrain.predict_config import PredictConfig
@@ -92,6 +94,14 @@ EXAMPLES = {
         "visiontrain plan data=my/data.yaml model=yolo_m batch=32 devices=4 memory=16",
         "visiontrain plan data=digits devices=2 strategy=pipeline strategy.schedule=1f1b --json",
     ),
+    "federated": (
+        "visiontrain federated cert hosts=fed.example.org",
+        "visiontrain federated key key=clinic.key",
+        "visiontrain federated register key=clinic.key.pub",
+        "visiontrain federated server data=my/data.yaml strategy.serve=0.0.0.0:9092 "
+        "strategy.clients=3",
+        "visiontrain federated client server=fed.example.org:9092 key=clinic.key data=ours.yaml",
+    ),
     "compare": (
         "visiontrain compare data=digits strategies=single,ddp,fsdp,pipeline epochs=3",
         "visiontrain compare data=my/data.yaml strategies=single,ddp,ddp:sync_every=8+outer=diloco",
@@ -140,6 +150,10 @@ NOTES = {
     "data": "Writes every split as tars in WebDataset's layout, an index of where images lie,\n"
     "and a data.yaml, into a new folder. Nothing is left there when it is stopped.",
     "parity": "Compares 20 optimizer steps; ends with 0 when the mode is exact, with 1 otherwise.",
+    "federated": "Who runs the server: cert, then register for each client's .pub, then server,\n"
+    "which takes the keys of train, strategy=federated and strategy.serve, 127.0.0.1:9092 by\n"
+    "default; it needs images to score (val), none to train on. Who runs a client: key, then\n"
+    "client, with the server's ca.crt; its images stay where they are.",
     "plan": "Measures the model on four images at most here, on one device; --json prints bytes.",
     "compare": "Trains in one mode after another from the same weights with the same samples;\n"
     "strategy.KEY=VALUE holds for every mode that has the key. Leaves a run folder per mode,\n"
@@ -216,21 +230,16 @@ def page(verb: str) -> str:
     lines = [f"visiontrain {verb}: {VERBS[verb]}", "", "Examples:"]
     lines += [f"  {example}" for example in EXAMPLES[verb]]
     lines += ["", NOTES[verb]] if verb in NOTES else []
+    if verb == "federated":
+        for what, root in CONFIGS.items():
+            lines += ["", f"Keys of `federated {what}`, type, default:"]
+            lines += key_lines(rows(root, FEDERATED_USES.get(what)), ())
+        return "\n".join(lines) + "\n"
     lines += ["", "Keys (key=value or --key value), type, default:"]
-    uses, section = TYPED.get(verb), ""
-    first = COMPARED if verb == "compare" else ()
-    for row in sorted(rows(ROOTS[verb], uses), key=lambda row: (row[0] not in first, place(row))):
-        key, kind, default, meaning = OWN.get(verb, {}).get(row[0], row)
-        if "." in main_name(key) and section != key.partition(".")[0]:
-            section = key.partition(".")[0]
-            lines.append("")
-        shown = textwrap.wrap(f"{kind.replace('|', '| ')} [{default}]", WIDTH)
-        names = [main_name(key), *[""] * (len(shown) - 1)]
-        lines += [
-            f"  {name:24} {part.replace('| ', '|')}"
-            for name, part in zip(names, shown, strict=True)
-        ]
-        lines += [f"  {'':24} {line}" for line in meaning.splitlines()]
+    uses = TYPED.get(verb)
+    own = OWN.get(verb, {})
+    found = [own.get(row[0], row) for row in rows(ROOTS[verb], uses)]
+    lines += key_lines(found, COMPARED if verb == "compare" else ())
     if issubclass(ROOTS[verb], Run):
         lines += ["", "Short names:"]
         lines += [
@@ -242,6 +251,25 @@ def page(verb: str) -> str:
         lines += ["", "Presets are YAML files of the same keys: visiontrain train detect/bccd"]
         lines += [f"  {name}" for name in presets(TOP / "cfg")]
     return "\n".join(lines) + "\n"
+
+
+def key_lines(found: Sequence[tuple[str, str, str, str]], first: Sequence[str]) -> list[str]:
+    """Write keys with their types, defaults and meanings, those in `first` before the others."""
+    lines, section = [], ""
+    for key, kind, default, meaning in sorted(
+        found, key=lambda row: (row[0] not in first, place(row))
+    ):
+        if "." in main_name(key) and section != key.partition(".")[0]:
+            section = key.partition(".")[0]
+            lines.append("")
+        shown = textwrap.wrap(f"{kind.replace('|', '| ')} [{default}]", WIDTH)
+        names = [main_name(key), *[""] * (len(shown) - 1)]
+        lines += [
+            f"  {name:24} {part.replace('| ', '|')}"
+            for name, part in zip(names, shown, strict=True)
+        ]
+        lines += [f"  {'':24} {line}" for line in meaning.splitlines()]
+    return lines
 
 
 def main_name(key: str) -> str:

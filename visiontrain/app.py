@@ -13,7 +13,6 @@ from visiontrain.core.interfaces import Progress, VisionModel
 from visiontrain.core.memory import peak_rss_mb
 from visiontrain.core.own import Objects, objects_of, with_objects
 from visiontrain.core.types import Batch, Outcome, Place
-from visiontrain.data.config import sides
 from visiontrain.data.loader import (
     Plan,
     Scoring,
@@ -29,7 +28,7 @@ from visiontrain.data.open import DataSpec, open_dataset
 from visiontrain.data.order import order_of
 from visiontrain.data.samples import scoring_set, training_set
 from visiontrain.data.table import Table
-from visiontrain.dealing import class_counts, dealt, line_of
+from visiontrain.dealing import class_counts, dealt, line_of, paced_of, served, splits_of
 from visiontrain.engine.checkpoint import CheckpointStore
 from visiontrain.engine.evaluate import Evaluation, Scorable, Trained, evaluate
 from visiontrain.engine.learner import Learner, start_average
@@ -57,7 +56,7 @@ from visiontrain.report.results import (
     score_lines,
     write_results,
 )
-from visiontrain.start import build_fresh
+from visiontrain.start import build_fresh, check_statistics
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.devices import started_by
 from visiontrain.strategies.federated.config import Federated
@@ -81,11 +80,13 @@ def build(run: Run, place: Place) -> Trainer:
     """
     remote = remote_of(run, place)
     strategy = build_strategy(run.strategy, place, run.precision, remote)
-    spec, (whole, scored) = read_tables(run, ("train", "val"), strategy)
-    training, validation = spec.cut(whole), scored_of(run, scored)
+    elsewhere, splits = served(run), splits_of(run)
+    spec, tables = read_tables(run, splits, strategy)
+    # Where all images to train on lie with clients, those to score give the loop its length.
+    training, validation = spec.cut(tables[0]), scored_of(run, tables[-1])
     remote.tell(spec.names, len(training), training.digest())
     progress = build_progress(run.log) if place.is_main else Silent()
-    for line in spec.remarks({"train": whole, "val": scored}):
+    for line in spec.remarks(dict(zip(splits, tables, strict=True))):
         progress.message(line)
     if not isinstance(run.strategy, Federated):
         check_statistics(run, len(training), strategy)
@@ -94,9 +95,9 @@ def build(run: Run, place: Place) -> Trainer:
     goes_on = strategy.broadcast(bool(CheckpointStore(folder_of(run).checkpoints, 1)))
     model = strategy.together(lambda: build_fresh(run, spec.names, None if goes_on else progress))
     data = samples_of(run, training)
-    for line in heading(run, data, validation.table, model, place):
+    for line in heading(run, None if elsewhere else data, validation.table, model, place):
         progress.message(line)
-    if isinstance(run.strategy, Federated):
+    if isinstance(run.strategy, Federated) and not elsewhere:
         rows, _ = dealt(run, training, validation.table)
         for own in rows:
             check_statistics(run, len(own), strategy)
@@ -107,7 +108,9 @@ def build(run: Run, place: Place) -> Trainer:
         learner=learner,
         steps=step_source(paced, data, strategy, run.save.every_steps),
         evaluate=lambda asked: score_set(run, learner, validation, asked),
-        finish=lambda outcome: finish(run, outcome, strategy, validation.table, progress, data),
+        finish=lambda outcome: finish(
+            run, outcome, strategy, validation.table, progress, None if elsewhere else data
+        ),
         saver=build_saver(run, spec, learner, len(training)),
         loggers=build_loggers(run.log) if place.is_main else [],
         progress=progress,
@@ -115,30 +118,6 @@ def build(run: Run, place: Place) -> Trainer:
         config=run.model_dump(mode="json"),
     )
     return Trainer(parts, fit_settings(paced, len(training)))
-
-
-def paced_of(run: Run, images: int) -> Run:
-    """Return a run whose steps are those of the training loop: rounds, where clients train."""
-    if not isinstance(run.strategy, Federated):
-        return run
-    return run.model_copy(update={"batch": images, "epochs": run.strategy.rounds})
-
-
-def check_statistics(run: Run, images: int, strategy: Strategy) -> None:
-    """Refuse BatchNorm over a single number, which torch would do in the midst of a run.
-
-    Raises:
-        ConfigError: a map of one place meets a share of one image, or of none.
-    """
-    last = images % run.batch or min(images, run.batch)
-    share = last // (strategy.micro_batches(run.accumulate) * strategy.shares)
-    norm = "batch" if isinstance(run.model, OwnModel) else run.model.norm
-    if norm == "batch" and share < 2 and min(sides(run.imgsz, run.augment)) == 32:
-        key = "imgsz" if run.imgsz == 32 else "augment.multi_scale"
-        raise ConfigError(
-            f"{key}: a side of 32 pixels, where BatchNorm needs two images, but shares of an "
-            f"epoch's last batch have {share}; take larger sides, another batch or model.norm=group"
-        )
 
 
 def read_tables(

@@ -17,6 +17,7 @@ VERBS = {
     "check": "read a data set: what is wrong with it, what it has twice, what would help",
     "data": "write a data set as tars, for what outgrows a folder: data shard",
     "parity": "measure whether a training mode equals one device on your configuration",
+    "federated": "clients on machines of their own: cert, key, register, server, client",
     "plan": "what a training needs in each mode: memory per device, waiting, bytes that travel",
     "compare": "train in several modes from the same weights and see what each gives and costs",
 }
@@ -140,6 +141,25 @@ def _data(words: Sequence[str]) -> int:
     return 0
 
 
+def _federated(words: Sequence[str]) -> int:
+    from visiontrain.core.errors import ConfigError  # noqa: PLC0415
+    from visiontrain.federated_config import CONFIGS, SERVER, USES  # noqa: PLC0415
+
+    what, rest = next(iter(words), "nothing"), words[1:]
+    if what == "server":
+        given = {word.lstrip("-").partition("=")[0] for word in rest}
+        return _train([*(f"{k}={v}" for k, v in SERVER.items() if k not in given), *rest])
+    if what not in CONFIGS:
+        raise ConfigError(f"federated: {what}; write one of server, {', '.join(CONFIGS)}")
+    from visiontrain.core.config import load  # noqa: PLC0415
+    from visiontrain.core.shipped import shipped  # noqa: PLC0415
+
+    config = load(CONFIGS[what], rest, shipped("cfg"), USES.get(what))
+    from visiontrain.federated_commands import federated  # noqa: PLC0415
+
+    return federated(config, partial(print, flush=True))
+
+
 def _parity(words: Sequence[str]) -> int:
     run = _load_run("parity", words)
     from visiontrain.commands import parity  # noqa: PLC0415
@@ -213,6 +233,7 @@ RUN: dict[str, Callable[[Sequence[str]], int]] = {
     "check": _check,
     "data": _data,
     "parity": _parity,
+    "federated": _federated,
     "plan": _plan,
     "compare": _compare,
 }

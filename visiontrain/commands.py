@@ -13,6 +13,7 @@ from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.core.own import Objects, objects_of, with_objects
 from visiontrain.data.defects import printable
 from visiontrain.data.open import open_dataset
+from visiontrain.dealing import splits_of
 from visiontrain.engine.parity import Parity, Report
 from visiontrain.engine.signals import INTERRUPTED
 from visiontrain.predict_config import PredictConfig
@@ -153,7 +154,7 @@ def _filled(run: Run, entry: str) -> Run:
     if run.data.cache == "disk" and not isinstance(run.strategy, Single | Placement):
         spec = open_dataset(run.data, run.task.kind)
         try:
-            for split in ("train", "val") if entry == "main" else (run.split,):
+            for split in splits_of(run) if entry == "main" else (run.split,):
                 spec.table(split)
         except Exception:
             folder_of(run).discard_unused()

@@ -1,4 +1,4 @@
-"""Which images of a run's data each simulated client of a federated run has."""
+"""Which images of a run's data are read where, and which each simulated client has."""
 
 from __future__ import annotations
 
@@ -10,6 +10,23 @@ from visiontrain.data.partition import Dealing, Rows, deal, main_class
 from visiontrain.data.table import Table
 from visiontrain.recipe import Run
 from visiontrain.strategies.federated.config import Federated
+
+
+def served(run: Run) -> bool:
+    """Tell whether a run serves clients on other machines, which have the images to train on."""
+    return isinstance(run.strategy, Federated) and run.strategy.serve is not None
+
+
+def splits_of(run: Run) -> tuple[str, ...]:
+    """Return the splits that a training reads here."""
+    return ("val",) if served(run) else ("train", "val")
+
+
+def paced_of(run: Run, images: int) -> Run:
+    """Return a run whose steps are those of the training loop: rounds, where clients train."""
+    if not isinstance(run.strategy, Federated):
+        return run
+    return run.model_copy(update={"batch": images, "epochs": run.strategy.rounds})
 
 
 def dealing_of(run: Run) -> Dealing:

@@ -17,23 +17,33 @@ from visiontrain.strategies.precision import slow
 
 
 def heading(
-    run: Run, data: Training, validation: Table, model: VisionModel, place: Place
+    run: Run, data: Training | None, validation: Table, model: VisionModel, place: Place
 ) -> list[str]:
-    """Say in two lines what is about to be trained on what, and where it goes."""
-    training, balance = data.table, clause(run.data, data.order)
+    """Say in two lines what is about to be trained on what, and where it goes.
+
+    Args:
+        run: the config.
+        data: what is trained on; None where clients elsewhere have it.
+        validation: what is scored.
+        model: the whole one, or what this process holds of it.
+        place: of this process.
+    """
+    balance = "" if data is None else clause(run.data, data.order)
     what = "image" if run.data.tile is None else "tile"
-    given = f"{run.data.source}: {counted(len(training), what)} to train on"
+    number = "clients' images" if data is None else counted(len(data.table), what)
+    given = f"{run.data.source}: {number} to train on"
     images = "" if what == "image" else " images"
     scored = f"{len(validation)}{images} to score"
-    if training.task == "detect":
-        scored += f", {len(training.boxes)} and {len(validation.boxes)} boxes"
+    if validation.task == "detect":
+        boxes = "" if data is None else f"{len(data.table.boxes)} and "
+        scored += f", {boxes}{len(validation.boxes)} boxes"
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     mode, count = run.strategy.kind, max(place.world, world(run.strategy))
     mode += f" on {count} processes" if count > 1 else ""
     how = f"{kind_of(run.optim)} {peak(run.optim):g}, {run.precision}, {place.device.type}, {mode}"
     name = run.model.own.ref if isinstance(run.model, OwnModel) else run.model.kind
     lines = [
-        f"{given}, {scored} of {counted(len(training.names), 'class')}{balance}",
+        f"{given}, {scored} of {counted(len(validation.names), 'class')}{balance}",
         f"{name}, {size:.1f} M parameters, {run.imgsz} px, batch {run.batch}, {how}; "
         f"results go to {run.out}",
     ]

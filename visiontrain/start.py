@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Progress, VisionModel
 from visiontrain.core.types import ClassRows
 from visiontrain.data.config import sides
 from visiontrain.data.open import open_dataset
 from visiontrain.engine.weights import Weights, WeightsMeta, digest, load_weights, start_from
 from visiontrain.loggers.console import Silent
+from visiontrain.models.config import OwnModel
 from visiontrain.models.registry import build_model, check_input, pretrained, public
 from visiontrain.recipe import Run
+from visiontrain.strategies.base import Strategy
 
 
 def build_fresh(run: Run, names: Sequence[str], progress: Progress | None) -> VisionModel:
@@ -68,3 +71,20 @@ def class_rows(run: Run) -> Mapping[str, ClassRows]:
     one, two = (model.state_dict() for model in models)
     known = models[0].class_rows
     return {n: known.get(n, ClassRows()) for n in one if one[n].shape != two[n].shape}
+
+
+def check_statistics(run: Run, images: int, strategy: Strategy) -> None:
+    """Refuse BatchNorm over a single number, which torch would do in the midst of a run.
+
+    Raises:
+        ConfigError: a map of one place meets a share of one image, or of none.
+    """
+    last = images % run.batch or min(images, run.batch)
+    share = last // (strategy.micro_batches(run.accumulate) * strategy.shares)
+    norm = "batch" if isinstance(run.model, OwnModel) else run.model.norm
+    if norm == "batch" and share < 2 and min(sides(run.imgsz, run.augment)) == 32:
+        key = "imgsz" if run.imgsz == 32 else "augment.multi_scale"
+        raise ConfigError(
+            f"{key}: a side of 32 pixels, where BatchNorm needs two images, but shares of an "
+            f"epoch's last batch have {share}; take larger sides, another batch or model.norm=group"
+        )

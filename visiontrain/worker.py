@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from visiontrain import app, elsewhere
+from visiontrain import app, deployed, elsewhere
 from visiontrain.client import simulated
 from visiontrain.core.durable import FULL, full_disk
 from visiontrain.core.errors import OutOfMemoryError, StorageError
@@ -95,6 +95,22 @@ def answer(remote: Remote, number: int, message: Bytes) -> Bytes:
     run = client.run
     with fitting(f"{run.batch} images of {run.imgsz} pixels", _less_memory(run)), kept_memory():
         return client.answer(message)
+
+
+def join() -> None:
+    """Be the process that Flower starts at a client for a message; runs nothing that came along."""
+    from visiontrain.strategies.federated.apps import client_program  # noqa: PLC0415 - wants Flower
+    from visiontrain.strategies.federated.flower import client_app  # noqa: PLC0415
+
+    config = deployed.read_config()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+    def answer(message: Bytes, number: int) -> Bytes:
+        with fitting("the server's batch", "ask for a smaller one"), kept_memory():
+            return deployed.answer(config, message, number)
+
+    client_program(lambda: client_app(answer))
 
 
 def weighed(job_json: str, place: Place, objects: Objects = NONE) -> int:

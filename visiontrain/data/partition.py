@@ -268,3 +268,9 @@ def part(table: Table, rows: Rows, dealing: Dealing, client: int) -> Table:
         images = Camera.of(images, client, dealing.seed)
     # Shards of all clients' images: which are read together says nothing of these.
     return replace(table.chosen(rows, images), windows=None)
+
+
+def no_images(table: Table) -> Table:
+    """Return a table like this one without any image."""
+    rows = np.empty(0, np.int64)
+    return replace(table.chosen(rows, Chosen(table.images, rows)), windows=None)

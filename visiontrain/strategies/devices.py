@@ -167,7 +167,7 @@ def started_by(config: StrategyConfig) -> int | None:
     """Return how many processes train that a mode starts itself."""
     if isinstance(config, ParameterServer):
         return config.processes
-    if isinstance(config, Federated):
+    if isinstance(config, Federated) and config.serve is None:
         return min(config.clients, config.processes or cores())
     return None
 

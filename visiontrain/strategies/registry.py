@@ -67,13 +67,19 @@ def parameter_server(
 
 
 def federated(config: Federated, place: Place, precision: Precision, remote: Remote) -> Strategy:
-    """Make the server's side of federated training, whose clients are simulated here."""
+    """Make the server's side of federated training: clients are simulated here, or elsewhere."""
     from visiontrain.strategies.federated.server import Server  # noqa: PLC0415
 
-    find("ray", "federated needs Ray", "federated")
     find("flwr", "federated needs Flower", "federated")
-    set_environment(config.kind)
     set_flower_environment()
+    if config.serve is not None:
+        from visiontrain.strategies.federated.deployment import Deployment  # noqa: PLC0415
+
+        assert remote.scratch is not None
+        engine = Deployment(config, remote.scratch.parent)
+        return Server(place, precision, config, engine, remote)
+    find("ray", "federated needs Ray", "federated")
+    set_environment(config.kind)
     from visiontrain.strategies.federated.simulation import Simulation  # noqa: PLC0415
 
     return Server(place, precision, config, Simulation(config, place.device, remote), remote)

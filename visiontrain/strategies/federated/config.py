@@ -83,6 +83,10 @@ class Federated(Alone):
     processes: int | None = Field(
         None, ge=1, description="clients that train at once on this machine; default: its cores"
     )
+    serve: str | None = Field(
+        None, description="HOST:PORT to wait at for clients on other machines, which have the data"
+    )
+    keys: str = Field("keys", description="with serve: folder of certificates and clients' keys")
 
     @property
     def server_rate(self) -> float:
@@ -90,6 +94,8 @@ class Federated(Alone):
         return self.server_lr or RATES.get(self.algorithm, 1.0)
 
 
+# What says how images are dealt out, or trained on here: of no use where clients have their own.
+HERE = ("partition", "alpha", "classes", "processes")
 # Key, the one it belongs to, and the values of that under which it does something.
 NEEDS = (
     ("alpha", "partition", ("dirichlet", "quantity")),
@@ -125,6 +131,7 @@ def check_federated(config: Federated, epochs: int) -> None:
                 f"strategy.{key}: {value}; it changes nothing here, add "
                 f"strategy.{other}={values[0]} or leave it out"
             )
+    check_served(config)
     if config.server_lr is not None and config.algorithm in (*ROBUST, "fednova"):
         raise ConfigError(
             f"strategy.server_lr: {config.server_lr:g} with strategy.algorithm={config.algorithm}, "
@@ -149,6 +156,31 @@ def check_federated(config: Federated, epochs: int) -> None:
             f"strategy.chosen: {config.chosen} of {asked} clients, {config.faulty} of them faulty; "
             f"take {asked - config.faulty} or fewer"
         )
+
+
+def check_served(config: Federated) -> None:
+    """Refuse keys that do nothing with or without clients on other machines.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    fields = type(config).model_fields
+    if config.serve is None:
+        if config.keys != fields["keys"].default:
+            raise ConfigError(
+                f"strategy.keys: {config.keys}; it changes nothing here, add "
+                "strategy.serve=HOST:PORT or leave it out"
+            )
+        return
+    host, _, port = config.serve.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ConfigError(f"strategy.serve: {config.serve!r}; write HOST:PORT, as 0.0.0.0:9092")
+    for key in HERE:
+        if getattr(config, key) != fields[key].default:
+            raise ConfigError(
+                f"strategy.{key}: {getattr(config, key)} with strategy.serve, whose clients have "
+                "images and machines of their own; leave it out"
+            )
 
 
 def least_updates(config: Federated) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from visiontrain.strategies.parameter_server.wire import Bytes
+import numpy as np
+from numpy.typing import NDArray
 
+Bytes = NDArray[np.uint8]  # (N,)
 Answer = Bytes | str  # a message, or why there is none
 
 
@@ -14,6 +16,7 @@ class Engine(Protocol):
     """Flower's simulation, a deployment, or calls in this process."""
 
     at_once: int  # clients that can train at the same time
+    joins: bool  # whether clients may come and go while a run goes on
 
     def open(self) -> None:
         """Start what is needed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -13,8 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from visiontrain.core.errors import VisiontrainError
-from visiontrain.strategies.federated.engine import Answer
-from visiontrain.strategies.parameter_server.wire import Bytes
+from visiontrain.strategies.federated.engine import Answer, Bytes
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
 POLL_S = 0.1
@@ -25,30 +24,43 @@ ARRAYS, SAID, ERROR, NUMBER = "arrays", "said", "error", "partition-id"
 class Clients:
     """The clients of a run, as the server reaches them."""
 
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+    def __init__(self, grid: Grid, keys: Sequence[bytes] | None = None) -> None:
+        """Reach them.
+
+        Args:
+            grid: Flower's.
+            keys: of the clients, in PEM, which are numbered in this order; without, they say
+                themselves which number they have.
+        """
+        self._grid, self._keys = grid, keys
         self._nodes: dict[int, int] = {}  # client: Flower's number of it, which is random
 
     def find(self, count: int, seconds: float) -> list[int]:
         """Wait until so many are there; return those that are when the time is up."""
         end = time.monotonic() + seconds
-        while len(nodes := list(self._grid.get_node_ids())) < count and time.monotonic() < end:
+        while len(nodes := list(self._grid.get_nodes())) < count and time.monotonic() < end:
             time.sleep(POLL_S)
-        asked = {node: RecordDict() for node in nodes}
-        found = self._exchange(asked, "query", max(1.0, end - time.monotonic()), len(asked))
         self._nodes = {}
+        if self._keys is not None:
+            number = {key: k for k, key in enumerate(self._keys)}
+            known = {number[n.public_key]: n.node_id for n in nodes if n.public_key in number}
+            self._nodes = dict(sorted(known.items()))
+            return list(self._nodes)
+        asked = {node.node_id: RecordDict() for node in nodes}
+        found = self._exchange(asked, "query", max(1.0, end - time.monotonic()), len(asked))
         for node, reply in sorted(found.items()):
-            number = number_in(reply)
-            if number is not None:
-                self._nodes.setdefault(number, node)
+            said = number_in(reply)
+            if said is not None:
+                self._nodes.setdefault(said, node)
         return sorted(self._nodes)
 
     def ask(self, messages: Mapping[int, Bytes], seconds: float, enough: int) -> dict[int, Answer]:
         """Ask clients; see `Engine.ask`."""
-        clients = {self._nodes[client]: client for client in messages}
-        asked = {node: record_of(messages[client]) for node, client in clients.items()}
-        found = self._exchange(asked, "train", seconds, enough)
-        return {clients[node]: answer_in(reply) for node, reply in found.items()}
+        clients = {self._nodes[k]: k for k in messages if k in self._nodes}
+        asked = {node: record_of(messages[client], client) for node, client in clients.items()}
+        found = self._exchange(asked, "train", seconds, min(enough, len(asked)))
+        gone: dict[int, Answer] = {k: "is not there" for k in messages if k not in self._nodes}
+        return {clients[node]: answer_in(reply) for node, reply in found.items()} | gone
 
     def _exchange(
         self, asked: Mapping[int, RecordDict], kind: str, seconds: float, enough: int
@@ -70,9 +82,12 @@ class Clients:
         return found
 
 
-def record_of(message: Bytes) -> RecordDict:
-    """Put bytes into a record."""
-    return RecordDict({ARRAYS: ArrayRecord({SAID: Array(message)})})
+def record_of(message: Bytes, number: int | None = None) -> RecordDict:
+    """Put bytes into a record, and the number of the client that they are for."""
+    record = RecordDict({ARRAYS: ArrayRecord({SAID: Array(message)})})
+    if number is not None:
+        record[SAID] = ConfigRecord({NUMBER: number})
+    return record
 
 
 def bytes_in(record: RecordDict) -> Bytes:
@@ -87,12 +102,12 @@ def bytes_in(record: RecordDict) -> Bytes:
     return found
 
 
-def number_in(reply: Message) -> int | None:
-    """Return the number that a client says it has; None where it says none."""
-    if reply.has_error():
+def number_in(message: Message) -> int | None:
+    """Return the client's number in a message; None where there is none."""
+    if message.has_error():
         return None
     try:
-        number = reply.content[SAID][NUMBER]
+        number = message.content[SAID][NUMBER]
     except (KeyError, TypeError):
         return None
     return number if isinstance(number, int) else None
@@ -114,11 +129,11 @@ def answer_in(reply: Message) -> Answer:
         return f"an answer that is none ({type(error).__name__})"
 
 
-def client_app(answer: Callable[[Bytes, Context], Bytes]) -> ClientApp:
+def client_app(answer: Callable[[Bytes, int], Bytes]) -> ClientApp:
     """Make Flower's side of a client.
 
     Args:
-        answer: to a message.
+        answer: to a message, for the client with a number.
     """
     app = ClientApp()
 
@@ -129,15 +144,12 @@ def client_app(answer: Callable[[Bytes, Context], Bytes]) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
+        del context
         try:
-            content = record_of(answer(bytes_in(message.content), context))
-        except (VisiontrainError, ValueError) as error:
+            number = int(cast("int", message.content[SAID][NUMBER]))
+            content = record_of(answer(bytes_in(message.content), number))
+        except (VisiontrainError, ValueError, KeyError) as error:
             content = RecordDict({SAID: ConfigRecord({ERROR: str(error)})})
         return Message(content, reply_to=message)
 
     return app
-
-
-def number_of(context: Context) -> int:
-    """Return a client's number."""
-    return int(context.node_config[NUMBER])

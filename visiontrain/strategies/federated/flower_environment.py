@@ -11,6 +11,11 @@ QUIET = {
 }
 
 
+def flower_environment() -> dict[str, str]:
+    """Return it."""
+    return dict(QUIET)
+
+
 def set_flower_environment() -> None:
     """Set it; programs that Flower starts inherit it."""
     os.environ.update(QUIET)

@@ -29,6 +29,21 @@ WEIGHT, CONTROL = "weight/", "control/"  # of names in messages
 NORMS = ("BatchNorm", "GroupNorm", "LayerNorm", "InstanceNorm")  # in names of their classes
 
 
+# What a client elsewhere is told of a run; where data and results lie is its own affair.
+SENT = (
+    *("model", "task", "augment", "optim", "strategy", "epochs", "batch", "accumulate"),
+    *("recompute", "imgsz", "precision", "freeze", "seed", "save"),
+)
+
+
+def run_for(run_json: str) -> dict[str, Any]:
+    """Return what clients elsewhere are told of a settled run: keys of it."""
+    run = json.loads(run_json)
+    kept = {key: run[key] for key in SENT}
+    kept["strategy"] = {k: v for k, v in run["strategy"].items() if k not in ("serve", "keys")}
+    return kept
+
+
 @dataclass(frozen=True, slots=True)
 class Shared:
     """Which tensors of a model travel."""

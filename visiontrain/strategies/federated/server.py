@@ -27,6 +27,7 @@ from visiontrain.strategies.federated.messages import (
     Shared,
     believed,
     read_meta,
+    run_for,
     schema_of,
     shared,
     write,
@@ -65,6 +66,7 @@ class Server(Strategy):
         self.config, self.engine, self.remote = config, engine, remote
         self.figures = Rounds()
         self._known: dict[int, bool] = {}  # clients, and whether they hold parts of their own
+        self._there: Sequence[int] = ()  # those that can be reached
         self._updates: Sequence[Update] = ()
         self._images = 0  # that were trained on in a round
         self._began = 0.0
@@ -117,16 +119,19 @@ class Server(Strategy):
         return blank()
 
     def _meet(self, learner: Updatable) -> None:
-        """Learn who is there.
+        """Learn who is there; where clients come and go, before every round.
 
         Raises:
             RankError: nobody.
         """
-        hello = self._message(learner, {"kind": "hello", "round": learner.step})
+        if self._known and not self.engine.joins:
+            return
         seconds = self.config.timeout_s
-        there = self.engine.clients(seconds)
-        answers = self.engine.ask(dict.fromkeys(there, hello), seconds, len(there))
-        for client in there:
+        self._there = self.engine.clients(0.0 if self._known else seconds)
+        new = [client for client in self._there if client not in self._known]
+        hello = self._message(learner, {"kind": "hello", "round": learner.step})
+        answers = self.engine.ask(dict.fromkeys(new, hello), seconds, len(new)) if new else {}
+        for client in new:
             answer = answers.get(client, f"no answer in {seconds:g} s")
             if isinstance(answer, str):
                 _tell(f"client {client}: left out: {answer}")
@@ -140,8 +145,7 @@ class Server(Strategy):
     def forward_backward(self, learner: Updatable, micro_batches: Sequence[Batch]) -> Loss:
         """Let clients train; return the mean of their losses, and leave what they made."""
         del micro_batches
-        if not self._known:
-            self._meet(learner)
+        self._meet(learner)
         self._began, number = time.monotonic(), learner.step
         least = least_updates(self.config)
         for _ in range(TRIES):
@@ -164,11 +168,11 @@ class Server(Strategy):
         return self._loss(learner, metas)
 
     def _chosen(self, seed: int, number: int) -> list[int]:
-        """Draw the clients of a round: the same ones whenever it comes."""
+        """Draw the clients of a round: the same ones whenever it comes, if they are there."""
         known = sorted(self._known)
         order = generator(seed, "clients", number).permutation(len(known))
-        count = min(takers(self.config), len(known))
-        return sorted(known[k] for k in order[:count])
+        there = [known[k] for k in order if known[k] in self._there]
+        return sorted(there[: takers(self.config)])
 
     def _train(self, learner: Updatable, chosen: Sequence[int]) -> dict[int, Answer]:
         meta = {"kind": "train", "round": learner.step, "score": self._scores(learner.step)}
@@ -191,6 +195,8 @@ class Server(Strategy):
         # Of what clients keep, only what came of rounds that count here.
         taken = {str(client): number for client, number in self.figures.newest.items()}
         told = {**meta, "taken": taken}
+        if self.config.serve is not None:  # their machines know nothing of this run
+            told |= {"run": run_for(self.remote.run_json), "names": list(self.remote.names)}
         return write(schema, {n: learner.live[n] for n in names}, controls, told)
 
     def _believed(
@@ -266,10 +272,11 @@ class Server(Strategy):
 
     def _score(self, learner: Updatable) -> None:
         """Let every client score the new weights on images of its own."""
-        meta = {"kind": "score", "round": learner.step + 1}
+        last = learner.step + 1 == self.config.rounds
+        meta = {"kind": "score", "round": learner.step + 1, "last": last}
         later = self._message(learner, meta)
         first = self._message(learner, meta, whole=True) if self.shared.own else later
-        asked = {k: later if known else first for k, known in sorted(self._known.items())}
+        asked = {k: later if self._known[k] else first for k in self._there if k in self._known}
         answers = self.engine.ask(asked, self.config.timeout_s, len(asked))
         sent = sum(message.nbytes for message in asked.values())
         self.figures.down += sent

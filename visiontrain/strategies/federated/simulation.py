@@ -18,9 +18,8 @@ from flwr.simulation import run_simulation
 from visiontrain.core.errors import RankError
 from visiontrain.strategies.environment import cores
 from visiontrain.strategies.federated.config import Federated
-from visiontrain.strategies.federated.engine import Answer
-from visiontrain.strategies.federated.flower import Clients, client_app, number_of
-from visiontrain.strategies.parameter_server.wire import Bytes
+from visiontrain.strategies.federated.engine import Answer, Bytes
+from visiontrain.strategies.federated.flower import Clients, client_app
 from visiontrain.strategies.ray_start import signals_kept, start_ray
 from visiontrain.strategies.remote import Remote
 
@@ -37,6 +36,7 @@ class Simulation:
 
     def __init__(self, config: Federated, device: torch.device, remote: Remote) -> None:
         self._config, self._remote, self._device = config, remote, device
+        self.joins = False
         self.at_once = min(config.clients, config.processes or cores())
         self._over = threading.Event()
         self._grids: Queue[Grid | BaseException] = Queue()
@@ -119,7 +119,7 @@ class Answering:
     def __init__(self, remote: Remote, threads: int) -> None:
         self.remote, self.threads = remote, threads
 
-    def __call__(self, message: Bytes, context: Any) -> Bytes:
+    def __call__(self, message: Bytes, number: int) -> Bytes:
         """Answer."""
         torch.set_num_threads(self.threads)
-        return import_module(self.remote.module).answer(self.remote, number_of(context), message)
+        return import_module(self.remote.module).answer(self.remote, number, message)

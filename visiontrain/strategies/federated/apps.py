@@ -1,0 +1,79 @@
+"""What runs in processes that Flower starts for a deployment, on the server and at clients.
+
+A run of Flower's brings code along, which its `flwr-clientapp` installs and runs. Here a client
+runs what is installed with visiontrain, whatever came: nothing of that is installed or imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import import_module
+from multiprocessing.connection import Client
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from visiontrain.core.errors import ConfigError
+from visiontrain.strategies.federated.flower import Clients
+from visiontrain.strategies.federated.keys import pem_of
+from visiontrain.strategies.federated.relay import carry
+
+SOCKET = "VISIONTRAIN_RELAY"  # in the environment: where training listens
+RUNNING = "flwr.supernode.runtime.run_clientapp"
+PROGRAM = "flwr.supernode.cli.flwr_clientapp"
+CHANGED = ("install_from_fab", "get_project_dir", "get_load_client_app_fn")
+
+
+def server_app() -> ServerApp:
+    """Make Flower's side of a server: it hands its grid on."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context
+        with Client(os.environ[SOCKET], "AF_UNIX") as link:
+            carry(lambda keys: Clients(grid, [pem_of(key) for key in keys]), link)
+
+    return app
+
+
+def client_program(app: Callable[[], Any]) -> None:
+    """Run `flwr-clientapp` with an app of ours in the place of what comes with a run.
+
+    Args:
+        app: makes it.
+
+    Raises:
+        ConfigError: this Flower looks different inside.
+    """
+    running = import_module(RUNNING)
+    missing = [name for name in CHANGED if not hasattr(running, name)]
+    if missing:
+        raise ConfigError(
+            f"strategy: federated; this Flower has no {', '.join(missing)}, so code that a server "
+            "sends cannot be kept out; take flwr>=1.41,<1.43"
+        )
+
+    def installs(*came: Any, **more: Any) -> None:
+        del came, more
+
+    def folder(*came: Any) -> Path:
+        del came
+        return Path.cwd()
+
+    def loads(*asked: Any, **more: Any) -> Callable[..., Any]:
+        del asked, more
+
+        def ours(*came: Any) -> Any:
+            del came
+            return app()
+
+        return ours
+
+    changed = dict(zip(CHANGED, (installs, folder, loads), strict=True))
+    for name, function in changed.items():
+        setattr(running, name, function)
+    import_module(PROGRAM).flwr_clientapp()

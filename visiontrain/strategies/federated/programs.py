@@ -1,0 +1,42 @@
+"""Programs of Flower's that we start, or that it finds in the place of its own (imports none)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+OTHERS = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
+LOOK_S = 1.0
+
+
+def end_with_parent() -> None:
+    """End this program when the one that started it has ended, however that was."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def put_client_program(folder: Path, code: str) -> None:
+    """Write a `flwr-clientapp` into a folder that stands first in the PATH of what Flower starts.
+
+    Flower's other programs that run what a server sends are put out of reach there too.
+
+    Args:
+        folder: it.
+        code: Python that runs it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    refusing = "raise SystemExit('not run at a client of visiontrain')"
+    for name, text in {"flwr-clientapp": code, **dict.fromkeys(OTHERS, refusing)}.items():
+        path = folder / name
+        path.write_text(f"#!{sys.executable}\n{text}\n")
+        path.chmod(0o700)
