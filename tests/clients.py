@@ -16,7 +16,9 @@ class Calls:
         self.config, self.remote, self.change = config, remote, change or plain
         self.asked = []
 
-    def open(self):
+    joins = False
+
+    def open(self, stopping):
         pass
 
     def clients(self, seconds):

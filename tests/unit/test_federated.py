@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from collections import Counter
 
 import clients
@@ -128,6 +130,27 @@ def test_a_server_that_dies_goes_on_to_the_bit(monkeypatch, tmp_path, algorithm)
     assert run.metrics["clients"] == whole.metrics["clients"]
     # What clients say beside their weights is a number's digits longer or shorter.
     assert run.metrics["clients_up"] == pytest.approx(whole.metrics["clients_up"], rel=1e-3)
+
+
+def test_a_server_that_is_to_stop_amid_a_round_does_not_wait_for_its_end(monkeypatch, tmp_path):
+    keys = SORTS | {"optim": "sgd", "strategy": federated(clients=3, rounds=3)}
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([]))
+    whole = vt.train(**keys, out=tmp_path / "whole")
+    asked = []
+
+    def stops(client, answer):
+        asked.append(client)
+        if len(asked) == 8:  # three said hello, three trained: amid the second
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answer()
+
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([], stops))
+    stopped = vt.train(**keys, out=tmp_path / "stopped")
+    assert stopped.exit_code == 75
+    assert len((tmp_path / "stopped" / "results.csv").read_text().splitlines()) == 2
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([]))
+    run = vt.train(out=tmp_path / "stopped", resume=True)
+    assert gap(weights_of(whole), weights_of(run)) == 0
 
 
 def test_algorithms_come_to_different_weights(made, tmp_path):

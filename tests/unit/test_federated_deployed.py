@@ -18,7 +18,7 @@ import pytest
 import visiontrain as vt
 from visiontrain import deployed
 from visiontrain.core.config import build
-from visiontrain.core.errors import ConfigError, RankError, VisiontrainError
+from visiontrain.core.errors import ConfigError, RankError, Stopped, VisiontrainError
 from visiontrain.federated_config import ClientConfig
 from visiontrain.recipe import Run
 from visiontrain.strategies import registry
@@ -266,7 +266,7 @@ def test_what_is_asked_and_answered_passes_the_relay_unchanged():
     ours, theirs = Pipe()
     thread = threading.Thread(target=relay.carry, args=(Echo, theirs))
     thread.start()
-    end = relay.Relayed(ours, ["x", "y", "z"])
+    end = relay.Relayed(ours, ["x", "y", "z"], lambda: False)
     assert end.find(2, 0.0) == [0, 1]
     asked = {k: np.arange(3 + k, dtype=np.uint8) for k in range(3)}
     found = end.ask(asked, 7.5, 2)
@@ -279,7 +279,11 @@ def test_what_is_asked_and_answered_passes_the_relay_unchanged():
 
 def test_a_server_process_that_ends_is_named():
     ours, theirs = Pipe()
-    end = relay.Relayed(ours, [])
+    stop = []
+    end = relay.Relayed(ours, [], lambda: bool(stop))
+    stop.append(True)
+    with pytest.raises(Stopped):
+        end.find(1, 1e9)
     theirs.close()
     with pytest.raises(RankError, match="server process ended"):
         end.find(1, 1.0)

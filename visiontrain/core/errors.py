@@ -64,3 +64,7 @@ class StorageError(VisiontrainError):
     """The run's folder cannot be written; what was written before is intact."""
 
     exit_code = 74  # sysexits.h: EX_IOERR, the neighbour of 75
+
+
+class Stopped(Exception):  # noqa: N818 - no error
+    """An evaluation or a round ended early since it was asked to; nothing is changed by it."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from visiontrain.core.errors import Stopped
 from visiontrain.core.interfaces import Evaluator, Metrics, Task, VisionModel
 from visiontrain.core.types import Batch
 from visiontrain.strategies.base import Strategy
@@ -22,10 +23,6 @@ class Evaluation:
 
     metrics: Metrics  # the same on every rank, to the last bit
     rows: Tensor  # (K, columns) float64 by image, all ranks': what the evaluator gathered
-
-
-class Stopped(Exception):  # noqa: N818 - no error
-    """An evaluation ended early since it was asked to."""
 
 
 class Scorable(Protocol):

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from visiontrain.core.errors import DivergedError, StorageError
+from visiontrain.core.errors import DivergedError, Stopped, StorageError
 from visiontrain.core.types import Outcome
 from visiontrain.data.loader import Step
 from visiontrain.engine.checkpoint import Found
-from visiontrain.engine.evaluate import Evaluation, Stopped
+from visiontrain.engine.evaluate import Evaluation
 from visiontrain.engine.journal import Journal, Meter, Pace
 from visiontrain.engine.parts import FitSettings, Parts
 from visiontrain.engine.signals import Signals, unsaved
@@ -43,6 +43,7 @@ class Trainer:
         self.parts, self.settings = parts, settings
         self.learner, self.strategy = parts.learner, parts.learner.strategy
         self.journal, self.signals = Journal(), Signals()
+        self.strategy.stopping = lambda: bool(self.signals.received)
         self.meter, self.pace = Meter(self.strategy.place.device), Pace()
         self._began = time.monotonic()
         self._ran: deque[int] = deque(maxlen=1000)  # the newest steps, to name the bad ones

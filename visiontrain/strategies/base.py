@@ -38,6 +38,8 @@ class Strategy:
         self.precision = precision
         self.bytes_sent = 0  # by this process to others, since the run began
         self.apart = False  # whether ranks hold different weights between steps
+        # Whether this process was asked to stop; what waits for long may then raise Stopped.
+        self.stopping: Callable[[], bool] = lambda: False
 
     @property
     def reads_first(self) -> bool:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from urllib.error import URLError
@@ -79,11 +79,12 @@ class Deployment:
         self._process: subprocess.Popen[bytes] | None = None
         self._relayed: Relayed
         self._seen: list[int] = []
+        self._stopping: Callable[[], bool] = lambda: False
 
     # -- start --------------------------------------------------------------------
 
-    def open(self) -> None:
-        """Start the link, let the clients in whose keys there are, and start a run.
+    def open(self, stopping: Callable[[], bool]) -> None:
+        """Start the link, let the clients in whose keys there are, and start a run; see `Engine`.
 
         Raises:
             ConfigError: keys or certificates are missing, or the port is taken.
@@ -104,7 +105,8 @@ class Deployment:
         words = [["supernode", "register", str(client), CONNECTION] for client in clients]
         self._commands([*words, ["run", str(self._write_app()), CONNECTION]])
         self._ready.touch()
-        self._relayed = Relayed(self._accepted(), self._numbered(clients))
+        self._stopping = stopping
+        self._relayed = Relayed(self._accepted(), self._numbered(clients), stopping)
 
     def _numbered(self, clients: list[Path]) -> list[str]:
         """Return the clients' keys in the order of their numbers, which they keep in a run."""
@@ -239,7 +241,7 @@ class Deployment:
                 who = ", ".join(map(str, there)) or "none"
                 _tell(f"{len(there)} of {wanted} clients are there: {who}")
                 self._seen = there
-            if len(there) >= wanted or not left:
+            if len(there) >= wanted or not left or self._stopping():
                 return there
 
     def ask(self, messages: Mapping[int, Bytes], seconds: float, enough: int) -> dict[int, Answer]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -18,8 +18,12 @@ class Engine(Protocol):
     at_once: int  # clients that can train at the same time
     joins: bool  # whether clients may come and go while a run goes on
 
-    def open(self) -> None:
-        """Start what is needed."""
+    def open(self, stopping: Callable[[], bool]) -> None:
+        """Start what is needed.
+
+        Args:
+            stopping: asked while clients are waited for; where it says so, that ends early.
+        """
         ...
 
     def clients(self, seconds: float) -> list[int]:

@@ -24,15 +24,21 @@ ARRAYS, SAID, ERROR, NUMBER = "arrays", "said", "error", "partition-id"
 class Clients:
     """The clients of a run, as the server reaches them."""
 
-    def __init__(self, grid: Grid, keys: Sequence[bytes] | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        keys: Sequence[bytes] | None = None,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Reach them.
 
         Args:
             grid: Flower's.
+            stopping: as for `Engine.open`.
             keys: of the clients, in PEM, which are numbered in this order; without, they say
                 themselves which number they have.
         """
-        self._grid, self._keys = grid, keys
+        self._grid, self._keys, self._stopping = grid, keys, stopping
         self._nodes: dict[int, int] = {}  # client: Flower's number of it, which is random
 
     def find(self, count: int, seconds: float) -> list[int]:
@@ -73,7 +79,7 @@ class Clients:
             )
         )
         good = 0
-        while waiting and good < enough and time.monotonic() < end:
+        while waiting and good < enough and time.monotonic() < end and not self._stopping():
             for reply in self._grid.pull_messages(waiting):
                 found[reply.metadata.src_node_id] = reply
                 waiting.discard(reply.metadata.reply_to_message_id)

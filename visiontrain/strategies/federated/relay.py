@@ -13,8 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from visiontrain.core.errors import RankError
+from visiontrain.core.errors import RankError, Stopped
 from visiontrain.strategies.federated.engine import Answer, Bytes
+
+POLL_S = 0.2
 
 
 class Reached(Protocol):
@@ -69,8 +71,8 @@ def receive_messages(link: Connection, clients: Sequence[int]) -> dict[int, Byte
 class Relayed:
     """Training's end of it."""
 
-    def __init__(self, link: Connection, keys: Sequence[str]) -> None:
-        self._link = link
+    def __init__(self, link: Connection, keys: Sequence[str], stopping: Callable[[], bool]) -> None:
+        self._link, self._stopping = link, stopping
         send(link, {"keys": list(keys)})
 
     def find(self, count: int, seconds: float) -> list[int]:
@@ -88,12 +90,16 @@ class Relayed:
         """Ask for something.
 
         Raises:
+            Stopped: this process was asked to stop; nothing can be asked for afterwards.
             RankError: the other process has ended.
         """
         try:
             send(self._link, asked)
             for message in messages:
                 self._link.send_bytes(message.data)
+            while not self._link.poll(POLL_S):
+                if self._stopping():
+                    raise Stopped
             return receive(self._link)
         except (EOFError, OSError) as error:
             raise RankError(

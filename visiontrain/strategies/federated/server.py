@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visiontrain.core.errors import RankError
+from visiontrain.core.errors import RankError, Stopped
 from visiontrain.core.interfaces import StateDict, Updatable, VisionModel
 from visiontrain.core.seed import generator
 from visiontrain.core.types import Batch, Loss, Place
@@ -103,7 +103,7 @@ class Server(Strategy):
     def running(self) -> Iterator[None]:
         """Reach the clients while a run goes on."""
         try:
-            self.engine.open()
+            self.engine.open(self.stopping)
             yield
         finally:
             self.engine.close()
@@ -137,6 +137,8 @@ class Server(Strategy):
                 _tell(f"client {client}: left out: {answer}")
                 continue
             self._known[client] = bool(read_meta(answer).get("has_state"))
+        if self.stopping():
+            raise Stopped
         if not self._known:
             raise RankError("strategy.clients: none can train; see the lines above")
 
@@ -151,6 +153,8 @@ class Server(Strategy):
         for _ in range(TRIES):
             chosen = self._chosen(learner.seed, number)
             answers = self._train(learner, chosen)
+            if self.stopping():  # nothing is changed yet: whoever goes on asks again
+                raise Stopped
             self._updates, metas = self._believed(learner, chosen, answers)
             if len(self._updates) >= least:
                 break
@@ -277,7 +281,10 @@ class Server(Strategy):
         later = self._message(learner, meta)
         first = self._message(learner, meta, whole=True) if self.shared.own else later
         asked = {k: later if self._known[k] else first for k in self._there if k in self._known}
-        answers = self.engine.ask(asked, self.config.timeout_s, len(asked))
+        try:
+            answers = self.engine.ask(asked, self.config.timeout_s, len(asked))
+        except Stopped:  # the round itself is done
+            answers = {}
         sent = sum(message.nbytes for message in asked.values())
         self.figures.down += sent
         self.bytes_sent += sent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from queue import Empty, Queue
 from typing import Any
@@ -43,8 +43,8 @@ class Simulation:
         self._thread: threading.Thread | None = None
         self._clients: Clients
 
-    def open(self) -> None:
-        """Start it.
+    def open(self, stopping: Callable[[], bool]) -> None:
+        """Start it; see `Engine`.
 
         Raises:
             RankError: it does not.
@@ -58,7 +58,7 @@ class Simulation:
             raise RankError(f"strategy: federated; Flower did not start in {START_S:g} s") from None
         if isinstance(found, BaseException):
             raise RankError(f"strategy: federated; Flower did not start: {found}") from found
-        self._clients = Clients(found)
+        self._clients = Clients(found, stopping=stopping)
 
     def _run(self) -> None:
         server, over, grids = ServerApp(), self._over, self._grids
