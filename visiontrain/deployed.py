@@ -43,7 +43,9 @@ from visiontrain.tasks.registry import as_task
 
 CONFIG = "VISIONTRAIN_CLIENT"  # in the environment: the file that has a client's settings
 LOG, OVER = "client.log", "over"  # in its folder
-PROGRAM = "from visiontrain.worker import join\n\njoin()"
+PROGRAM = """\
+from visiontrain.strategies.federated.apps import client_program
+client_program("visiontrain.worker")"""
 SUPERNODE = """\
 from visiontrain.strategies.federated.programs import end_with_parent
 from flwr.supernode.cli import flower_supernode

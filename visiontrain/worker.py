@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -97,11 +97,8 @@ def answer(remote: Remote, number: int, message: Bytes) -> Bytes:
         return client.answer(message)
 
 
-def join() -> None:
-    """Be the process that Flower starts at a client for a message; runs nothing that came along."""
-    from visiontrain.strategies.federated.apps import client_program  # noqa: PLC0415 - wants Flower
-    from visiontrain.strategies.federated.flower import client_app  # noqa: PLC0415
-
+def joined() -> Callable[[Bytes, int], Bytes]:
+    """Return what answers messages in a process that Flower starts at a client for one of them."""
     config = deployed.read_config()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -110,7 +107,7 @@ def join() -> None:
         with fitting("the server's batch", "ask for a smaller one"), kept_memory():
             return deployed.answer(config, message, number)
 
-    client_program(lambda: client_app(answer))
+    return answer
 
 
 def weighed(job_json: str, place: Place, objects: Objects = NONE) -> int:

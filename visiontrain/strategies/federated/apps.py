@@ -17,7 +17,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from visiontrain.core.errors import ConfigError
-from visiontrain.strategies.federated.flower import Clients
+from visiontrain.strategies.federated.flower import Clients, client_app
 from visiontrain.strategies.federated.keys import pem_of
 from visiontrain.strategies.federated.relay import carry
 
@@ -40,11 +40,12 @@ def server_app() -> ServerApp:
     return app
 
 
-def client_program(app: Callable[[], Any]) -> None:
+def client_program(module: str) -> None:
     """Run `flwr-clientapp` with an app of ours in the place of what comes with a run.
 
     Args:
-        app: makes it.
+        module: that has `joined`, which makes what answers messages. It is imported when Flower has
+            taken the message up: without a sign of life for 30 s, it would start another program.
 
     Raises:
         ConfigError: this Flower looks different inside.
@@ -69,7 +70,7 @@ def client_program(app: Callable[[], Any]) -> None:
 
         def ours(*came: Any) -> Any:
             del came
-            return app()
+            return client_app(import_module(module).joined())
 
         return ours
 
