@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visiontrain.strategies.parameter_server.encoding import Largest, LowRank, Whole
-from visiontrain.strategies.parameter_server.wire import (
+from visiontrain.strategies.parameter_server.parts import split
+from visiontrain.strategies.tensor_message import (
     HEAD,
     MOST_HEADER,
     RefusedError,
     Schema,
     pack,
-    split,
     unpack,
 )
 

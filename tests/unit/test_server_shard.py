@@ -11,8 +11,8 @@ from visiontrain import app, elsewhere
 from visiontrain.core.types import Place
 from visiontrain.strategies.config import Single
 from visiontrain.strategies.parameter_server.ledger import Slot
-from visiontrain.strategies.parameter_server.wire import RefusedError, Schema, pack, unpack
 from visiontrain.strategies.remote import Remote
+from visiontrain.strategies.tensor_message import RefusedError, Schema, pack, unpack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

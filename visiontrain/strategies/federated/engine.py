@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from visiontrain.strategies.parameter_server.wire import Bytes
+from visiontrain.strategies.tensor_message import Bytes
 
 Answer = Bytes | str  # a message, or why there is none
 

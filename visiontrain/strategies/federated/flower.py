@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 
 from visiontrain.core.errors import VisiontrainError
 from visiontrain.strategies.federated.engine import Answer
-from visiontrain.strategies.parameter_server.wire import Bytes
+from visiontrain.strategies.tensor_message import Bytes
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
 POLL_S = 0.1

@@ -20,9 +20,9 @@ from visiontrain.strategies.environment import cores
 from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.federated.engine import Answer
 from visiontrain.strategies.federated.flower import Clients, client_app, number_of
-from visiontrain.strategies.parameter_server.wire import Bytes
 from visiontrain.strategies.ray_start import signals_kept, start_ray
 from visiontrain.strategies.remote import Remote
+from visiontrain.strategies.tensor_message import Bytes
 
 START_S, SOON_S, END_S = 120.0, 3.0, 30.0
 RETRIES = 1  # of what a client was at when its process died

@@ -33,9 +33,9 @@ from visiontrain.strategies.parameter_server.figures import Totals
 from visiontrain.strategies.parameter_server.parts import is_held, parts_of, trained_in
 from visiontrain.strategies.parameter_server.rules import shares_of
 from visiontrain.strategies.parameter_server.shard import flat
-from visiontrain.strategies.parameter_server.wire import Schema, pack, unpack
 from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.remote import Remote
+from visiontrain.strategies.tensor_message import Schema, pack, unpack
 
 _tell = logging.getLogger(__name__).warning
 

@@ -16,7 +16,7 @@ from visiontrain.core.durable import replace_file
 from visiontrain.strategies.base import on_cpu
 from visiontrain.strategies.parameter_server.ledger import Slot
 from visiontrain.strategies.parameter_server.shard import Applied, Shard
-from visiontrain.strategies.parameter_server.wire import Bytes, RefusedError, Schema, pack, unpack
+from visiontrain.strategies.tensor_message import Bytes, RefusedError, Schema, pack, unpack
 
 KEPT = 2  # snapshots: one server may die when the others have written the next one already
 # Takes clock, squared norm, era; returns that of all servers, or None: `Hub.exchange`.

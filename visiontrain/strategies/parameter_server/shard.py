@@ -14,9 +14,11 @@ from visiontrain.core.interfaces import Updatable, VisionModel
 from visiontrain.core.types import Loss, Place
 from visiontrain.strategies.aggregate import AGGREGATES
 from visiontrain.strategies.base import Strategy
+from visiontrain.strategies.comm import under
 from visiontrain.strategies.parameter_server.encoding import Encoding
 from visiontrain.strategies.parameter_server.ledger import Slot
-from visiontrain.strategies.parameter_server.wire import (
+from visiontrain.strategies.precision import Precision
+from visiontrain.strategies.tensor_message import (
     Bytes,
     RefusedError,
     Schema,
@@ -24,7 +26,6 @@ from visiontrain.strategies.parameter_server.wire import (
     pack,
     unpack,
 )
-from visiontrain.strategies.precision import Precision
 
 GRADIENT, BUFFER = "gradient/", "buffer/"  # of names in a push
 
@@ -347,11 +348,6 @@ def flat(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def parameters_of(learner: Updatable) -> frozenset[str]:
     """Return the names of the parameters a learner holds."""
     return frozenset(name for name, _ in learner.model.named_parameters())
-
-
-def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin so, without it."""
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def counts_in(meta: Mapping[str, Any], heads: Sequence[str]) -> tuple[dict[str, float], int]:

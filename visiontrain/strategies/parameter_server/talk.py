@@ -17,7 +17,7 @@ from visiontrain.strategies.parameter_server.encoding import Encoding
 from visiontrain.strategies.parameter_server.figures import Report
 from visiontrain.strategies.parameter_server.ledger import Slot, Unit
 from visiontrain.strategies.parameter_server.shard import BUFFER, GRADIENT
-from visiontrain.strategies.parameter_server.wire import Bytes, Schema, pack, unpack
+from visiontrain.strategies.tensor_message import Bytes, Schema, pack, unpack
 
 FAILURES = {"refused", "stale"}  # keys of a server's answer to a push
 LOST = "lost"  # in the place of the answer of a server that died; its successor is there now

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -155,19 +155,6 @@ def _bytes_of(schema: Schema, which: Any) -> int:
 def as_bytes(tensor: Tensor) -> Tensor:
     """View a tensor's values as bytes (N,), on the CPU."""
     return tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8)
-
-
-def split(sizes: Mapping[str, int], parts: int) -> Sequence[list[str]]:
-    """Deal names out to `parts`, the largest first, each to whoever has the fewest bytes.
-
-    Whole tensors: an optimizer may need the whole matrix (Muon). Names keep their order.
-    """
-    held: list[tuple[int, list[str]]] = [(0, []) for _ in range(parts)]
-    for name in sorted(sizes, key=lambda n: (-sizes[n], n)):
-        least = min(range(parts), key=lambda k: held[k][0])
-        size, names = held[least]
-        held[least] = (size + sizes[name], [*names, name])
-    return [[name for name in sizes if name in set(names)] for _, names in held]
 
 
 def is_count(value: Any) -> bool:
