@@ -109,7 +109,10 @@ class Talk:
         return samples
 
     def pull(self) -> dict[str, Tensor]:
-        """Return the weights that changed since they were last read, of all servers."""
+        """Return the weights that changed since they were last read, of all servers.
+
+        They lie in the servers' messages, which nobody may write into.
+        """
         waiting, found = set(range(len(self._versions))), dict[str, Tensor]()
         asked = time.monotonic()
         while waiting:
@@ -118,7 +121,7 @@ class Talk:
                 if _is_lost(answer):  # it may have gone back
                     self._versions[n] = -1
                     continue
-                tensors, meta = unpack(answer, self._schemas[n])
+                tensors, meta = unpack(answer, self._schemas[n], copy=False)
                 self._versions[n] = meta["version"]
                 self._pulled += answer.nbytes
                 found |= tensors
