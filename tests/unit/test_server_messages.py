@@ -34,6 +34,24 @@ def test_messages_come_back_as_they_went(names):
     assert meta == {"x": 1}
 
 
+@given(st.sets(st.sampled_from("abc")), st.integers(0, 9))
+def test_messages_are_read_where_they_lie(names, shift):
+    """Where values are not aligned, as in the midst of something else, they are copied."""
+    schema = Schema.of(TENSORS)
+    packed = pack(schema, {n: TENSORS[n] for n in names}, {"x": "y" * shift})
+    room = np.empty(len(packed) + shift, np.uint8)
+    message = room[shift:]
+    message[:] = packed
+    tensors, _ = unpack(message, schema, copy=False)
+    assert all(torch.equal(t, TENSORS[n]) for n, t in tensors.items())
+    first, last = message.ctypes.data, message.ctypes.data + len(message)
+    for tensor in tensors.values():
+        assert tensor.data_ptr() % tensor.element_size() == 0
+        assert shift or first <= tensor.data_ptr() < last
+    copies, _ = unpack(message, schema)
+    assert not any(first <= tensor.data_ptr() < last for tensor in copies.values())
+
+
 @settings(max_examples=300)
 @given(st.data())
 def test_a_spoilt_message_is_refused_or_read_never_worse(data):
