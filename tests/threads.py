@@ -13,11 +13,16 @@ from pathlib import Path
 from visiontrain import elsewhere
 from visiontrain.strategies.member import describe
 from visiontrain.strategies.parameter_server.driver import Driver
-from visiontrain.strategies.parameter_server.engine import Answer, ServerEnded, WorkerEnded
+from visiontrain.strategies.parameter_server.engine import (
+    Answer,
+    HubEnded,
+    ServerEnded,
+    WorkerEnded,
+)
 from visiontrain.strategies.parameter_server.hub import Hub
 from visiontrain.strategies.parameter_server.ledger import RULES
-from visiontrain.strategies.parameter_server.server import Server
-from visiontrain.strategies.parameter_server.talk import LOST
+from visiontrain.strategies.parameter_server.server import Hosted, Server
+from visiontrain.strategies.parameter_server.talk import LOST, LostError
 
 
 class KilledError(BaseException):
@@ -47,13 +52,20 @@ class Link:
         self._live()
         self.engine.before(self.name, method)
         for n in calls:
-            self.known.setdefault(n, self.hub("server", n, 0))
+            if n not in self.known:
+                self.known[n] = self._server(n, 0)
         futures = {n: self.engine.call(self.known[n][1], method, v) for n, v in calls.items()}
         answers = {n: future.result() for n, future in futures.items()}
         for n, answer in answers.items():
             if isinstance(answer, str) and answer == LOST:
-                self.known[n] = self.hub("server", n, self.known[n][0])
+                self.known[n] = self._server(n, self.known[n][0])
         return answers
+
+    def _server(self, number, known):
+        found = self.hub("server", number, known)
+        if found is None:
+            raise LostError
+        return found
 
 
 class ThreadEngine:
@@ -76,9 +88,14 @@ class ThreadEngine:
             return await self._hub.exchange(clock, number, squared, era)
 
         folder = Path(self.remote.scratch) / f"server-{number}"
-        shard = elsewhere.build_shard(self.remote, number)
         every = self.config.snapshot_every
-        self.servers[number] = Server(shard, exchange, folder, every)
+
+        def made():
+            return Server(elsewhere.build_shard(self.remote, number), exchange, folder, every)
+
+        self.servers[number] = hosted = Hosted(made)
+        if hosted.failure is not None:
+            self.events.put(ServerEnded(number, hosted.failure))
         self.doomed[self.servers[number]] = asyncio.run_coroutine_threadsafe(
             self._event(), self.loop
         ).result()
@@ -93,6 +110,9 @@ class ThreadEngine:
         server = self.servers[number]
         self.loop.call_soon_threadsafe(self.doomed[server].set)
         self.events.put(ServerEnded(number, None))
+
+    def kill_hub(self):
+        self.events.put(HubEnded())
 
     def start_worker(self, name):
         self.lives += 1
@@ -127,7 +147,7 @@ class ThreadEngine:
     def call(self, server, method, values):
         async def call():
             doom = asyncio.ensure_future(self.doomed[server].wait())
-            work = asyncio.ensure_future(getattr(server, method)(*values))
+            work = asyncio.ensure_future(server.call(method, *values))
             await asyncio.wait([doom, work], return_when=asyncio.FIRST_COMPLETED)
             if doom.done():
                 work.cancel()
@@ -157,9 +177,16 @@ class ThreadEngine:
             self.kill_worker(name)
         for thread in self.threads:
             thread.join(10)
+        left = asyncio.run_coroutine_threadsafe(self._left(), self.loop).result()
+        assert not left, left
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(10)
         self.loop.close()
+
+    async def _left(self):
+        """Return what still waits, once all that was asked for is over."""
+        work = asyncio.all_tasks() - {asyncio.current_task()}
+        return (await asyncio.wait(work, timeout=5))[1] if work else work
 
 
 def driver_of(made, before=lambda worker, method: None):

@@ -316,6 +316,7 @@ def score(run: Run, place: Place) -> int:
         progress.message(line)
     own = run.model.own.value if isinstance(run.model, OwnModel) else None
     model = filled(weights, str(run.weights), own)
+    del weights  # the model has copies of all of them
     strategy.setup(model)
     trained = Trained(strategy, build_task(run.task, len(table.names), run.model), model)
     evaluation = score_set(run, trained, scored_of(run, table))

@@ -32,6 +32,7 @@ from visiontrain.models.registry import build_model
 from visiontrain.prepare import folder_of
 from visiontrain.recipe import Run
 from visiontrain.strategies.base import on_cpu
+from visiontrain.strategies.comm import under
 from visiontrain.strategies.devices import started_by
 from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.federated.local import Local
@@ -42,12 +43,11 @@ from visiontrain.strategies.federated.messages import (
     read_meta,
     schema_of,
     shared,
-    under,
     write,
 )
-from visiontrain.strategies.parameter_server.wire import Bytes
 from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.remote import Remote
+from visiontrain.strategies.tensor_message import Bytes
 from visiontrain.tasks.registry import as_task
 
 State = dict[str, Tensor]  # weight/NAME of parts that stay here, control/NAME of SCAFFOLD's variate

@@ -91,7 +91,7 @@ def predict(config: PredictConfig, say: Say, objects: Objects | None = None) -> 
 
     def settled(before: str | None) -> str:
         folder = None if before is None else folder_of_prediction(from_text(before))
-        return to_text(prepare_prediction(config, folder))
+        return to_text(prepare_prediction(config, folder, objects or {}))
 
     text = once("predict", settled)
     config = from_text(text)

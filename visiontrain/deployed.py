@@ -38,7 +38,7 @@ from visiontrain.strategies.federated.messages import (
     shared,
 )
 from visiontrain.strategies.federated.programs import put_client_program
-from visiontrain.strategies.parameter_server.wire import Bytes
+from visiontrain.strategies.tensor_message import Bytes
 from visiontrain.tasks.registry import as_task
 
 CONFIG = "VISIONTRAIN_CLIENT"  # in the environment: the file that has a client's settings

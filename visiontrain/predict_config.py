@@ -49,10 +49,22 @@ class Spread(Group):
     kind: Literal["ddp"] = "ddp"
 
 
+class Stages(Group):
+    """Model parallel: every process holds a run of the model's blocks; batches go through all."""
+
+    kind: Literal["pipeline"] = "pipeline"
+    stages: Literal["auto"] | list[str] = Field(
+        "auto", description="first block of each stage but the first; auto: equally many operations"
+    )
+    data_parallel: int = Field(
+        1, ge=1, description="pipelines side by side, each on its share of the pictures"
+    )
+
+
 class PredictConfig(DetectorConfig):
     """A detector, on what to use it, and what to write."""
 
-    strategy: Annotated[Single | Spread, Field(discriminator="kind")] = Single()
+    strategy: Annotated[Single | Spread | Stages, Field(discriminator="kind")] = Single()
     device: str = Field("auto", description="auto, cpu, cuda, or GPU numbers such as 0,1")
     source: str = Field(
         description="picture, video, folder or glob; digits or tiny: 8 of its test scenes"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from visiontrain.core.errors import ConfigError
+from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.core.own import NONE, Objects
 from visiontrain.core.types import ClassScores, Detections, Place, Prediction
 from visiontrain.data.defects import counted
@@ -21,14 +22,15 @@ from visiontrain.data.shots import Shot, ShotReader, portions
 from visiontrain.engine.classifier import Classifier
 from visiontrain.engine.detector import Detector
 from visiontrain.engine.pictures import Pixels
-from visiontrain.engine.predictor import load_predictor
+from visiontrain.engine.predictor import load_predictor, model_config
 from visiontrain.engine.run_folder import RunFolder, claim
 from visiontrain.engine.signals import Signals, unsaved
 from visiontrain.engine.weights import load_weights
-from visiontrain.predict_config import DetectorConfig, PredictConfig, Spread
+from visiontrain.predict_config import DetectorConfig, PredictConfig, Spread, Stages
 from visiontrain.report.predictions import PREDICTIONS, ShotWriter, write_predictions
+from visiontrain.staging import check_uses
 from visiontrain.strategies.base import Strategy
-from visiontrain.strategies.config import DDP, Single, StrategyConfig
+from visiontrain.strategies.config import DDP, Pipeline, Single, StrategyConfig
 from visiontrain.strategies.devices import settle
 from visiontrain.strategies.registry import build_strategy
 
@@ -69,12 +71,15 @@ class Predicted:
         return f"{images}{left_out}, {objects}, {speed:.1f} images/s: {self.folder}"
 
 
-def load(config: DetectorConfig, objects: Objects = NONE) -> Detector | Classifier:
+def load(
+    config: DetectorConfig, objects: Objects = NONE, strategy: Strategy | None = None
+) -> Detector | Classifier:
     """Read the weights that `config` names, ready for use on its device.
 
     Args:
         config: which weights, and how to use them.
         objects: of the user's: a model of their own, where the weights are of one.
+        strategy: as for `load_predictor`.
 
     Raises:
         CheckpointError: when the weights can't be used.
@@ -89,25 +94,33 @@ def load(config: DetectorConfig, objects: Objects = NONE) -> Detector | Classifi
         model=objects.get("model.own"),
         tile=config.tile,
         overlap=config.overlap,
+        strategy=strategy,
     )
 
 
 # -- before any process starts ----------------------------------------------------------
 
 
-def prepare_prediction(config: PredictConfig, folder: RunFolder | None = None) -> PredictConfig:
+def prepare_prediction(
+    config: PredictConfig, folder: RunFolder | None = None, objects: Objects = NONE
+) -> PredictConfig:
     """Check what can be checked at once, claim the folder: `out` of the result.
 
     Args:
         config: what was asked for.
         folder: claimed already, by processes that torchrun started again since.
+        objects: as for `load`.
 
     Raises:
         VisiontrainError: the source, the weights, the mode or the folder cannot be used.
     """
     mode = settle(mode_of(config), config.device)
     find_inputs(config.source)
-    task = load_weights(config.weights).meta.task
+    weights = load_weights(config.weights)
+    task = weights.meta.task
+    if isinstance(mode, Pipeline):
+        described = model_config(weights, config.weights, objects.get("model.own"))
+        check_uses(mode, described, len(weights.meta.names), task)
     if task == "classify" and config.save_json:
         raise ConfigError(
             "save_json: COCO has no results of classes; predictions.json is always written"
@@ -115,15 +128,21 @@ def prepare_prediction(config: PredictConfig, folder: RunFolder | None = None) -
     folder = folder or claim(config.out, Path(config.project) / task, config.name)
     folder.path.mkdir(parents=True, exist_ok=True)  # where nothing was found the first time
     changes: dict[str, Any] = {"out": str(folder.path)}
-    if isinstance(mode, DDP):
-        changes["strategy"] = Spread(**mode.model_dump(include=set(Spread.model_fields)))
+    if not isinstance(mode, Single):
+        kind = type(config.strategy)
+        changes["strategy"] = kind(**mode.model_dump(include=set(kind.model_fields)))
     return config.model_copy(update=changes)
 
 
 def mode_of(config: PredictConfig) -> StrategyConfig:
     """Return the training mode whose processes predict."""
     mode = config.strategy
-    return mode if isinstance(mode, Single) else DDP(**mode.model_dump(exclude_unset=True))
+    match mode:
+        case Spread():
+            return DDP(**mode.model_dump(exclude_unset=True))
+        case Stages():
+            return Pipeline(**mode.model_dump(exclude_unset=True))
+    return mode
 
 
 def folder_of(config: PredictConfig) -> RunFolder:
@@ -161,10 +180,12 @@ def predict_share(config: PredictConfig, place: Place, objects: Objects) -> int:
     Raises:
         VisiontrainError: the weights can't be used, or the results not written.
     """
-    strategy = build_strategy(mode_of(config), place, "fp32")
+    mode = mode_of(config)
+    strategy = build_strategy(mode, place, "fp32")
     # Fainter ones are asked for too, to tell how near the rest came.
     asked = {"conf": min(config.conf, FAINT), "device": str(place.device)}
-    predictor = load(config.model_copy(update=asked), objects)
+    staged = isinstance(mode, Pipeline)  # else each process holds the model, and runs it alone
+    predictor = load(config.model_copy(update=asked), objects, strategy if staged else None)
     inputs = agreed(find_inputs(config.source), strategy)
     reader = ShotReader(inputs, config.batch, config.vid_stride, config.max_pixels)
     writer = ShotWriter(config, folder_of(config).path, predictor.names, inputs)
@@ -174,11 +195,12 @@ def predict_share(config: PredictConfig, place: Place, objects: Objects) -> int:
     with Signals() as signals, closing(writer):
         for batch in in_step(shots, strategy, signals):
             found = looked(predictor, [shot.pixels for shot in batch]) if batch else []
-            for shot, said in zip(batch, found, strict=True):
+            for shot, said in zip(batch, found, strict=True) if strategy.holds_outputs else ():
                 best = max([best, *said.scores.tolist()])
                 writer.add(shot, above(said, config.conf))
         seconds = time.perf_counter() - began
-        share = Share(writer.rows, reader.unreadable, best, seconds, signals.received)
+        left_out = reader.unreadable if strategy.holds_outputs else ()  # all of a pipeline read
+        share = Share(writer.rows, left_out, best, seconds, signals.received)
         shares = gathered(share, strategy)
         if place.is_main:
             write_shares(config, predictor, shares)
@@ -206,7 +228,28 @@ def in_step(
         busy, stopped = strategy.sum(votes).tolist()
         if stopped or not busy:
             return
+        check_same(batch or [], strategy)
         yield batch or []
+
+
+def check_same(batch: Sequence[Shot], strategy: Strategy) -> None:
+    """Refuse that processes of a pipeline have read other pictures. Collective.
+
+    They would wait for each other, or end in the midst of a picture: none is told the shapes.
+
+    Raises:
+        DataError: on every process.
+    """
+    index, total = strategy.place.shard
+    if total == strategy.place.world:
+        return
+    read = "\n".join(f"{shot.name} {shot.pixels.shape}" for shot in batch)
+    mine = torch.tensor([[index, zlib.crc32(read.encode(errors="surrogateescape"))]])
+    if len(strategy.gather(mine).unique(dim=0)) > total:
+        raise DataError(
+            "source: the processes of a pipeline read other pictures of one batch; put the same "
+            "files on every machine"
+        )
 
 
 def gathered(share: Share, strategy: Strategy) -> list[Share]:

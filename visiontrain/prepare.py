@@ -23,7 +23,7 @@ from visiontrain.engine.run_folder import RunFolder, claim, reopen
 from visiontrain.engine.weights import load_weights
 from visiontrain.models.config import TorchvisionConfig
 from visiontrain.recipe import Run, check_fixed, check_values
-from visiontrain.staging import with_stages
+from visiontrain.staging import check_uses, with_stages
 from visiontrain.strategies.config import (
     DDP,
     Pipeline,
@@ -258,6 +258,7 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
         )
     run = with_objects(_settle(tree), objects)
     refuse_missing(run, "visiontrain.val(weights=WEIGHTS, {})")
+    check_uses(run.strategy, run.model, len(meta.names), meta.task)
     run = _placed(run, claim(run.out, Path(run.project) / meta.task, run.name))
     write_config(run)
     return run

@@ -12,15 +12,16 @@ from visiontrain.core.seed import seed_model
 from visiontrain.data.config import sides
 from visiontrain.data.open import open_dataset
 from visiontrain.engine.optim import kind_of
+from visiontrain.models.config import ModelConfig
 from visiontrain.models.registry import build_model, check_input
 from visiontrain.recipe import Run
-from visiontrain.strategies.config import Pipeline
+from visiontrain.strategies.config import Pipeline, StrategyConfig, check_pipeline
 from visiontrain.strategies.cuts import anything, balance, starts
 from visiontrain.strategies.devices import devices, threads, world
 from visiontrain.strategies.forecast import Facts, Flow, flow_of, pipeline, staged
 from visiontrain.strategies.precision import LOWER, Precision
 from visiontrain.strategies.profile import BlockCost, measure, recomputed
-from visiontrain.strategies.stage import PER_PROCESS
+from visiontrain.strategies.stage import PER_PROCESS, check_cuts
 
 IMAGES = 4  # at most, of what is measured: costs of blocks grow alike
 
@@ -48,15 +49,11 @@ def with_stages(run: Run, *, asked: bool) -> tuple[Run, list[str]]:
     if named and config.memory is None:
         with torch.device("meta"):
             blocks = list(build_model(run.model, classes_of(run), run.task.kind).blocks)
-        starts(blocks, chosen, count)
+        check_cuts(config, blocks, world(config))
         return run, []
     facts = facts_of_blocks(run)
     names = [cost.name for cost in facts.costs]
-    if len(names) < count:
-        raise ConfigError(
-            f"strategy.processes: {depth} for a pipeline, which schedule={config.schedule} cuts "
-            f"into {count} stages; the model has {len(names)} blocks"
-        )
+    check_cuts(config.model_copy(update={"stages": "auto"}), names, world(config))
     if named and chosen != "auto":
         refuse_larger(config, facts, depth, starts(names, chosen, count))
         return run, []
@@ -67,6 +64,20 @@ def with_stages(run: Run, *, asked: bool) -> tuple[Run, list[str]]:
     lines.append(f"bubble: {known.bubble:.0%} of the time, in {flow.micro} micro-batches")
     stages = [names[place] for place in first[1:]]
     return run.model_copy(update={"strategy": config.model_copy(update={"stages": stages})}), lines
+
+
+def check_uses(config: StrategyConfig, model: ModelConfig, classes: int, task: str) -> None:
+    """Refuse to score or predict through a pipeline that the model cannot be cut for.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if not isinstance(config, Pipeline):
+        return
+    check_pipeline(config, world(config), 1)
+    with torch.device("meta"):
+        blocks = list(build_model(model, classes, task).blocks)
+    check_cuts(config, blocks, world(config))
 
 
 def facts_of_blocks(run: Run) -> Facts:

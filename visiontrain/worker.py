@@ -22,8 +22,8 @@ from visiontrain.prepare import folder_of
 from visiontrain.recipe import Run
 from visiontrain.strategies.parameter_server.shard import Shard
 from visiontrain.strategies.parameter_server.talk import Link
-from visiontrain.strategies.parameter_server.wire import Bytes
 from visiontrain.strategies.remote import Remote
+from visiontrain.strategies.tensor_message import Bytes
 
 CPU_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in RuntimeErrors
 

@@ -126,6 +126,24 @@ def test_a_stopped_run_goes_on_with_one_device(start, tmp_path, alone):
     assert gap(alone, out) < 1e-6
 
 
+def test_a_killed_hub_ends_the_run_which_goes_on_from_what_was_saved(start, tmp_path, alone):
+    out = tmp_path / "run"
+    process = start(f"out={out}", *SERVERS)
+    wait_for(lambda: epochs(out) >= 2, process)
+    (pid,) = wait_for(lambda: children(process, "ray::Hub"), process)
+    os.kill(pid, signal.SIGKILL)
+    code, said = process.end()
+
+    assert code == 1, said
+    assert said.splitlines()[-1].startswith("visiontrain: hub: ended without a word; ")
+    assert "Traceback" not in said
+    assert "restart" not in said
+    code, said = start(f"out={out}", "resume=true", "strategy=single").end()
+    assert code == 0, said
+    assert json.loads((out / "metrics.json").read_text())["samples"] == EPOCHS * 96
+    assert gap(alone, out) < 1e-6
+
+
 def test_an_address_where_nothing_answers_is_said(start, tmp_path):
     words = ("strategy=parameter_server", "strategy.address=127.0.0.1:1")
     code, said = start(f"out={tmp_path / 'run'}", *words).end()

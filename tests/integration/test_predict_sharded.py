@@ -1,4 +1,4 @@
-"""predict on several processes leaves what one leaves, to the byte."""
+"""predict on several processes, or through several stages, leaves what one leaves, to the byte."""
 
 import json
 import os
@@ -13,17 +13,20 @@ import torch.distributed as dist
 from PIL import Image
 
 from visiontrain import worker
+from visiontrain.cli import main
 from visiontrain.commands import predict
+from visiontrain.core.errors import DataError
 from visiontrain.core.types import Detections, Place
 from visiontrain.data.inputs import find_inputs
 from visiontrain.data.shots import portions
 from visiontrain.engine.detector import Detector
 from visiontrain.engine.weights import WeightsMeta, save_weights
-from visiontrain.models.config import YoloN
+from visiontrain.models.config import ResNetTiny, YoloN
 from visiontrain.models.registry import build_model
 from visiontrain.predict_config import PredictConfig
-from visiontrain.prediction import prepare_prediction, to_text
+from visiontrain.prediction import from_text, mode_of, prepare_prediction, to_text
 from visiontrain.report.detections import Film
+from visiontrain.strategies.member import share_of
 
 NAMES = ["cell", "platelet"]
 SIZES = ((90, 50), (64, 64), (40, 120), (200, 30), (33, 77))  # width, height
@@ -88,11 +91,12 @@ def config(weights, folder, out, **keys):
 def share(text, signalled=0):
     """Be one process of a prediction; the last rank gets a signal during its first batch."""
     rank, world = dist.get_rank(), dist.get_world_size()
+    shard = share_of(mode_of(from_text(text)), rank, world)
     if signalled and rank == world - 1:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Detector, "detect", signalling(signalled))
             return share(text)
-    place = Place(torch.device("cpu"), rank, world, (rank, world), is_main=rank == 0)
+    place = Place(torch.device("cpu"), rank, world, shard, is_main=rank == 0)
     return worker.predict(text, place)
 
 
@@ -145,15 +149,93 @@ def test_more_processes_than_pictures(weights, folder, tmp_path, ranks):
     assert left(tmp_path / "3") == left(one.folder)
 
 
-def test_a_signal_to_one_process_stops_all_and_leaves_what_was_found(
-    weights, folder, tmp_path, ranks
+@pytest.mark.parametrize(
+    ("world", "mode", "keys"),
+    [
+        (3, {"stages": ["stage4", "head"]}, {}),
+        (4, {"data_parallel": 2}, {}),
+        (2, {}, {"tile": 32, "overlap": 0.25}),
+    ],
+)
+def test_a_pipeline_leaves_what_one_device_leaves(
+    world, mode, keys, weights, folder, tmp_path, ranks
 ):
-    mode = {"kind": "ddp", "processes": 2}
+    one = predict(config(weights, folder, tmp_path / "one", **keys), lambda _: None)
+    mode = {"kind": "pipeline", "processes": world, **mode}
+    many = prepare_prediction(config(weights, folder, tmp_path / "many", strategy=mode, **keys))
+    assert ranks(world).run(share, to_text(many)) == [0] * world
+    assert left(tmp_path / "many") == left(one.folder)
+
+
+def test_a_classifier_in_a_pipeline_scores_as_on_one_device(folder, tmp_path, ranks):
+    torch.manual_seed(0)
+    model = build_model(ResNetTiny(), len(NAMES), "classify")
+    task = {"kind": "classify", "flip": True}
+    meta = WeightsMeta("classify", ResNetTiny().model_dump(), NAMES, 32, task)
+    path = tmp_path / "some.safetensors"
+    save_weights(path, meta, dict(model.state_dict()))
+    keys, source = {"save_json": False}, folder / "c"
+    one = predict(config(path, source, tmp_path / "one", **keys), lambda _: None)
+    mode = {"kind": "pipeline", "processes": 2}
+    many = prepare_prediction(config(path, source, tmp_path / "many", strategy=mode, **keys))
+    assert ranks(2).run(share, to_text(many)) == [0, 0]
+    assert left(tmp_path / "many") == left(one.folder)
+    assert len(one.rows) == 3
+
+
+def differ(text, other):
+    """Be one process of a prediction; the last one sees other files."""
+    last = dist.get_rank() == dist.get_world_size() - 1
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            if last:
+                patch.setattr("visiontrain.data.shots.read_bytes", lambda _: other)
+            share(text)
+    except DataError as error:
+        return str(error)
+
+
+def test_processes_of_a_pipeline_that_see_other_files_are_stopped(weights, folder, tmp_path, ranks):
+    mode = {"kind": "pipeline", "processes": 2}
+    many = prepare_prediction(config(weights, folder, tmp_path / "out", strategy=mode))
+    said = ranks(2).run(differ, to_text(many), (folder / "a.png").read_bytes())
+    assert said[0] == said[1]
+    assert said[0].startswith("source: the processes of a pipeline read other pictures")
+
+
+@pytest.mark.parametrize(
+    ("mode", "line"),
+    [
+        (["strategy=fsdp"], "strategy: 'fsdp'; take one of single, ddp, pipeline"),
+        (["strategy=placement"], "strategy: 'placement'; take one of single, ddp, pipeline"),
+        (["strategy=pipeline", "strategy.schedule=zbv"], "strategy.schedule: no such key"),
+        (["strategy=pipeline", "strategy.processes=40"], "strategy.processes: 40 for a pipeline"),
+        (["strategy=pipeline", "strategy.stages=[up9]"], "strategy.stages: no block 'up9'; blo"),
+        (["strategy=pipeline", "strategy.data_parallel=2"], "strategy.data_parallel: 2 with 2 pr"),
+    ],
+)
+def test_modes_that_cannot_predict_are_refused_in_a_line(
+    mode, line, weights, folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", f"weights={weights}", f"source={folder}", "device=cpu", *mode]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"visiontrain: {line}")
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["ddp", "pipeline"])
+def test_a_signal_to_one_process_stops_all_and_leaves_what_was_found(
+    kind, weights, folder, tmp_path, ranks
+):
+    mode = {"kind": kind, "processes": 2}
     many = prepare_prediction(config(weights, folder, tmp_path / "out", strategy=mode))
     code = 128 + signal.SIGTERM
     assert ranks(2).run(share, to_text(many), signal.SIGTERM) == [code, code]
     rows = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
-    assert [row["file_name"] for row in rows] == ["0.jpg", "1.jpg", "3.jpg"]  # 2 is broken
+    found = ["0.jpg", "1.jpg", "3.jpg"]  # 2 is broken
+    assert [row["file_name"] for row in rows] == found[: 2 if kind == "pipeline" else 3]
 
 
 def test_one_process_stops_after_a_batch(weights, folder, tmp_path, monkeypatch):
@@ -194,3 +276,7 @@ def test_a_program_without_a_main_guard_and_torchrun(weights, folder, tmp_path):
     assert [line.split(":")[0] for line in said.splitlines()[:2]] == ["left out", "left out"]
     assert said.splitlines()[2].startswith("15 images, 2 unreadable left out, 45 objects, ")
     assert len(said.splitlines()) == 3
+    staged = ["strategy=pipeline", "strategy.processes=2", "strategy.threads=1", "out=staged"]
+    words = ["predict", f"weights={weights}", f"source={folder}", *keys[:-1], *staged, "device=cpu"]
+    started("-m", "visiontrain", *words, cwd=tmp_path)
+    assert left(tmp_path / "staged") == left(one.folder)

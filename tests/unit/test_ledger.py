@@ -28,6 +28,7 @@ class Play:
     ahead: int = 0  # most units that a running worker was ahead of the slowest
     unread: int = 0  # gradients that somebody who must not see them could have read
     pushes: list = field(default_factory=list)  # (clock, place) in the order they came
+    held: dict = field(default_factory=dict)  # (clock, place) -> units whose gradient came there
 
     def join(self, name):
         self.ledger.join(name)
@@ -78,6 +79,7 @@ class Play:
             else:
                 self.look(name)
                 self.pushes.append((slot.clock, slot.place))
+                self.held.setdefault((slot.clock, slot.place), set()).add(unit)
                 del self.asked[name]
                 self.later(name, "pushed", unit, slot)
         return True
@@ -175,6 +177,8 @@ def test_workers_that_die_and_others_that_come_lose_nothing(kind, seed, data):
 
     assert made.ledger.is_over
     assert made.done == {Unit(step, share): 1 for step in range(6) for share in range(shares)}
+    # Servers keep the first gradient that comes to a place: another unit's would be for nothing.
+    assert {len(units) for units in made.held.values()} == {1}
 
 
 def test_bsp_never_mixes_steps():
@@ -225,7 +229,8 @@ def test_after_a_rewind_what_was_under_way_is_for_nothing():
     assert made.ledger.updates == 4
 
 
-def test_a_place_of_a_worker_that_died_is_filled_by_another():
+def test_a_place_of_a_worker_that_died_is_kept_for_its_unit():
+    """Servers may have the gradient: another's in its place would be lost, and this one twice."""
     ledger = Ledger(RULES["backup"](0), 2)
     for name in ("a", "b", "c"):
         ledger.join(name)
@@ -233,10 +238,20 @@ def test_a_place_of_a_worker_that_died_is_filled_by_another():
     units = {name: ledger.claim(name) for name in ("a", "b", "c")}
     for name, unit in units.items():
         assert ledger.start(name, unit)
-    assert ledger.slot("a", units["a"]) == Slot(0, 0, 2)
-    assert ledger.slot("b", units["b"]) == Slot(0, 1, 2)
+    assert ledger.slot("b", units["b"]) == Slot(0, 0, 2)
+    assert ledger.slot("a", units["a"]) == Slot(0, 1, 2)
     ledger.leave("a")
-    assert ledger.slot("c", units["c"]) == Slot(0, 0, 2)
+    assert ledger.slot("c", units["c"]) is False
+    ledger.join("a")
+    again = [ledger.claim("a"), ledger.claim("a")]
+    assert again == [units["a"], units["c"]]
+    assert ledger.start("a", units["a"])
+    assert ledger.slot("a", units["a"]) == Slot(0, 1, 2)
+    assert not ledger.start("a", units["c"])  # that is for the next update
+    for name in ("a", "b"):
+        ledger.done(name, units[name], Slot(0, 0, 2))
+    assert ledger.updates == 1
+    assert ledger.start("a", units["c"])
 
 
 def test_who_hangs_is_named():
@@ -277,3 +292,4 @@ def test_what_is_abandoned_is_handed_out_again(kind, seed, data):
     assert made.ledger.is_over
     assert set((+made.done).values()) == {1}
     assert len(+made.done) == 6 * made.ledger.shares
+    assert {len(units) for units in made.held.values()} == {1}

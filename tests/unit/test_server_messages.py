@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visiontrain.strategies.parameter_server.encoding import Largest, LowRank, Whole
-from visiontrain.strategies.parameter_server.wire import (
+from visiontrain.strategies.parameter_server.parts import split
+from visiontrain.strategies.tensor_message import (
     HEAD,
     MOST_HEADER,
     RefusedError,
     Schema,
     pack,
-    split,
     unpack,
 )
 
@@ -32,6 +32,24 @@ def test_messages_come_back_as_they_went(names):
     assert tensors.keys() == names
     assert all(torch.equal(t, TENSORS[n]) for n, t in tensors.items())
     assert meta == {"x": 1}
+
+
+@given(st.sets(st.sampled_from("abc")), st.integers(0, 9))
+def test_messages_are_read_where_they_lie(names, shift):
+    """Where values are not aligned, as in the midst of something else, they are copied."""
+    schema = Schema.of(TENSORS)
+    packed = pack(schema, {n: TENSORS[n] for n in names}, {"x": "y" * shift})
+    room = np.empty(len(packed) + shift, np.uint8)
+    message = room[shift:]
+    message[:] = packed
+    tensors, _ = unpack(message, schema, copy=False)
+    assert all(torch.equal(t, TENSORS[n]) for n, t in tensors.items())
+    first, last = message.ctypes.data, message.ctypes.data + len(message)
+    for tensor in tensors.values():
+        assert tensor.data_ptr() % tensor.element_size() == 0
+        assert shift or first <= tensor.data_ptr() < last
+    copies, _ = unpack(message, schema)
+    assert not any(first <= tensor.data_ptr() < last for tensor in copies.values())
 
 
 @settings(max_examples=300)

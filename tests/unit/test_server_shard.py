@@ -11,8 +11,8 @@ from visiontrain import app, elsewhere
 from visiontrain.core.types import Place
 from visiontrain.strategies.config import Single
 from visiontrain.strategies.parameter_server.ledger import Slot
-from visiontrain.strategies.parameter_server.wire import RefusedError, Schema, pack, unpack
 from visiontrain.strategies.remote import Remote
+from visiontrain.strategies.tensor_message import RefusedError, Schema, pack, unpack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -113,3 +113,50 @@ def test_the_older_the_weights_the_lower_the_rate(late, share):
     assert applied.staleness == late
     for name, t in shard.trained.items():
         assert torch.allclose(before[name] - t, torch.full_like(t, share * 1e-3 / 3))
+
+
+def test_workers_that_ask_for_the_same_get_the_same_bytes_and_nothing_older():
+    shard = shard_of()
+    first = shard.pull(-1)
+    assert shard.pull(-1) is first
+    kept = {name: t.clone() for name, t in unpack(first, shard.pulled)[0].items()}
+    shard.push(push_of(shard), Slot(0, 0, 1), "worker 0", 3)
+    shard.apply(0, shard.prepare(0))
+    tensors, meta = unpack(shard.pull(-1), shard.pulled)
+    assert meta["version"] == 1
+    assert all(torch.equal(t, shard.live[name]) for name, t in tensors.items())
+    # The weights have moved, and what was handed out before has not.
+    before = unpack(first, shard.pulled, copy=False)[0]
+    assert all(torch.equal(t, kept[name]) for name, t in before.items())
+    assert any(not torch.equal(t, kept[name]) for name, t in tensors.items())
+
+    state = {name: torch.zeros_like(t) for name, t in shard.state().items()}
+    shard.load(state, {"version": 1, "step": 1, "samples": 6})  # the same version of another past
+    loaded = unpack(shard.pull(-1), shard.pulled)[0]
+    assert not any(t.any() for t in loaded.values())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["strategy.sync=asp"],
+        ["strategy.sync=easgd"],
+        ["strategy.compress=fp16"],
+        ["strategy.compress=topk"],
+        ["strategy.aggregate=median", "strategy.processes=3"],
+    ],
+)
+@pytest.mark.parametrize("places", [1, 2])
+def test_nothing_that_is_kept_shares_memory_with_a_message_and_none_is_written_into(words, places):
+    shard = shard_of(*words, "optim.clip=1e-3", "optim=sgd", "optim.momentum=0.9")
+    messages = [push_of(shard) for _ in range(places)]
+    came = [message.copy() for message in messages]
+    for place, message in enumerate(messages):
+        shard.push(message, Slot(0, place, places), "worker 0", 3)
+    shard.apply(0, shard.prepare(0))
+    assert all(np.array_equal(a, b) for a, b in zip(messages, came, strict=True))
+    kept = shard.state() | shard.gradients()
+    before = {name: t.clone() for name, t in kept.items()}
+    for message in messages:
+        message[:] = 255
+    assert all(torch.equal(t, before[name]) for name, t in kept.items())

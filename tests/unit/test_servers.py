@@ -241,6 +241,33 @@ def test_one_fault_too_many_ends_the_run(monkeypatch):
         train(run_of(*SORTS, SERVERS, "strategy.max_restarts=1"))
 
 
+def test_a_server_that_cannot_be_made_ends_the_run_with_its_own_line(made, monkeypatch):
+    def failing(remote, number):
+        raise ConfigError(f"model.backbone: none on server {number}; take another")
+
+    monkeypatch.setattr(elsewhere, "build_shard", failing)
+    with pytest.raises(ConfigError, match=r"^model\.backbone: none on server 0; take another$"):
+        train(run_of(*SORTS, SERVERS))
+
+
+def test_a_server_that_fails_for_another_reason_is_named(made, monkeypatch):
+    monkeypatch.setattr(elsewhere, "build_shard", lambda remote, number: 1 / number)
+    with pytest.raises(RankError, match=r"^server 0: ZeroDivisionError: division by zero"):
+        train(run_of(*SORTS, SERVERS, "strategy.max_restarts=1"))
+
+
+def test_a_hub_that_died_ends_the_run_and_is_named(monkeypatch):
+    drivers = []
+
+    def before(worker, method):
+        if method == "push":
+            drivers[0].engine.kill_hub()
+
+    monkeypatch.setitem(registry.DRIVERS, "parameter_server", threads.driver_of(drivers, before))
+    with pytest.raises(RankError, match=r"^hub: ended without a word; .* resume=true$"):
+        train(run_of(*SORTS, SERVERS))
+
+
 def test_a_worker_with_other_data_says_so(made, monkeypatch):
     real = elsewhere.open_dataset
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from visiontrain.core.interfaces import Task, VisionModel
-from visiontrain.core.types import ClassScores
+from visiontrain.core.types import Batch, ClassScores
 from visiontrain.data.class_dataset import batch_of
 from visiontrain.data.views import centre
-from visiontrain.engine.evaluate import seen
+from visiontrain.engine.evaluate import seen, whole
 from visiontrain.engine.pictures import Picture, Pixels, batches
 
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """A model with its task and class names, on one device."""
+    """A model with its task and class names, on one device or as one stage of a pipeline."""
 
     kind: str  # of the task: "classify"
     model: VisionModel
@@ -26,6 +28,8 @@ class Classifier:
     names: tuple[str, ...]  # a class indexes this
     imgsz: int  # side of the square input, pixels
     device: torch.device
+    # Gives the model's outputs on a placed batch; None where another process has them.
+    forward: Callable[[VisionModel, Batch], Any] = whole
 
     def predict(self, images: Picture | Sequence[Picture], *, batch: int = 8) -> list[ClassScores]:
         """Score every class, `batch` pictures at a time, each by the square in its middle.
@@ -44,10 +48,15 @@ class Classifier:
 
     @torch.inference_mode()
     def classify(self, images: Sequence[Pixels]) -> list[ClassScores]:
-        """Score every class in `images` by one forward pass, or two if mirrored."""
+        """Score every class in `images` by one forward pass, or two if mirrored.
+
+        None on a process that holds no outputs. All of a pipeline have to call this alike.
+        """
         squares = np.stack([centre(image, self.imgsz) for image in images])
         batch = batch_of(squares, [[]] * len(images), np.arange(len(images))).to(self.device)
-        outputs = seen(lambda placed: self.model(placed.images), batch, self.task)
+        outputs = seen(partial(self.forward, self.model), batch, self.task)
+        if outputs is None:
+            return [ClassScores(torch.empty(0))] * len(images)
         found = self.task.decode(outputs, batch)
         return [
             replace(one, scores=one.scores.cpu(), names=self.names)

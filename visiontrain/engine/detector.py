@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,16 +12,18 @@ import torch
 from visiontrain.core.interfaces import Task, VisionModel
 from visiontrain.core.types import Batch, Detections
 from visiontrain.data.letterbox import letterbox
+from visiontrain.engine.evaluate import whole
 from visiontrain.engine.pictures import Picture, Pixels, batches
 from visiontrain.metrics.rows import BOX, CLASS, SCORE, to_rows
 from visiontrain.ops.tiles import Tiling, merge_rows
 
 TILES = 8  # in a forward pass
+NOTHING = Detections(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
 
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """A model with its task and class names, on one device."""
+    """A model with its task and class names, on one device or as one stage of a pipeline."""
 
     kind: str  # of the task, such as "detect"
     model: VisionModel
@@ -30,6 +33,8 @@ class Detector:
     device: torch.device
     tiling: Tiling | None = None  # how pictures are cut
     most: int = 300  # detections kept of a picture that is cut
+    # Gives the model's outputs on a placed batch; None where another process has them.
+    forward: Callable[[VisionModel, Batch], Any] = whole
 
     def predict(self, images: Picture | Sequence[Picture], *, batch: int = 8) -> list[Detections]:
         """Find objects, `batch` pictures at a time.
@@ -47,7 +52,10 @@ class Detector:
         return [found for part in batches(images, batch) for found in self.detect(part)]
 
     def detect(self, images: Sequence[Pixels]) -> list[Detections]:
-        """Find objects in `images` by one forward pass, or one of each few tiles."""
+        """Find objects in `images` by one forward pass, or one of each few tiles.
+
+        Nothing on a process that holds no outputs. All of a pipeline have to call this alike.
+        """
         if self.tiling is None:
             return self._look(images)
         return [self._in_tiles(image, self.tiling) for image in images]
@@ -72,7 +80,10 @@ class Detector:
     def _look(self, images: Sequence[Pixels]) -> list[Detections]:
         """Find objects in pictures by one forward pass."""
         batch = self._batch(images).to(self.device)
-        found = self.task.decode(self.model(batch.images), batch)
+        outputs = self.forward(self.model, batch)
+        if outputs is None:
+            return [NOTHING] * len(images)
+        found = self.task.decode(outputs, batch)
         return [self._named(objects) for objects in found if isinstance(objects, Detections)]
 
     def _batch(self, images: Sequence[Pixels]) -> Batch:

@@ -88,6 +88,11 @@ def evaluate(
     return Evaluation(strategy.broadcast(metrics), rows)
 
 
+def whole(model: VisionModel, batch: Batch) -> Any:
+    """Return a model's outputs, all of which lies here, on a placed batch."""
+    return model(batch.images)
+
+
 def seen(forward: Callable[[Batch], Any], batch: Batch, task: Task) -> Any:
     """Return outputs on a placed batch, the mean with those mirrored if the task says so.
 

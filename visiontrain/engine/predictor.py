@@ -15,10 +15,12 @@ from visiontrain.core.own import refuse_missing, with_objects
 from visiontrain.core.section import kind_of, sections
 from visiontrain.engine.classifier import Classifier
 from visiontrain.engine.detector import Detector
+from visiontrain.engine.evaluate import whole
 from visiontrain.engine.weights import SMALLEST, Weights, WeightsMeta, load_weights
 from visiontrain.models.config import ModelConfig, OwnModel
 from visiontrain.models.registry import build_model
 from visiontrain.ops.tiles import Tiling
+from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.devices import devices
 from visiontrain.tasks.config import DetectConfig, TaskConfig
 from visiontrain.tasks.registry import build_task
@@ -35,6 +37,7 @@ def load_predictor(  # noqa: PLR0913 - what a user may say of it
     model: Any = None,
     tile: int | None = None,
     overlap: float | None = None,
+    strategy: Strategy | None = None,
 ) -> Detector | Classifier:
     """Read weights and make them ready for use.
 
@@ -47,6 +50,8 @@ def load_predictor(  # noqa: PLR0913 - what a user may say of it
         model: the user's own, where the weights are of one.
         tile: side of the tiles that pictures are cut into, pixels; None as trained, 0 for none.
         overlap: of tiles, share of the side; None as trained.
+        strategy: places the model, and keeps here what this process is to hold; None: `device`
+            takes all of it.
 
     Raises:
         CheckpointError: when the file can't be used.
@@ -55,7 +60,12 @@ def load_predictor(  # noqa: PLR0913 - what a user may say of it
     weights = load_weights(path)
     meta, place = weights.meta, devices(device)[0]
     described = model_config(weights, str(path), model)
-    net = filled(weights, str(path), model).to(place).eval()
+    net = filled(weights, str(path), model).eval()
+    if strategy is None:
+        net.to(place)
+    else:
+        strategy.setup(net)
+    forward = whole if strategy is None else strategy.forward
     # A head without one-to-one scores always needs suppression.
     nms = bool(decoding.get("nms")) or described.suppressed
     config = _task_config(meta, {**decoding, "nms": nms}, str(path))
@@ -64,8 +74,8 @@ def load_predictor(  # noqa: PLR0913 - what a user may say of it
     tiling = tiling_of(meta, tile, overlap)
     if meta.task == "detect":
         most = config.max_det if isinstance(config, DetectConfig) else 0
-        return Detector(meta.task, net, task, names, side, place, tiling, most)
-    return Classifier(meta.task, net, task, names, side, place)
+        return Detector(meta.task, net, task, names, side, place, tiling, most, forward)
+    return Classifier(meta.task, net, task, names, side, place, forward)
 
 
 def tiling_of(meta: WeightsMeta, tile: int | None, overlap: float | None) -> Tiling | None:

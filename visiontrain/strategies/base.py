@@ -229,6 +229,11 @@ class Strategy:
 
     # -- evaluation ---------------------------------------------------------------
 
+    @property
+    def holds_outputs(self) -> bool:
+        """Whether `forward` returns outputs here, and not on another process."""
+        return True
+
     def forward(self, model: VisionModel, batch: Batch) -> Any:
         """Run the model for evaluation; None on a process that holds no outputs."""
         with self.precision.autocast(self.place.device):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,6 +30,20 @@ def starts(names: Sequence[str], cuts: Sequence[str], stages: int) -> list[int]:
             "first"
         )
     return found
+
+
+def shapes_of(model: VisionModel, dtype: torch.dtype) -> VisionModel:
+    """Return the model on the meta device, in training, its floats of `dtype`; no value is copied.
+
+    In evaluation, heads may look at values to know the shape of what they return.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        shape = torch.empty_like(tensor, device="meta", dtype=kind)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(shape, tensor.requires_grad) if is_parameter else shape
+    return copy.deepcopy(model, memo).to("meta").train()
 
 
 def block_costs(meta: VisionModel) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -26,11 +25,11 @@ from visiontrain.core.types import Batch, Loss, Place
 from visiontrain.strategies import comm
 from visiontrain.strategies import config as settings
 from visiontrain.strategies.base import detach
-from visiontrain.strategies.cuts import counted, live_values, starts
+from visiontrain.strategies.cuts import counted, live_values, shapes_of, starts
 from visiontrain.strategies.grid import Grid, form
 from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.processes import Processes
-from visiontrain.strategies.stage import PER_PROCESS, Border, Stage, owner
+from visiontrain.strategies.stage import PER_PROCESS, Border, Stage, check_cuts, owner
 
 Values = tuple[Tensor, ...]  # that go from stage to stage
 SCHEDULES: Mapping[str, Callable[..., Any]] = {
@@ -66,21 +65,19 @@ class Pipeline(Processes):
     # -- the model ----------------------------------------------------------------
 
     def setup(self, model: VisionModel) -> None:
-        """Keep this rank's blocks; the others become empty slots, so names stay the same."""
-        super().setup(model)
+        """Keep this rank's blocks; the others become empty slots, so names stay the same.
+
+        Only what is kept is placed: no device has to have room for all of it.
+        """
         if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
             raise ConfigError(
                 "model.norm: sync in a pipeline, where no two processes hold the same layer; "
                 "take model.norm=group"
             )
         names, count = list(model.blocks), self._count
-        if len(names) < count:
-            raise ConfigError(
-                f"strategy.processes: {self._depth} for a pipeline, which schedule={self._kind} "
-                f"cuts into {count} stages; the model has {len(names)} blocks"
-            )
+        check_cuts(self._config, names, self.place.world)
         self._grid = form(self.place, self._config.data_parallel)
-        self._meta = copy.deepcopy(model).to("meta")
+        self._meta = shapes_of(model, self.precision.weights)
         chosen = self._config.stages
         first = counted(self._meta, count) if chosen == "auto" else starts(names, chosen, count)
         bounds = list(pairwise([*first, len(names)]))
@@ -93,6 +90,7 @@ class Pipeline(Processes):
         for name in names:
             if name not in mine:
                 model.blocks[name] = nn.Identity()
+        super().setup(model)
 
     @property
     def reads_first(self) -> bool:
@@ -159,6 +157,7 @@ class Pipeline(Processes):
         if key not in self._schedules:
             count, *shape = key
             images = torch.empty(shape, device="meta", dtype=self.precision.images)
+            self._meta.train()  # evaluation leaves it in another mode
             around = [
                 [live_values(self._meta, images, place) for place in stage.bounds]
                 for stage in self._stages
@@ -217,6 +216,10 @@ class Pipeline(Processes):
 
     # -- evaluation ---------------------------------------------------------------
 
+    @property
+    def holds_outputs(self) -> bool:
+        return self._holds(self._count - 1)
+
     def forward(self, model: VisionModel, batch: Batch) -> Any:
         """Pass the batch from stage to stage; only the holder of the last returns outputs."""
         del model  # the stages hold this rank's part of it
@@ -235,6 +238,7 @@ class Pipeline(Processes):
 
     def _received(self, stage: Stage, images: Tensor) -> tuple[Tensor, ...]:
         """Wait for what the stage before sends."""
+        self._meta.eval()  # in training BatchNorm refuses an image whose map is one place
         shapes = live_values(self._meta, torch.empty_like(images, device="meta"), stage.bounds[0])
         values = tuple(
             torch.empty(s.shape, dtype=s.dtype, device=self.place.device) for s in shapes

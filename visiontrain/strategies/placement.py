@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -14,7 +13,7 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import VisionModel
 from visiontrain.core.types import Place
 from visiontrain.strategies.base import Strategy
-from visiontrain.strategies.cuts import counted, starts
+from visiontrain.strategies.cuts import counted, shapes_of, starts
 from visiontrain.strategies.precision import LOWER, Precision
 
 
@@ -44,7 +43,7 @@ class Placement(Strategy):
         if len(names) < count:
             raise ConfigError(f"device: {count} devices; the model has {len(names)} blocks")
         if isinstance(self._chosen, str):
-            first = counted(copy.deepcopy(model).to("meta"), count)
+            first = counted(shapes_of(model, self.precision.weights), count)
         else:
             first = starts(names, self._chosen, count)
         for device, (begin, end) in zip(self._devices, pairwise([*first, len(names)]), strict=True):

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import IMAGE, VisionModel
 from visiontrain.core.seed import seed_model
+from visiontrain.strategies.config import Pipeline
+from visiontrain.strategies.cuts import starts
 from visiontrain.strategies.precision import Precision
 
 PER_PROCESS = {"gpipe": 1, "1f1b": 1, "interleaved_1f1b": 2, "zero_bubble": 2, "zbv": 2}
@@ -24,6 +27,32 @@ def owner(stage: int, schedule: str, world: int) -> int:
 def stages_of(rank: int, schedule: str, world: int) -> list[int]:
     """List the stages that a rank of a pipeline holds, in order."""
     return [n for n in range(PER_PROCESS[schedule] * world) if owner(n, schedule, world) == rank]
+
+
+def check_cuts(config: Pipeline, blocks: Sequence[str], processes: int) -> None:
+    """Refuse more stages than blocks, and cuts between other blocks.
+
+    Args:
+        config: of the mode.
+        blocks: names of the model's.
+        processes: of all pipelines.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    depth = processes // config.data_parallel
+    count = PER_PROCESS[config.schedule] * depth
+    if len(blocks) == 1 < count:
+        raise ConfigError(
+            "strategy: pipeline, but the model is one block, which cannot be cut; take strategy=ddp"
+        )
+    if len(blocks) < count:
+        raise ConfigError(
+            f"strategy.processes: {depth} for a pipeline, which schedule={config.schedule} cuts "
+            f"into {count} stages; the model has {len(blocks)} blocks"
+        )
+    if config.stages != "auto":
+        starts(blocks, config.stages, count)
 
 
 class Stage(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from visiontrain.strategies.federated.algorithms import Named, Update
 from visiontrain.strategies.federated.guard import way_of
-from visiontrain.strategies.parameter_server.wire import number_of
+from visiontrain.strategies.tensor_message import number_of
 
 COUNTED = ("down", "up", "late", "failed", "refused", "trained_s", "engine_s")
 

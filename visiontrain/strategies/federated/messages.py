@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import VisionModel
+from visiontrain.strategies.comm import under
 from visiontrain.strategies.federated.algorithms import Named, Update
-from visiontrain.strategies.parameter_server.wire import (
+from visiontrain.strategies.tensor_message import (
     HEAD,
     MARK,
     MOST_HEADER,
@@ -134,11 +135,6 @@ def read_meta(message: Bytes) -> Mapping[str, Any]:
     except (ValueError, TypeError, KeyError, RecursionError):
         return {}
     return meta if isinstance(meta, dict) else {}
-
-
-def under(tensors: Named, prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin so, without it."""
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def believed(

@@ -32,9 +32,9 @@ from visiontrain.strategies.federated.messages import (
     shared,
     write,
 )
-from visiontrain.strategies.parameter_server.wire import Bytes, RefusedError, number_of
 from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.remote import Remote
+from visiontrain.strategies.tensor_message import Bytes, RefusedError, number_of
 
 _tell = logging.getLogger(__name__).warning
 TRIES = 3  # of a round without any result

@@ -26,6 +26,7 @@ from visiontrain.strategies.parameter_server.calls import Calls, LostServerError
 from visiontrain.strategies.parameter_server.engine import (
     Engine,
     Event,
+    HubEnded,
     ServerEnded,
     WorkerEnded,
 )
@@ -33,9 +34,9 @@ from visiontrain.strategies.parameter_server.figures import Totals
 from visiontrain.strategies.parameter_server.parts import is_held, parts_of, trained_in
 from visiontrain.strategies.parameter_server.rules import shares_of
 from visiontrain.strategies.parameter_server.shard import flat
-from visiontrain.strategies.parameter_server.wire import Schema, pack, unpack
 from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.remote import Remote
+from visiontrain.strategies.tensor_message import Schema, pack, unpack
 
 _tell = logging.getLogger(__name__).warning
 
@@ -241,7 +242,7 @@ class Driver(Strategy):
                 lines += [line for n in everybody for line in self.calls.server(n, "forget")]
         for number, message in enumerate(messages):
             held = self._held(number)
-            tensors, _ = unpack(message, Schema.of(held))
+            tensors, _ = unpack(message, Schema.of(held), copy=False)
             super().scatter(tensors, held)
         for line in lines:
             _tell(line)
@@ -273,6 +274,11 @@ class Driver(Strategy):
             self.engine.start_server(event.number)
             self._dead.add(event.number)
             self._recover()
+        elif isinstance(event, HubEnded):
+            raise RankError(
+                "hub: ended without a word; was it killed? Go on from the last checkpoint with "
+                "resume=true"
+            )
         elif not self._looks:
             self._looks = True
             for name in self.calls.hub("overdue", self.config.timeout_s):

@@ -13,7 +13,7 @@ from torch import Tensor
 from visiontrain.strategies.compress import HALVES, first_basis, orthonormal, pays
 from visiontrain.strategies.config import ParameterServer
 from visiontrain.strategies.exchange import Memory
-from visiontrain.strategies.parameter_server.wire import RefusedError
+from visiontrain.strategies.tensor_message import RefusedError
 
 Named = Mapping[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]

@@ -30,7 +30,12 @@ class ServerEnded:
     report: Mapping[str, Any] | None
 
 
-Event = Answer | WorkerEnded | ServerEnded | None
+@dataclass(frozen=True, slots=True)
+class HubEnded:
+    """The hub is gone, and with it what was known of the work under way."""
+
+
+Event = Answer | WorkerEnded | ServerEnded | HubEnded | None
 
 
 class Engine(Protocol):

@@ -38,8 +38,9 @@ class Hub:
         self._over = False
 
     async def _until(self, true: Callable[[], bool]) -> None:
+        """Wait, but not beyond the end of the run: then what is waited for may never come."""
         async with self._changed:
-            await self._changed.wait_for(true)
+            await self._changed.wait_for(lambda: self._over or true())
 
     async def _tell(self) -> None:
         async with self._changed:
@@ -63,10 +64,10 @@ class Hub:
         """Wait for the result of the segment's step `number`.
 
         The sums of the loss over as many units as a step has: those of the step itself, where
-        workers wait for each other.
+        workers wait for each other. Nothing when the run ended first.
         """
         await self._until(lambda: number in self._results)
-        return self._results.pop(number)
+        return self._results.pop(number, {})
 
     async def finished(self) -> int:
         """Wait until every unit is done; return how many updates there were."""
@@ -111,9 +112,13 @@ class Hub:
         return self.ledger.era
 
     async def end(self) -> None:
-        """Send the workers home."""
+        """Send the workers home, and answer whoever waits."""
         self._over = True
         await self._tell()
+
+    async def live(self) -> None:
+        """Wait for the end of the run: who waits for this learns when the process ends before."""
+        await self._until(lambda: False)
 
     def overdue(self, seconds: float) -> list[str]:
         """Name workers that have been at one unit for longer."""
@@ -153,10 +158,13 @@ class Hub:
         finally:
             member.waits, member.since = False, time.monotonic()
 
-    async def server(self, number: int, known: int) -> tuple[int, Any]:
-        """Wait for a server that came after the `known`-th one; return which, and its handle."""
+    async def server(self, number: int, known: int) -> tuple[int, Any] | None:
+        """Wait for a server that came after the `known`-th one; return which, and its handle.
+
+        None when the run is over.
+        """
         await self._until(lambda: self._servers.get(number, (0, None))[0] > known)
-        return self._servers[number]
+        return None if self._over else self._servers[number]
 
     async def segment(self, name: str) -> int | None:
         """Wait for work; return the era; None when there will be no more."""
@@ -166,7 +174,8 @@ class Hub:
 
     def claim(self, name: str, era: int) -> Unit | None:
         """Give out the next unit, if there is one in this era."""
-        return self.ledger.claim(name) if era == self.ledger.era else None
+        is_wanted = era == self.ledger.era and not self._over
+        return self.ledger.claim(name) if is_wanted else None
 
     async def start(self, name: str, unit: Unit, era: int) -> int | None:
         """Wait until the worker may read the weights; return the samples seen by then.
@@ -225,7 +234,8 @@ class Hub:
 
     def _is_lost(self, name: str, unit: Unit, era: int) -> bool:
         member = self.ledger.members.get(name)
-        return era != self.ledger.era or member is None or unit not in member.claimed
+        is_past = self._over or era != self.ledger.era
+        return is_past or member is None or unit not in member.claimed
 
     # -- servers' -----------------------------------------------------------------
 
@@ -240,7 +250,8 @@ class Hub:
         norms[server] = squared
         await self._tell()
         await self._until(lambda: era != self.ledger.era or len(norms) == self._count)
-        return sum(norms[n] for n in sorted(norms)) if era == self.ledger.era else None
+        is_wanted = era == self.ledger.era and len(norms) == self._count
+        return sum(norms[n] for n in sorted(norms)) if is_wanted else None
 
 
 def summed(reports: Sequence[Report]) -> dict[str, Any]:

@@ -68,7 +68,9 @@ class Ledger:
         self.members: dict[str, Member] = {}
         self.updates = 0  # that are complete
         self.dropped = 0  # gradients that came too late for their update
-        self.accepted: dict[Unit, int] = {}  # which has which place in the next update
+        # Which has which place in the next update: also when its worker died, since servers may
+        # have its gradient. Whoever computes it again sends the same one to the same place.
+        self.accepted: dict[Unit, int] = {}
         self.era = 0  # one more at each rewind: what is older is for nothing
         self._queue: deque[Unit] = deque()
         self._open: dict[int, int] = {}  # step: units that are not done
@@ -98,6 +100,7 @@ class Ledger:
         self._return(idle)
         begun = {m.running.step for m in self.members.values() if m.running is not None}
         begun |= {step for step, left in self._open.items() if left < self.shares}
+        begun |= {unit.step for unit in self.accepted}  # nobody else can fill their places
         last = max(begun, default=-1)
         self._queue = deque(unit for unit in self._queue if unit.step <= last)
         self._open = {step: left for step, left in self._open.items() if step <= last}
@@ -107,7 +110,7 @@ class Ledger:
         """Forget all units, as servers go back to an earlier update."""
         self.abandon()
         self._queue.clear()
-        self._open = {}
+        self._open, self.accepted = {}, {}
         for member in self.members.values():
             member.done = 0
 
@@ -128,7 +131,7 @@ class Ledger:
             units += member.claimed
             member.claimed, member.running, member.has_read = [], None, False
         self._return(units)
-        self._pending, self.accepted = {}, {}
+        self._pending = {}
         return undone
 
     @property
@@ -157,8 +160,6 @@ class Ledger:
         """Hand out again what a worker had not done."""
         member = self.members.pop(name, None)
         if member is not None:
-            for unit in member.claimed:
-                self.accepted.pop(unit, None)
             self._return(member.claimed)
 
     def claim(self, name: str) -> Unit | None:
@@ -223,7 +224,9 @@ class Ledger:
         ]
 
     def _return(self, units: list[Unit]) -> None:
-        self._queue = deque(sorted([*units, *self._queue]))
+        """Put units back, those first that an update waits for, which keeps their places."""
+        every = [*units, *self._queue]
+        self._queue = deque(sorted(every, key=lambda unit: (unit not in self.accepted, unit)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,17 +297,18 @@ class Backup:
 
     def may_start(self, ledger: Ledger, name: str, unit: Unit) -> bool:
         """Wait for the next update when this one has all; who is fast may be in it twice."""
-        del name, unit
-        return len(ledger.accepted) < ledger.shares
+        del name
+        return unit in ledger.accepted or len(ledger.accepted) < ledger.shares
 
     def slot(self, ledger: Ledger, name: str, unit: Unit) -> Slot | bool:
         """Take the first ones of those that read the newest weights."""
         member = ledger.members[name]
-        if member.update < ledger.updates or len(ledger.accepted) == ledger.shares:
-            return False
-        place = min(set(range(ledger.shares)) - set(ledger.accepted.values()))
-        ledger.accepted[unit] = place
-        return Slot(ledger.updates, place, ledger.shares)
+        if unit not in ledger.accepted:
+            if member.update < ledger.updates or len(ledger.accepted) == ledger.shares:
+                return False
+            taken = set(ledger.accepted.values())
+            ledger.accepted[unit] = min(set(range(ledger.shares)) - taken)
+        return Slot(ledger.updates, ledger.accepted[unit], ledger.shares)
 
 
 RULES: dict[str, Callable[[int], Rule]] = {

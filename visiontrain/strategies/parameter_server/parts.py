@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Updatable, VisionModel
-from visiontrain.strategies.parameter_server.wire import split
 
 
 def parts_of(model: VisionModel, servers: int) -> Sequence[Sequence[str]]:
@@ -23,6 +22,19 @@ def parts_of(model: VisionModel, servers: int) -> Sequence[Sequence[str]]:
             f"strategy.servers: {servers} for a model of {len(live)} tensors; take fewer"
         )
     return split({name: tensor.nbytes for name, tensor in live.items()}, servers)
+
+
+def split(sizes: Mapping[str, int], parts: int) -> Sequence[list[str]]:
+    """Deal names out to `parts`, the largest first, each to whoever has the fewest bytes.
+
+    Whole tensors: an optimizer may need the whole matrix (Muon). Names keep their order.
+    """
+    held: list[tuple[int, list[str]]] = [(0, []) for _ in range(parts)]
+    for name in sorted(sizes, key=lambda n: (-sizes[n], n)):
+        least = min(range(parts), key=lambda k: held[k][0])
+        size, names = held[least]
+        held[least] = (size + sizes[name], [*names, name])
+    return [[name for name in sizes if name in set(names)] for _, names in held]
 
 
 def trained_in(learner: Updatable, names: Sequence[str]) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+import threading
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -11,7 +12,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.strategies.config import ParameterServer
@@ -20,17 +21,23 @@ from visiontrain.strategies.member import describe
 from visiontrain.strategies.parameter_server.engine import (
     Answer,
     Event,
+    HubEnded,
     ServerEnded,
     WorkerEnded,
 )
 from visiontrain.strategies.parameter_server.hub import Hub
 from visiontrain.strategies.parameter_server.ledger import RULES
-from visiontrain.strategies.parameter_server.server import Server
-from visiontrain.strategies.parameter_server.talk import LOST
+from visiontrain.strategies.parameter_server.server import Hosted, Server
+from visiontrain.strategies.parameter_server.talk import LOST, LostError
 from visiontrain.strategies.ray_start import signals_kept, start_ray
 from visiontrain.strategies.remote import Remote
 
 GONE = (RayActorError, ActorUnavailableError)
+
+
+def read_only() -> None:
+    """Let torch say nothing of arrays in Ray's shared memory: nobody writes into messages."""
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable")
 
 
 class ServerActor:
@@ -38,20 +45,24 @@ class ServerActor:
 
     def __init__(self, remote: Remote, number: int, hub: Any, folder: str, every: int) -> None:
         torch.set_num_threads(1)
+        read_only()
 
         async def exchange(clock: int, squared: float, era: int) -> float | None:
             return await hub.exchange.remote(clock, number, squared, era)
 
-        shard = import_module(remote.module).serve(remote, number)
-        self.server = Server(shard, exchange, Path(folder), every)
+        def make() -> Server:
+            shard = import_module(remote.module).serve(remote, number)
+            return Server(shard, exchange, Path(folder), every)
+
+        self.hosted = Hosted(make)
 
     async def call(self, method: str, *values: Any) -> Any:
         """Call the server."""
-        return await getattr(self.server, method)(*values)
+        return await self.hosted.call(method, *values)
 
-    async def live(self) -> None:
-        """Go on for ever: who waits for this learns when the process ends."""
-        await asyncio.Event().wait()
+    async def live(self) -> Any:
+        """Go on for ever, or say what went wrong: who waits learns when the process ends."""
+        return await self.hosted.live()
 
 
 class WorkerActor:
@@ -60,6 +71,7 @@ class WorkerActor:
     def run(self, remote: Remote, name: str, hub: Any, threads: int) -> Any:
         """Work to the end; return what went wrong, for the driver to tell."""
         torch.set_num_threads(threads)
+        read_only()
         try:
             import_module(remote.module).compute(remote, name, RayLink(hub))
         except BaseException as error:  # noqa: BLE001 - the driver raises it
@@ -75,8 +87,17 @@ class RayLink:
         self._servers: dict[int, tuple[int, Any]] = {}
 
     def hub(self, method: str, *values: Any) -> Any:
-        """Call the hub."""
-        return ray.get(getattr(self._hub, method).remote(*values))
+        """Call the hub; where it died, wait for the driver to end the run."""
+        try:
+            return ray.get(getattr(self._hub, method).remote(*values))
+        except ActorDiedError:
+            threading.Event().wait()
+
+    def _server(self, number: int, known: int) -> tuple[int, Any]:
+        found = self.hub("server", number, known)
+        if found is None:
+            raise LostError
+        return found
 
     def tell(self, method: str, *values: Any) -> None:
         """Call the hub without waiting."""
@@ -86,14 +107,14 @@ class RayLink:
         """Call servers at once."""
         for n in calls:
             if n not in self._servers:
-                self._servers[n] = self.hub("server", n, 0)
+                self._servers[n] = self._server(n, 0)
         refs = {n: self._servers[n][1].call.remote(method, *v) for n, v in calls.items()}
         answers = {}
         for n, ref in refs.items():
             try:
                 answers[n] = ray.get(ref)
             except GONE:
-                self._servers[n] = self.hub("server", n, self._servers[n][0])
+                self._servers[n] = self._server(n, self._servers[n][0])
                 answers[n] = LOST
         return answers
 
@@ -107,12 +128,15 @@ class RayEngine:
         self._hub: Any = None
         self._servers: dict[int, Any] = {}
         self._workers: dict[str, Any] = {}
-        self._watched: dict[Any, str | int] = {}  # what ends with a process: its name or number
+        # What ends with a process: a worker's name, a server's number, None for the hub.
+        self._watched: dict[Any, str | int | None] = {}
 
     def open(self, rule: str, staleness: int, shares: int) -> None:
+        read_only()
         with signals_kept():
             self._join()
         self._hub = actor(Hub).remote(RULES[rule](staleness), shares, self._config.servers)
+        self._watch(self._hub.live.remote(), None)
 
     def _join(self) -> None:
         """Start Ray, or find it.
@@ -139,18 +163,23 @@ class RayEngine:
         self._watch(self._servers[number].live.remote(), number)
 
     def publish(self, number: int) -> None:
-        ray.get(self._hub.put_server.remote(number, self._servers[number]))
+        self._told("put_server", number, self._servers[number])
 
     def start_worker(self, name: str) -> None:
         made = actor(WorkerActor, num_gpus=self._gpus, scheduling_strategy="SPREAD")
         self._workers[name] = made.remote()
         run = self._workers[name].run
-        ray.get(self._hub.join.remote(name))
+        self._told("join", name)
         count = threads(self._config)
         self._watch(run.remote(self._remote, name, self._hub, count), name)
 
     def kill_worker(self, name: str) -> None:
         ray.kill(self._workers[name])
+
+    def _told(self, method: str, *values: Any) -> None:
+        """Tell the hub, unless it died: `wait` will say so."""
+        with suppress(ActorDiedError):
+            ray.get(self.hub(method, *values))
 
     def hub(self, method: str, *values: Any) -> Any:
         return getattr(self._hub, method).remote(*values)
@@ -175,13 +204,17 @@ class RayEngine:
             return self._ended(told[0])
 
     def _ended(self, ref: Any) -> Event:
-        who = self._watched.pop(ref)
-        report = None
-        with suppress(*GONE):
+        who, report = self._watched.pop(ref), None
+        try:
             report = ray.get(ref)
+        except GONE:
+            if who is None:
+                return HubEnded()
+        if who is None:
+            return None  # the run is over
         return WorkerEnded(who, report) if isinstance(who, str) else ServerEnded(who, report)
 
-    def _watch(self, ref: Any, who: str | int) -> None:
+    def _watch(self, ref: Any, who: str | int | None) -> None:
         self._watched = {old: name for old, name in self._watched.items() if name != who}
         self._watched[ref] = who
 

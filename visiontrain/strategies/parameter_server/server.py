@@ -14,9 +14,10 @@ from torch import Tensor
 
 from visiontrain.core.durable import replace_file
 from visiontrain.strategies.base import on_cpu
+from visiontrain.strategies.member import describe
 from visiontrain.strategies.parameter_server.ledger import Slot
 from visiontrain.strategies.parameter_server.shard import Applied, Shard
-from visiontrain.strategies.parameter_server.wire import Bytes, RefusedError, Schema, pack, unpack
+from visiontrain.strategies.tensor_message import Bytes, RefusedError, Schema, pack, unpack
 
 KEPT = 2  # snapshots: one server may die when the others have written the next one already
 # Takes clock, squared norm, era; returns that of all servers, or None: `Hub.exchange`.
@@ -75,15 +76,16 @@ class Server:
             await asyncio.shield(self._applying[clock])
             return None
         self._applying[clock] = future = asyncio.get_running_loop().create_future()
-        era = self.era
-        squared = await self.exchange(clock, self.shard.prepare(clock), era)
-        applied = None
-        if squared is not None and era == self.era:
-            applied = self.shard.apply(clock, squared)
-            if self.shard.version % self.every == 0:
-                self._snapshot()
-        self._applying.pop(clock, None)
-        future.set_result(None)
+        era, applied = self.era, None
+        try:
+            squared = await self.exchange(clock, self.shard.prepare(clock), era)
+            if squared is not None and era == self.era:
+                applied = self.shard.apply(clock, squared)
+                if self.shard.version % self.every == 0:
+                    self._snapshot()
+        finally:  # also when that failed, or was cancelled: others wait for this
+            self._applying.pop(clock, None)
+            future.set_result(None)
         return applied
 
     # -- the driver's -------------------------------------------------------------
@@ -91,7 +93,7 @@ class Server:
     async def load(self, message: Bytes, position: Mapping[str, int], era: int) -> None:
         """Take the driver's state, as `state` returns it."""
         await self._rest()
-        tensors, _ = unpack(message, self.schema)
+        tensors, _ = unpack(message, self.schema, copy=False)
         self.shard.load(tensors, position)
         self.era = era
         for old in self.snapshots.glob("[0-9]*.safetensors"):  # of another past
@@ -159,6 +161,31 @@ class Server:
                 await written
             except OSError as error:
                 self.shard.refused.append(f"{self.snapshots}: no snapshot, {error.strerror}")
+
+
+class Hosted:
+    """A server as it is called and watched from other processes: also one that cannot be made."""
+
+    def __init__(self, make: Callable[[], Server]) -> None:
+        """Make a server; keep what went wrong for who watches it."""
+        self._server: Server | None = None
+        self.failure: Mapping[str, Any] | None = None  # as of `member.describe`
+        try:
+            self._server = make()
+        except BaseException as error:  # noqa: BLE001 - the driver raises it
+            self.failure = describe(error)
+
+    async def call(self, method: str, *values: Any) -> Any:
+        """Call the server; without one this never ends, and `live` says why."""
+        if self._server is None:
+            await asyncio.Event().wait()
+        return await getattr(self._server, method)(*values)
+
+    async def live(self) -> Mapping[str, Any]:
+        """Go on as long as the process does; return what went wrong if there is no server."""
+        if self.failure is None:
+            await asyncio.Event().wait()
+        return self.failure or {}
 
 
 def write_snapshot(path: Path, tensors: Mapping[str, Tensor], position: Mapping[str, int]) -> None:

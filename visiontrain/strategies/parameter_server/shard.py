@@ -14,9 +14,11 @@ from visiontrain.core.interfaces import Updatable, VisionModel
 from visiontrain.core.types import Loss, Place
 from visiontrain.strategies.aggregate import AGGREGATES
 from visiontrain.strategies.base import Strategy
+from visiontrain.strategies.comm import under
 from visiontrain.strategies.parameter_server.encoding import Encoding
 from visiontrain.strategies.parameter_server.ledger import Slot
-from visiontrain.strategies.parameter_server.wire import (
+from visiontrain.strategies.precision import Precision
+from visiontrain.strategies.tensor_message import (
     Bytes,
     RefusedError,
     Schema,
@@ -24,7 +26,6 @@ from visiontrain.strategies.parameter_server.wire import (
     pack,
     unpack,
 )
-from visiontrain.strategies.precision import Precision
 
 GRADIENT, BUFFER = "gradient/", "buffer/"  # of names in a push
 
@@ -111,13 +112,20 @@ class Shard:
         self._changed = dict.fromkeys(self.live, 0)  # version that each changed in last
         self._waiting: dict[int, Waiting] = {}
         self._over: dict[int, float] = {}  # clock of a complete update: its squared norm here
+        self._packed: tuple[int, Bytes] | None = None  # the last pull's version and answer
 
     # -- reading ------------------------------------------------------------------
 
     def pull(self, have: int) -> Bytes:
-        """Return the weights that changed since version `have`; all for -1."""
-        chosen = {n: t for n, t in self.live.items() if self._changed[n] > have}
-        return pack(self.pulled, chosen, {"version": self.version})
+        """Return the weights that changed since version `have`; all for -1.
+
+        Workers that keep step ask for the same, and are given the same bytes: nobody may write
+        into them.
+        """
+        if self._packed is None or self._packed[0] != have:
+            chosen = {n: t for n, t in self.live.items() if self._changed[n] > have}
+            self._packed = have, pack(self.pulled, chosen, {"version": self.version})
+        return self._packed[1]
 
     # -- gradients ----------------------------------------------------------------
 
@@ -165,7 +173,7 @@ class Shard:
         return waiting is not None and len(waiting.places) == slot.places
 
     def _read(self, message: Bytes) -> Push:
-        tensors, meta = unpack(message, self.pushed)
+        tensors, meta = unpack(message, self.pushed, copy=False)
         if len(tensors) != len(self.pushed.fields):
             raise RefusedError(f"{len(tensors)} tensors of {len(self.pushed.fields)}")
         counts, version = counts_in(meta, self.learner.task.heads)
@@ -211,6 +219,7 @@ class Shard:
         late = max((self.version - push.version for push in pushes), default=0)
         self._over[clock] = waiting.squared
         self.version += 1
+        self._packed = None
         if pushes:
             self.learner.begin()
             self._move_buffers(pushes, len(waiting.places))
@@ -249,7 +258,10 @@ class Shard:
         return {n: values.view_as(self.trained[n]) for n, values in zip(names, made, strict=True)}
 
     def _sum(self, pushes: Sequence[Push], name: str) -> Tensor:
-        """Add gradients up, in the order of their places, so that sums are rounded alike."""
+        """Add gradients up, in the order of their places, so that sums are rounded alike.
+
+        Into a new tensor: what came lies in a message, and is divided and clipped in place.
+        """
         total: Tensor | None = None
         for push in pushes:
             value = push.tensors[GRADIENT + name]
@@ -257,7 +269,7 @@ class Shard:
                 value = value * max(1.0, push.counts[self.learner.task.head_of(name)])
             total = value if total is None else total + value
         assert total is not None
-        return total
+        return total.clone() if len(pushes) == 1 else total
 
     def _counts(self, pushes: Sequence[Push]) -> dict[str, Tensor]:
         """Return what the gradient is divided by: by nothing where a rule made it of means."""
@@ -304,7 +316,7 @@ class Shard:
         with torch.no_grad():
             for name, tensor in self.state().items():
                 tensor.copy_(state[name])
-        self.version = position["version"]
+        self.version, self._packed = position["version"], None
         self.learner.step, self.learner.samples = position["step"], position["samples"]
         self._changed = dict.fromkeys(self.live, self.version)
         self._waiting, self._over = {}, {}
@@ -347,11 +359,6 @@ def flat(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def parameters_of(learner: Updatable) -> frozenset[str]:
     """Return the names of the parameters a learner holds."""
     return frozenset(name for name, _ in learner.model.named_parameters())
-
-
-def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin so, without it."""
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def counts_in(meta: Mapping[str, Any], heads: Sequence[str]) -> tuple[dict[str, float], int]:

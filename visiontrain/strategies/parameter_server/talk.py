@@ -17,7 +17,7 @@ from visiontrain.strategies.parameter_server.encoding import Encoding
 from visiontrain.strategies.parameter_server.figures import Report
 from visiontrain.strategies.parameter_server.ledger import Slot, Unit
 from visiontrain.strategies.parameter_server.shard import BUFFER, GRADIENT
-from visiontrain.strategies.parameter_server.wire import Bytes, Schema, pack, unpack
+from visiontrain.strategies.tensor_message import Bytes, Schema, pack, unpack
 
 FAILURES = {"refused", "stale"}  # keys of a server's answer to a push
 LOST = "lost"  # in the place of the answer of a server that died; its successor is there now
@@ -109,7 +109,10 @@ class Talk:
         return samples
 
     def pull(self) -> dict[str, Tensor]:
-        """Return the weights that changed since they were last read, of all servers."""
+        """Return the weights that changed since they were last read, of all servers.
+
+        They lie in the servers' messages, which nobody may write into.
+        """
         waiting, found = set(range(len(self._versions))), dict[str, Tensor]()
         asked = time.monotonic()
         while waiting:
@@ -118,7 +121,7 @@ class Talk:
                 if _is_lost(answer):  # it may have gone back
                     self._versions[n] = -1
                     continue
-                tensors, meta = unpack(answer, self._schemas[n])
+                tensors, meta = unpack(answer, self._schemas[n], copy=False)
                 self._versions[n] = meta["version"]
                 self._pulled += answer.nbytes
                 found |= tensors

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 
 Bytes = NDArray[np.uint8]  # (N,)
 HEAD = 12  # bytes before the header: a mark, its length
+ALIGNED = 8  # bytes: values begin at a multiple, so that they can be used where they lie
 MARK = b"visiontr"
 MOST_HEADER = 1 << 16  # bytes
 
@@ -81,6 +82,7 @@ def pack(schema: Schema, tensors: Mapping[str, Tensor], meta: Mapping[str, Any])
     which = None if len(chosen) == len(schema.fields) else chosen
     header = {"schema": schema.digest, "which": which, "bytes": payload, "meta": dict(meta)}
     text = json.dumps(header).encode()
+    text += b" " * (-(HEAD + len(text)) % ALIGNED)
     message = np.empty(HEAD + len(text) + payload, np.uint8)
     message[:HEAD] = np.frombuffer(MARK + len(text).to_bytes(HEAD - len(MARK), "big"), np.uint8)
     message[HEAD : HEAD + len(text)] = np.frombuffer(text, np.uint8)
@@ -93,8 +95,16 @@ def pack(schema: Schema, tensors: Mapping[str, Tensor], meta: Mapping[str, Any])
     return message
 
 
-def unpack(message: Bytes, schema: Schema) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """Read a message: its tensors, which are copies, and what goes along.
+def unpack(
+    message: Bytes, schema: Schema, *, copy: bool = True
+) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """Read a message: its tensors and what goes along.
+
+    Args:
+        message: it.
+        schema: that its tensors have to be of.
+        copy: else tensors share the message's memory, which others may read, or which is
+            protected: nothing may be written into them.
 
     Raises:
         RefusedError: it is longer than the schema allows, cut short, or of another schema.
@@ -106,7 +116,9 @@ def unpack(message: Bytes, schema: Schema) -> tuple[dict[str, Tensor], Mapping[s
     for n in chosen:
         each = schema.fields[n]
         end = start + each.nbytes
-        values = torch.from_numpy(message[start:end].copy())
+        part = message[start:end]
+        fits = part.ctypes.data % each.dtype.itemsize == 0
+        values = torch.from_numpy(part.copy() if copy or not fits else part)
         tensors[each.name] = values.view(each.dtype).reshape(each.shape)
         start = end
     return tensors, header["meta"]
@@ -155,19 +167,6 @@ def _bytes_of(schema: Schema, which: Any) -> int:
 def as_bytes(tensor: Tensor) -> Tensor:
     """View a tensor's values as bytes (N,), on the CPU."""
     return tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8)
-
-
-def split(sizes: Mapping[str, int], parts: int) -> Sequence[list[str]]:
-    """Deal names out to `parts`, the largest first, each to whoever has the fewest bytes.
-
-    Whole tensors: an optimizer may need the whole matrix (Muon). Names keep their order.
-    """
-    held: list[tuple[int, list[str]]] = [(0, []) for _ in range(parts)]
-    for name in sorted(sizes, key=lambda n: (-sizes[n], n)):
-        least = min(range(parts), key=lambda k: held[k][0])
-        size, names = held[least]
-        held[least] = (size + sizes[name], [*names, name])
-    return [[name for name in sizes if name in set(names)] for _, names in held]
 
 
 def is_count(value: Any) -> bool:
