@@ -8,7 +8,7 @@ that could. Each function says what travels and when.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from visiontrain.strategies.links import Network, all_reduce, pass_round
 from visiontrain.strategies.timeline import Timeline
@@ -41,6 +41,17 @@ class Work:
         """Seconds of a step."""
         return self.forward + self.backward + self.rest
 
+    def at(self, seconds: float) -> Work:
+        """Return the same where a step takes other time."""
+        fit = seconds / self.seconds
+        return replace(
+            self,
+            forward=fit * self.forward,
+            backward=fit * self.backward,
+            rest=fit * self.rest,
+            low_rank_s=fit * self.low_rank_s,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Speed:
@@ -57,45 +68,37 @@ class Speed:
     sent: float  # bytes per step, by the device or server that sends most
 
 
-def speed(
-    mode: str,
-    network: Network,
-    devices: int,
-    work: Work,
-    computing: float,
-    talking: float,
-    hidden: float,
-    sent: float,
-) -> Speed:
-    """Put a prediction together.
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a step of many devices consists of."""
 
-    Args:
-        mode: its name.
-        network: what the devices talk over.
-        devices: W.
-        work: of one device.
-        computing: seconds of a step in which the slowest device computes or waits for stages.
-        talking: seconds of a step on the link.
-        hidden: seconds of `talking` at most in which something is computed.
-        sent: bytes per step, by whoever sends most.
-    """
-    seconds = computing + talking - OVERLAP * hidden
+    computing: float  # seconds in which the slowest device computes or waits for stages
+    talking: float  # seconds on the link
+    hidden: float  # seconds of these at most in which something is computed
+    sent: float  # bytes, by the device or server that sends most
+
+
+def speed(mode: str, network: Network, devices: int, work: Work, costs: Costs) -> Speed:
+    """Put a prediction together."""
+    slowest = costs.computing + costs.talking
+    seconds = slowest - OVERLAP * costs.hidden
     return Speed(
         mode=mode,
         link=network.between.name,
         devices=devices,
         seconds=seconds,
-        slowest=computing + talking,
-        fastest=computing + talking - hidden,
+        slowest=slowest,
+        fastest=slowest - costs.hidden,
         images_per_s=devices * work.images / seconds,
         efficiency=work.seconds / seconds,
-        sent=sent,
+        sent=costs.sent,
     )
 
 
 def single(work: Work, network: Network) -> Speed:
     """One device, as it was measured."""
-    return speed("single", network, 1, work, work.seconds, 0.0, 0.0, 0.0)
+    costs = Costs(work.seconds, 0.0, 0.0, 0.0)
+    return speed("single", network, 1, work, costs)
 
 
 def ddp(work: Work, network: Network, devices: int, bucket: int = BUCKET) -> Speed:
@@ -106,7 +109,8 @@ def ddp(work: Work, network: Network, devices: int, bucket: int = BUCKET) -> Spe
     talking = all_reduce(network, devices, work.gradients, _buckets(work.gradients, bucket))
     hidden = min(talking, work.backward / work.parts)
     sent = 2 * work.gradients * (devices - 1) / devices
-    return speed("ddp", network, devices, work, work.seconds, talking, hidden, sent)
+    costs = Costs(work.seconds, talking, hidden, sent)
+    return speed("ddp", network, devices, work, costs)
 
 
 def powersgd(work: Work, network: Network, devices: int) -> Speed:
@@ -118,7 +122,8 @@ def powersgd(work: Work, network: Network, devices: int) -> Speed:
     talking = all_reduce(network, devices, work.low_rank, times)
     sent = 2 * work.low_rank * (devices - 1) / devices
     computing = work.seconds + work.low_rank_s
-    return speed("ddp, powersgd", network, devices, work, computing, talking, 0.0, sent)
+    costs = Costs(computing, talking, 0.0, sent)
+    return speed("ddp, powersgd", network, devices, work, costs)
 
 
 def local_sgd(work: Work, network: Network, devices: int, every: int) -> Speed:
@@ -126,7 +131,8 @@ def local_sgd(work: Work, network: Network, devices: int, every: int) -> Speed:
     talking = all_reduce(network, devices, work.message) / every
     sent = 2 * work.message * (devices - 1) / devices / every
     name = f"ddp, sync_every={every}"
-    return speed(name, network, devices, work, work.seconds, talking, 0.0, sent)
+    costs = Costs(work.seconds, talking, 0.0, sent)
+    return speed(name, network, devices, work, costs)
 
 
 def fsdp(work: Work, network: Network, devices: int) -> Speed:
@@ -139,7 +145,8 @@ def fsdp(work: Work, network: Network, devices: int) -> Speed:
     talking = pass_round(network, devices, whole, (2 * work.parts + 1) * work.blocks)
     hidden = min(talking, work.forward + work.backward)
     sent = whole * (devices - 1) / devices
-    return speed("fsdp", network, devices, work, work.seconds, talking, hidden, sent)
+    costs = Costs(work.seconds, talking, hidden, sent)
+    return speed("fsdp", network, devices, work, costs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +172,8 @@ def pipeline(work: Work, network: Network, devices: int, staged: Staged) -> Spee
     talking = staged.sending.seconds - staged.alone.seconds + summing
     sent = staged.sent + 2 * staged.gradients * (copies - 1) / copies
     computing = staged.alone.seconds + work.rest
-    return speed(staged.name, network, devices, work, computing, talking, 0.0, sent)
+    costs = Costs(computing, talking, 0.0, sent)
+    return speed(staged.name, network, devices, work, costs)
 
 
 def parameter_server(
@@ -187,9 +195,8 @@ def parameter_server(
     link, crowd = network.between, max(1.0, workers / servers)
     talking = link.seconds(crowd * work.weights) + link.seconds(crowd * work.gradients)
     name = f"parameter_server, {servers} for {workers}"
-    return speed(
-        name, network, workers, work, work.seconds, talking, 0.0, workers / servers * work.weights
-    )
+    costs = Costs(work.seconds, talking, 0.0, workers / servers * work.weights)
+    return speed(name, network, workers, work, costs)
 
 
 def federated(work: Work, network: Network, clients: int, steps: int) -> Speed:
@@ -207,7 +214,8 @@ def federated(work: Work, network: Network, clients: int, steps: int) -> Speed:
     talking = 2 * network.between.seconds(clients * work.message) / steps
     sent = clients * work.message / steps
     name = f"federated, {steps} steps a round"
-    return speed(name, network, clients, work, work.seconds, talking, 0.0, sent)
+    costs = Costs(work.seconds, talking, 0.0, sent)
+    return speed(name, network, clients, work, costs)
 
 
 def ordered(speeds: Sequence[Speed]) -> list[str]:
