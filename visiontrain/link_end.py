@@ -25,7 +25,7 @@ from visiontrain.engine.optim import Schedule
 from visiontrain.engine.step import train_step
 from visiontrain.loggers.console import Silent
 from visiontrain.recipe import Run
-from visiontrain.slow_links import EVERY, FEDERATED, Row, Timing, timed
+from visiontrain.slow_links import FEDERATED, Row, Timing, timed
 from visiontrain.start import build_fresh
 from visiontrain.strategies import launch, speeds
 from visiontrain.strategies.config import DDP
@@ -36,7 +36,7 @@ from visiontrain.strategies.federated.server import Server
 from visiontrain.strategies.links import Link, Network
 from visiontrain.strategies.parameter_server.wire import Bytes
 from visiontrain.strategies.precision import Precision
-from visiontrain.strategies.speeds import Work
+from visiontrain.strategies.speeds import EVERY, Work
 from visiontrain.tasks.registry import as_task
 
 PORT = 29_600

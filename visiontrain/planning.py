@@ -21,6 +21,7 @@ from visiontrain.core.own import Objects, objects_of
 from visiontrain.core.types import Batch, Place
 from visiontrain.engine.autobatch import free_memory
 from visiontrain.engine.step import train_step
+from visiontrain.extrapolation import Extrapolation, Scale, check_scale, extrapolate
 from visiontrain.measuring import facts_of, used
 from visiontrain.plan_config import OWN, PlanConfig
 from visiontrain.prepare import below, check_group
@@ -84,6 +85,7 @@ class Plan:
     memory: float | None  # GiB that each device has, as it was given
     modes: Sequence[Mode]
     left_out: Sequence[str]  # modes that cannot be, and why
+    speeds: Extrapolation | None = None  # on more devices, where links were given
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -103,6 +105,7 @@ class Plan:
             *(row for mode in self.modes for row in self._rows(mode)),
             *notes,
             *self.left_out,
+            *(self.speeds.lines() if self.speeds else ()),
         ]
 
     def _rows(self, mode: Mode) -> list[str]:
@@ -135,6 +138,7 @@ class Plan:
             "devices": self.devices,
             "modes": rows,
             "left_out": list(self.left_out),
+            "predicted": self.speeds.as_json() if self.speeds else None,
         }
 
 
@@ -148,6 +152,7 @@ def plan(config: PlanConfig) -> Plan:
         raise ConfigError("plan: under a launcher; start it without, it starts its own processes")
     given = config.strategy.processes if isinstance(config.strategy, Group) else 2
     count, run = config.devices or given, _settled(config)
+    scale = _scale(config)
     facts = facts_of(run)
     device = devices(run.device)[0]
     modes, left_out = [], []
@@ -171,7 +176,24 @@ def plan(config: PlanConfig) -> Plan:
     parts = f" in {run.accumulate} parts" if run.accumulate > 1 else ""
     precision = resolve(run.precision, device)
     title = f"{run.model.kind}, {run.imgsz} px, batch {run.batch}{parts}, {precision}"
-    return Plan(title, count, config.memory, modes, left_out)
+    found = extrapolate(run, count, scale, facts, config.step_s) if scale else None
+    return Plan(title, count, config.memory, modes, left_out, found)
+
+
+def _scale(config: PlanConfig) -> Scale | None:
+    """Return on what speeds are to be predicted, if anybody asked.
+
+    Raises:
+        ConfigError: a key that changes nothing without links, or means nothing.
+    """
+    if not config.links:
+        key = min(config.model_fields_set & {"counts", "per_node", "step_s"}, default=None)
+        if key is not None:
+            raise ConfigError(f"{key}: it changes nothing without links; add links=10gbit")
+        return None
+    scale = Scale(config.links, config.counts, config.per_node)
+    check_scale(scale)
+    return scale
 
 
 def modes_of(run: Run, count: int) -> list[StrategyConfig]:

@@ -1,7 +1,7 @@
 """Modes over a slow link that the kernel makes: a step's measured time beside the predicted one.
 
-What is predicted from: a step of one device, measured by both ends at once in turn with
-those of a mode, and the link, measured by transfers between the two ends (`strategies/probe.py`). How the
+What is predicted from: a step of one device, measured by both ends at once, in turn with steps of
+the mode; and the link, measured by transfers between the two ends (`strategies/probe.py`). How the
 link was shaped is not asked.
 """
 
@@ -30,14 +30,13 @@ from visiontrain.strategies.forecast import Facts
 from visiontrain.strategies.links import Link, Network
 from visiontrain.strategies.member import share_of
 from visiontrain.strategies.shaped import Host, ended, linked
-from visiontrain.strategies.speeds import Speed, Work
+from visiontrain.strategies.speeds import EVERY, Speed, Work
 from visiontrain.strategies.staged import staged_of
 
 END = "visiontrain.link_end"  # sits above this module and is only named here
 PROBE = "visiontrain.strategies.probe"
 PORT = 29_500
 ENDS = 2
-EVERY = 20  # steps between meetings, and of a federated client in a round
 NEVER = 10**9
 FEDERATED = "federated"
 MODES: Mapping[str, Group] = {

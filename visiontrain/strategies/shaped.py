@@ -45,7 +45,7 @@ class Host:
         return subprocess.Popen(  # noqa: S603 - our own module
             [*inside, sys.executable, "-m", module, *words],
             env=os.environ | known | env,
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -135,6 +135,9 @@ def ended(processes: Mapping[str, subprocess.Popen[str]]) -> dict[str, str]:
     finally:
         for process in processes.values():
             process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
     for name, process in processes.items():
         if process.returncode:
             raise VisiontrainError(f"{name}: ended with exit code {process.returncode}")

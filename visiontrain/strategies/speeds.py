@@ -7,7 +7,6 @@ that could. Each function says what travels and when.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from visiontrain.strategies.links import Network, all_reduce, pass_round
@@ -17,7 +16,8 @@ from visiontrain.strategies.timeline import Timeline
 # met within 15 % with a half (Horovod on 16 to 512 GPUs, Goyal et al. 2017 on 256: test_speeds.py).
 OVERLAP = 0.5
 BUCKET = 25 * 2**20  # bytes that torch's DDP sums at once
-PER_SERVER = 8  # workers that share a parameter server, unless it is said
+EVERY = 20  # steps between meetings of local SGD, and of a federated client in a round
+PER_SERVER = 8  # workers for which there is a parameter server, unless it is said
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +93,6 @@ def speed(mode: str, network: Network, devices: int, work: Work, costs: Costs) -
         efficiency=work.seconds / seconds,
         sent=costs.sent,
     )
-
-
-def single(work: Work, network: Network) -> Speed:
-    """One device, as it was measured."""
-    costs = Costs(work.seconds, 0.0, 0.0, 0.0)
-    return speed("single", network, 1, work, costs)
 
 
 def ddp(work: Work, network: Network, devices: int, bucket: int = BUCKET) -> Speed:
@@ -189,12 +183,12 @@ def parameter_server(
         work: of one worker.
         network: where each server has a link of its own.
         workers: W, which are what is counted as devices.
-        servers: N; default: one for eight workers.
+        servers: N; default: one for every eight workers.
     """
+    name = "parameter_server, 1:8" if servers is None else f"parameter_server, {servers}"
     servers = servers or -(-workers // PER_SERVER)
-    link, crowd = network.between, max(1.0, workers / servers)
+    link, crowd = network.slowest(workers), max(1.0, workers / servers)
     talking = link.seconds(crowd * work.weights) + link.seconds(crowd * work.gradients)
-    name = f"parameter_server, {servers} for {workers}"
     costs = Costs(work.seconds, talking, 0.0, workers / servers * work.weights)
     return speed(name, network, workers, work, costs)
 
@@ -216,11 +210,6 @@ def federated(work: Work, network: Network, clients: int, steps: int) -> Speed:
     name = f"federated, {steps} steps a round"
     costs = Costs(work.seconds, talking, 0.0, sent)
     return speed(name, network, clients, work, costs)
-
-
-def ordered(speeds: Sequence[Speed]) -> list[str]:
-    """Return the names of modes, the fastest step first."""
-    return [each.mode for each in sorted(speeds, key=lambda each: each.seconds)]
 
 
 def _buckets(size: int, bucket: int) -> int:
