@@ -12,6 +12,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,9 @@ def measure(
         run = run.model_copy(update={"strategy": Single()})
         listed = [[name, asdict(timings[name])] for name in modes if name != FEDERATED]
         job = {"run": run.model_dump_json(), "link": asdict(link), "modes": listed}
-        work, *rows = _ranks(first, second, job)
-        yield from rows
+        lines = _ranks(first, second, job)
+        work = next(lines)
+        yield from lines
         if FEDERATED in modes:
             with tempfile.TemporaryDirectory(prefix="visiontrain-") as folder:
                 text = federated_run(run, Path(folder)).model_dump_json()
@@ -146,15 +148,16 @@ def federated_run(run: Run, folder: Path) -> Run:
     return run.model_copy(update=own | {"epochs": config.rounds})
 
 
-def _ranks(first: Host, second: Host, job: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Run both ends of one group; return what the first wrote."""
+def _ranks(first: Host, second: Host, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Run both ends of one group; yield what the first writes, as it does."""
     told = {"WORLD_SIZE": str(ENDS), "MASTER_ADDR": first.address, "MASTER_PORT": str(PORT)}
     told |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "OMP_NUM_THREADS": "1"}
     processes = {
         f"rank {rank}": host.start(END, ["rank", json.dumps(job)], RANK=str(rank), **told)
         for rank, host in enumerate((first, second))
     }
-    return [json.loads(line) for line in ended(processes)["rank 0"].splitlines()]
+    yield from map(json.loads, processes["rank 0"].stdout or ())
+    ended(processes)
 
 
 def _rounds(first: Host, second: Host, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,14 +183,13 @@ def timed(job_json: str, place: Place, objects: Objects) -> int:
     facts = facts_of(run)
     work = work_of(run, facts, run.batch // ENDS)
     alone = built(run, DDP(sync_every=NEVER), place, objects)
-    found: list[dict[str, Any]] = [asdict(work)]
+    tell = partial(print, flush=True) if place.is_main else str  # to the parent
+    tell(json.dumps(asdict(work)))
     for name, timing in job["modes"]:
         mode = built(run, resolved(MODES[name], facts), place, objects)
         took, without, sent = in_turn(mode, alone, Timing(**timing))
         known = predicted(name, facts, work.at(statistics.median(without)), network)
-        found.append(Row(name, network.between, without, took, sent, known).as_json())
-    if place.is_main:
-        print("\n".join(map(json.dumps, found)), flush=True)  # noqa: T201 - to the parent
+        tell(json.dumps(Row(name, network.between, without, took, sent, known).as_json()))
     return 0
 
 

@@ -1,6 +1,9 @@
 """Predicted speeds: the formulas on round numbers, and published figures from their own inputs."""
 
+import json
+import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -150,3 +153,31 @@ def test_imagenet_in_an_hours_figure_is_met_within_15_percent():
     assert eight.seconds == pytest.approx(step, rel=0.01)
     assert eight.seconds / many.seconds == pytest.approx(0.90, rel=0.15)
     assert eight.seconds / many.slowest < 0.90 < eight.seconds / many.fastest
+
+
+# -- measured here ----------------------------------------------------------------------------
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+LOOPBACK = Network(Link("loopback", 1e-4, 1e9))
+
+
+def lines_of(name):
+    return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
+
+
+def test_two_processes_here_keep_the_speed_that_is_predicted():
+    """tools/scaling: yolo_n (7.75 MB), 16 images each; two processes over two that train alone."""
+    *rounds, found = lines_of("scaling.jsonl")
+    step = 2 * 16 / statistics.median(r["independent"] for r in rounds)
+    known = speeds.ddp(work_of(step, 2 / 3 * step, 16, 7.75 / 4), LOOPBACK, 2)
+    assert known.efficiency == pytest.approx(found["together"], rel=0.05)
+    assert 1 - known.efficiency == pytest.approx(found["communication"], abs=0.01)
+
+
+def test_a_pipeline_here_is_as_fast_as_is_predicted_of_equal_stages():
+    """tools/stages.py: two processes in 8 micro-batches over one, also in 8."""
+    (found,) = (
+        row["over_one"] for row in lines_of("pipelines.jsonl") if row.get("kind") == "pipeline"
+    )
+    line = play(orders("gpipe", 2, 8), [1, 1], [2, 2])
+    assert 8 * 6 / line.seconds == pytest.approx(found, rel=0.15)
