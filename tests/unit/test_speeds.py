@@ -181,3 +181,15 @@ def test_a_pipeline_here_is_as_fast_as_is_predicted_of_equal_stages():
     )
     line = play(orders("gpipe", 2, 8), [1, 1], [2, 2])
     assert 8 * 6 / line.seconds == pytest.approx(found, rel=0.15)
+
+
+def test_modes_on_a_slow_link_were_in_the_order_and_near_the_times_that_are_predicted():
+    """tools/slow_link on 10 Mbit/s."""
+    rows = lines_of("links.jsonl")
+    assert {"ddp", "powersgd", "sync_every=20", "federated"} <= {row["mode"] for row in rows}
+    for row in rows:
+        assert row["predicted_s"] == pytest.approx(row["measured_s"], rel=0.25), row["mode"]
+        assert row["predicted_bytes"] == pytest.approx(row["bytes"], rel=0.001)
+    first = [row for row in rows if row["mode"] not in ("fsdp", "pipeline")]
+    by = [sorted(first, key=lambda row: row[key]) for key in ("predicted_s", "measured_s")]
+    assert by[0] == by[1]
