@@ -242,4 +242,6 @@ def predicted(name: str, facts: Facts, work: Work, network: Network) -> Speed:
         return speeds.powersgd(work, network, ENDS)
     if name.startswith("sync_every"):
         return speeds.local_sgd(work, network, ENDS, EVERY)
-    return {"ddp": speeds.ddp, "fsdp": speeds.fsdp}[name](work, network, ENDS)
+    if name == "fsdp":
+        return speeds.fsdp(work, network, ENDS, gloo=True)
+    return speeds.ddp(work, network, ENDS)

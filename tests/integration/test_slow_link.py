@@ -63,7 +63,7 @@ def test_hosts_go_with_what_went_wrong_and_those_of_a_killed_process_later(right
         waiting = hosts[0].start("http.server", ["--bind", hosts[0].address, "8000"])
         raise KeyboardInterrupt
     waiting.communicate(timeout=30)
-    assert waiting.returncode < 0
+    assert waiting.returncode
     assert not {host.namespace for host in hosts} & set(namespaces())
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -76,17 +76,20 @@ def test_hosts_go_with_what_went_wrong_and_those_of_a_killed_process_later(right
         remove(left)
 
 
-def test_a_mode_is_measured_beside_its_prediction(rights):
+@pytest.mark.parametrize(
+    "mode",
+    ["ddp", pytest.param("federated", marks=pytest.mark.slow)],  # in five processes
+)
+def test_a_mode_is_measured_beside_its_prediction(rights, mode):
     words = ["model=resnet_tiny", "model.widths=[8,16,32]", "task=classify", "imgsz=32"]
-    done = slow_link("50mbit", "--modes", "ddp,federated", "--quick", "data=digits", *words)
+    done = slow_link("50mbit", "--modes", mode, "--quick", "data=digits", *words)
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [row["mode"] for row in rows] == ["ddp", "federated"]
-    for row in rows:
-        assert row["bytes_per_s"] < 1.05 * 6.25e6
-        assert row["measured_s"] > 0
-        assert row["predicted_s"] > row["alone_s"]
-    assert rows[0]["bytes"] == rows[0]["predicted_bytes"]
+    row = json.loads(done.stdout)
+    assert row["mode"] == mode
+    assert row["bytes_per_s"] < 1.05 * 6.25e6
+    assert row["measured_s"] > 0
+    assert row["predicted_s"] > row["alone_s"]
+    assert row["bytes"] == pytest.approx(row["predicted_bytes"], rel=0.01)
 
 
 def test_without_rights_nothing_is_measured_and_it_says_why(monkeypatch):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from visiontrain.core.errors import VisiontrainError
@@ -36,19 +36,22 @@ class Host:
     namespace: str
     interface: str
     address: str
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, module: str, words: Sequence[str], **env: str) -> subprocess.Popen[str]:
         """Start a Python module there; its output is a pipe, its errors are this process's."""
         inside = ["ip", "netns", "exec", self.namespace]
         paths = os.pathsep.join(path for path in sys.path if path)
         known = {"PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": self.interface}
-        return subprocess.Popen(  # noqa: S603 - our own module
+        process = subprocess.Popen(  # noqa: S603 - our own module
             [*inside, sys.executable, "-m", module, *words],
             env=os.environ | known | env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
         )
+        self.started.append(process)
+        return process
 
 
 @contextmanager
@@ -84,6 +87,8 @@ def linked(rate: str) -> Iterator[tuple[Host, Host]]:
         yield hosts[0], hosts[1]
     finally:
         for host in hosts:
+            for process in host.started:  # also one that has yet to enter
+                process.kill()
             remove(host.namespace)
 
 
