@@ -123,6 +123,10 @@ class PlanKeys(TrainKeys, total=False):
     devices: int | None
     memory: float | None
     measure: bool
+    links: Sequence[str]
+    counts: Sequence[int]
+    per_node: int
+    step_s: float | None
 
 
 class ShardKeys(TypedDict, total=False):

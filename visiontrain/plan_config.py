@@ -20,7 +20,27 @@ class PlanConfig(Run):
     measure: bool = Field(
         False, description="also train a few steps in each mode on this machine, and weigh them"
     )
+    links: list[str] = Field(
+        [], description="predict speeds on links so fast: 10mbit, 100gbit, 50mbit@20ms, nvlink"
+    )
+    counts: list[int] = Field(
+        [8, 64, 512], description="for links: on how many devices, each with its share of the batch"
+    )
+    per_node: int = Field(
+        1, ge=1, description="for links: devices of a machine, which NVLink joins"
+    )
+    step_s: float | None = Field(
+        None, gt=0, description="for links: seconds of a device's step; default: measured here"
+    )
 
 
-OWN = ("devices", "memory", "measure")  # keys that no training has
+OWN = (
+    "devices",
+    "memory",
+    "measure",
+    "links",
+    "counts",
+    "per_node",
+    "step_s",
+)  # keys that no training has
 USES = (*OWN, *(key for key in ALL_USES["parity"] if key != "weights"))  # what may be typed

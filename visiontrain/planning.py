@@ -16,16 +16,17 @@ import torch
 from visiontrain import app
 from visiontrain.core.config import build, merge
 from visiontrain.core.errors import ConfigError, RankError, VisiontrainError
-from visiontrain.core.memory import forget_peak, peak_rss_mb, resident
+from visiontrain.core.memory import forget_peak, peak_rss_mb
 from visiontrain.core.own import Objects, objects_of
 from visiontrain.core.types import Batch, Place
 from visiontrain.engine.autobatch import free_memory
-from visiontrain.engine.learner import Learner
 from visiontrain.engine.step import train_step
+from visiontrain.extrapolation import Extrapolation, Scale, check_scale, extrapolate
+from visiontrain.measuring import facts_of, used
 from visiontrain.plan_config import OWN, PlanConfig
 from visiontrain.prepare import below, check_group
-from visiontrain.recipe import Run, check_values, foreign
-from visiontrain.staging import IMAGES, refuse_larger, within
+from visiontrain.recipe import Run, check_values
+from visiontrain.staging import refuse_larger, within
 from visiontrain.strategies import forecast, launch
 from visiontrain.strategies.config import (
     DDP,
@@ -43,8 +44,7 @@ from visiontrain.strategies.environment import launched
 from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.forecast import Facts, Forecast
 from visiontrain.strategies.live import LiveBytes
-from visiontrain.strategies.precision import LOWER, resolve
-from visiontrain.strategies.profile import measure, recomputed
+from visiontrain.strategies.precision import resolve
 from visiontrain.strategies.stage import PER_PROCESS
 
 WORKER = "visiontrain.worker"  # sits above this module and is only named here
@@ -85,6 +85,7 @@ class Plan:
     memory: float | None  # GiB that each device has, as it was given
     modes: Sequence[Mode]
     left_out: Sequence[str]  # modes that cannot be, and why
+    speeds: Extrapolation | None = None  # on more devices, where links were given
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -104,6 +105,7 @@ class Plan:
             *(row for mode in self.modes for row in self._rows(mode)),
             *notes,
             *self.left_out,
+            *(self.speeds.lines() if self.speeds else ()),
         ]
 
     def _rows(self, mode: Mode) -> list[str]:
@@ -136,6 +138,7 @@ class Plan:
             "devices": self.devices,
             "modes": rows,
             "left_out": list(self.left_out),
+            "predicted": self.speeds.as_json() if self.speeds else None,
         }
 
 
@@ -149,6 +152,7 @@ def plan(config: PlanConfig) -> Plan:
         raise ConfigError("plan: under a launcher; start it without, it starts its own processes")
     given = config.strategy.processes if isinstance(config.strategy, Group) else 2
     count, run = config.devices or given, _settled(config)
+    scale = _scale(config)
     facts = facts_of(run)
     device = devices(run.device)[0]
     modes, left_out = [], []
@@ -172,7 +176,24 @@ def plan(config: PlanConfig) -> Plan:
     parts = f" in {run.accumulate} parts" if run.accumulate > 1 else ""
     precision = resolve(run.precision, device)
     title = f"{run.model.kind}, {run.imgsz} px, batch {run.batch}{parts}, {precision}"
-    return Plan(title, count, config.memory, modes, left_out)
+    found = extrapolate(run, count, scale, facts, config.step_s) if scale else None
+    return Plan(title, count, config.memory, modes, left_out, found)
+
+
+def _scale(config: PlanConfig) -> Scale | None:
+    """Return on what speeds are to be predicted, if anybody asked.
+
+    Raises:
+        ConfigError: a key that changes nothing without links, or means nothing.
+    """
+    if not config.links:
+        key = min(config.model_fields_set & {"counts", "per_node", "step_s"}, default=None)
+        if key is not None:
+            raise ConfigError(f"{key}: it changes nothing without links; add links=10gbit")
+        return None
+    scale = Scale(config.links, config.counts, config.per_node)
+    check_scale(scale)
+    return scale
 
 
 def modes_of(run: Run, count: int) -> list[StrategyConfig]:
@@ -226,58 +247,6 @@ def _staged(config: Pipeline, facts: Facts) -> tuple[Forecast, Pipeline]:
         refuse_larger(config, facts, depth, first)
     known = forecast.pipeline(facts, count, config.schedule, first, copies, sharded=config.sharded)
     return known, config.model_copy(update={"stages": list(known.stages)})
-
-
-def facts_of(run: Run) -> Facts:
-    """Measure the blocks of a run's model, and its loss, on a few images in this process."""
-    if foreign(run):
-        raise ConfigError(
-            f"model: {run.model.kind} is one block, of which nothing is known; take another"
-        )
-    images = max(2, min(IMAGES, -(-run.batch // run.accumulate)))
-    alone = {"strategy": Single(), "batch": images, "accumulate": 1, "recompute": False}
-    small = run.model_copy(update=alone)
-    place = Place(devices(run.device)[0], 0, 1)
-    learner, steps = app.build_traced(small.model_dump_json(), place, objects_of(run))
-    loaded = next(iter(steps)).micro_batches[0]
-    held = [tensor for named in learner.tensors().values() for tensor in named.values()]
-    # What else is there: libraries, and the data, kept in memory or not.
-    base = used(place.device) - sum(tensor.nbytes for tensor in held)
-    batch = loaded.to(place.device, learner.strategy.precision.images)
-    with learner.strategy.precision.autocast(place.device):
-        costs = measure(learner.model, batch.images)
-    states = [value for state in learner.optimizer.state.values() for value in state.values()]
-    trained = sum(cost.trained for cost in costs)
-    return Facts(
-        costs=recomputed(costs) if run.recompute else costs,
-        images=images,
-        loss=loss_bytes(learner, batch),
-        image=(loaded.images.nbytes + batch.images.nbytes) // images,
-        states=sum(value.nbytes for value in states) / max(1, trained),
-        average=run.ema,
-        recompute=run.recompute,
-        batch=run.batch,
-        accumulate=run.accumulate,
-        base=base,
-        gather=0.5 if learner.strategy.precision.kind in LOWER else 1.0,
-    )
-
-
-def used(device: torch.device) -> int:
-    """Return the bytes that this process holds; of a GPU, those that are not free."""
-    if device.type != "cuda":
-        return resident()
-    free, total = torch.cuda.mem_get_info(device)
-    return total - free
-
-
-def loss_bytes(learner: Learner, batch: Batch) -> int:
-    """Return the bytes at most in tensors that the loss makes of a batch's outputs."""
-    with learner.strategy.precision.autocast(batch.images.device):
-        outputs = learner.model(batch.images)
-    with LiveBytes() as live:
-        learner.task.loss(outputs, batch, 0.0)
-    return live.peak
 
 
 # -- measured -------------------------------------------------------------------------

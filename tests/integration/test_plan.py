@@ -61,6 +61,44 @@ def test_modes_that_cannot_train_are_left_out(capsys):
     assert "yes" in out
 
 
+def test_speeds_are_predicted_on_links_that_are_given(capsys):
+    words = ["links=10mbit,100gbit", "counts=[2,4]", "step_s=0.5", "--json"]
+    code, out, _ = table(capsys, *words)
+    assert code == 0
+    told = json.loads(out)["predicted"]
+    assert (told["prediction"], told["step_measured_here"]) == (True, False)
+    assert (told["images"], told["step_s"]) == (4, pytest.approx(0.5))
+    found = {(s["link"], s["mode"], s["devices"]): s for s in told["speeds"]}
+    assert len(found) == 2 * 7 * 2
+    ddp = found["10mbit", "ddp", 2]
+    (known,) = [mode for mode in json.loads(out)["modes"] if mode["mode"] == "ddp"]
+    assert ddp["sent"] == known["sent"]
+    assert ddp["seconds"] > ddp["sent"] / 1.25e6
+    # What sends less is faster where the link is slow; where it is fast, computing decides.
+    slow = [found["10mbit", mode, 2]["seconds"] for mode in ("fsdp", "ddp", "ddp, sync_every=20")]
+    assert slow == sorted(slow, reverse=True)
+    fast = found["100gbit", "ddp", 4]
+    assert fast["seconds"] == pytest.approx(0.5, rel=0.05)
+    assert fast["images_per_s"] == pytest.approx(16 / fast["seconds"])
+    pipe = found["100gbit", "pipeline of 2, gpipe", 2]
+    (known,) = [mode for mode in json.loads(out)["modes"] if "gpipe" in mode["mode"]]
+    assert pipe["sent"] == known["sent"]
+    assert pipe["efficiency"] == pytest.approx(1 - known["bubble"], abs=0.03)
+
+
+def test_the_table_of_speeds_says_that_it_is_a_prediction(capsys):
+    code, out, _ = table(capsys, "links=10gbit", "counts=[2,8]", "per_node=8", "step_s=0.1")
+    assert code == 0
+    lines = out.splitlines()
+    begins = next(n for n, line in enumerate(lines) if line.startswith("predicted, not measured: "))
+    assert (
+        "4 images each, from 0.1 s a step of one (as it was given), 8 devices on NV"
+        in lines[begins]
+    )
+    assert lines[begins + 1].split() == ["10gbit", "W=2", "W=8"]
+    assert lines[begins + 2].split()[0] == "ddp"
+
+
 def test_a_launcher_has_nothing_to_start_here(capsys, monkeypatch):
     given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for name, value in given.items():
@@ -86,6 +124,9 @@ def test_stages_that_cannot_be_leave_the_pipeline_out(capsys):
         ("strategy=placement", "strategy: placement; plan counts with one device per process"),
         ("strategy.kind=ddp strategy.compress=fp16", "strategy.compress: plan does not know"),
         ("epoch=3", "epoch: no such key"),
+        ("links=10", "links: '10'; take a rate as 10gbit"),
+        ("links=10gbit counts=[1]", "counts: 1; take 2 devices or more"),
+        ("step_s=0.1", "step_s: it changes nothing without links"),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_one_line(capsys, word, message):

@@ -122,8 +122,10 @@ def pipeline(
     parts = [facts.costs[begin:end] for begin, end in bounds]
     flow = flow_of(facts, schedule, depth, copies, sharded=sharded)
     scale = flow.images / facts.images
-    times = [[scale * sum(getattr(c, way) for c in part) for part in parts] for way in WAYS]
-    line = play(orders(schedule, depth, flow.micro), *times)
+    forward, backward = (
+        [scale * sum(getattr(c, way) for c in part) for part in parts] for way in WAYS
+    )
+    line = play(orders(schedule, depth, flow.micro), forward, backward)
     needs, sent = [], []
     for rank in range(depth):
         mine = stages_of(rank, schedule, depth)

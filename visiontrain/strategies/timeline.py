@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -82,19 +82,25 @@ def _one_by_one(rank: int, depth: int, micro: int) -> list[Action]:
 
 
 def play(
-    plans: Sequence[Sequence[Action]], forward: Sequence[float], backward: Sequence[float]
+    plans: Sequence[Sequence[Action]],
+    forward: Sequence[float],
+    backward: Sequence[float],
+    sending: Sequence[tuple[float, float]] | None = None,
 ) -> Timeline:
     """Let every process work through its plan, each action as soon as what it needs is there.
 
-    Sending takes no time here. A backward pass in two halves takes half of its time each; the
-    engine makes that of stage 0 in one, with the weights' half.
+    A backward pass in two halves takes half of its time each; the engine makes that of stage 0 in
+    one, with the weights' half.
 
     Args:
         plans: as `orders` returns them.
         forward: seconds of each stage for one micro-batch.
         backward: the same.
+        sending: seconds from each stage but the last to the next for one micro-batch, and back:
+            one after the other each way, beside the computing; default: none.
     """
     done: dict[Action, float] = {}
+    roads = _Roads(sending or [(0.0, 0.0)] * (len(forward) - 1))
     clocks, places = [0.0] * len(plans), [0] * len(plans)
     busy, now, most = [0.0] * len(plans), [0] * len(forward), [0] * len(forward)
     while any(place < len(plan) for place, plan in zip(places, plans, strict=True)):
@@ -105,16 +111,40 @@ def play(
                 if any(need not in done for need in needs):
                     break
                 seconds = _seconds(action, forward, backward)
-                begin = max([clocks[rank], *(done[need] for need in needs)])
+                there = [roads.came.get((need, action[1]), done[need]) for need in needs]
+                begin = max([clocks[rank], *there])
                 clocks[rank] = done[action] = begin + seconds
                 busy[rank] += seconds
                 places[rank] += 1
                 way, stage, micro = action
                 if way == "I":  # all that the stage before waits for
                     done["B", stage, micro] = done[action]
+                roads.send(action, done)
                 now[stage] += {"F": 1, "I": 0}.get(way, -1)
                 most[stage] = max(most[stage], now[stage])
     return Timeline(max(clocks), busy, most)
+
+
+class _Roads:
+    """What goes from stage to stage, each way one thing after the other."""
+
+    def __init__(self, sending: Sequence[tuple[float, float]]) -> None:
+        self._sending = sending
+        self._free: dict[tuple[int, bool], float] = {}
+        self.came: dict[tuple[Action, int], float] = {}  # what was done, to which stage, when
+
+    def send(self, action: Action, done: Mapping[Action, float]) -> None:
+        """Send what came of an action that is done."""
+        way, stage, micro = action
+        ahead = way == "F"
+        road = stage if ahead else stage - 1
+        if way == "W" or not 0 <= road < len(self._sending):
+            return
+        begin = max(done[action], self._free.get((road, ahead), 0.0))
+        end = begin + self._sending[road][0 if ahead else 1]
+        self._free[road, ahead] = end
+        made: Action = ("F" if ahead else "B", stage, micro)
+        self.came[made, stage + 1 if ahead else stage - 1] = end
 
 
 def _needs(action: Action, stages: int) -> list[Action]:

@@ -1,0 +1,195 @@
+"""Predicted speeds: the formulas on round numbers, and published figures from their own inputs."""
+
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from visiontrain.core.errors import ConfigError
+from visiontrain.strategies import speeds
+from visiontrain.strategies.links import Link, Network, all_reduce, link_of, pass_round
+from visiontrain.strategies.speeds import Staged, Work
+from visiontrain.strategies.timeline import orders, play
+
+# A link of 100 bytes per second and 0.1 s; a step of 6 s.
+LINK = Link("slow", 0.1, 100.0)
+SLOW = Network(LINK)
+WORK = Work(
+    *(1.0, 4.0, 1.0), images=8, gradients=800, weights=1000, message=1200, blocks=3, low_rank=80
+)
+
+
+def test_links_are_read_from_their_rates():
+    assert link_of("10mbit").bandwidth == 1.25e6
+    assert link_of("50mbit@20ms") == Link("50mbit@20ms", 0.02, 6.25e6)
+    assert link_of("0.4gbit") == Link("0.4gbit", 5e-3, 5e7)
+    assert link_of("400gbit").latency < link_of("10gbit").latency < link_of("10mbit").latency
+    assert link_of("nvlink").bandwidth > link_of("400gbit").bandwidth
+    for text in ("fast", "10", "0gbit", "10gbit@", "-1gbit", "10 gbit"):
+        with pytest.raises(ConfigError, match="links: "):
+            link_of(text)
+
+
+def test_collectives_go_round_in_rings():
+    assert pass_round(SLOW, 4, 800) == pytest.approx(3 * (0.1 + 2))
+    assert all_reduce(SLOW, 4, 800, 2) == pytest.approx(2 * 3 * (2 * 0.1 + 2))
+    assert all_reduce(SLOW, 1, 800) == 0
+
+
+def test_the_link_within_a_machine_counts_only_where_there_is_one_machine():
+    network = Network(LINK, Link("fast", 0.0, 1e6), per_node=4)
+    assert all_reduce(network, 4, 800) == pytest.approx(6 * 200 / 1e6)
+    assert all_reduce(network, 8, 800) == all_reduce(SLOW, 8, 800)
+    assert network.machines(9) == 3
+
+
+def test_data_parallel_hides_at_most_its_backward_pass():
+    found = speeds.ddp(WORK, SLOW, 4)
+    assert found.slowest == pytest.approx(6 + 12.6)
+    assert found.fastest == pytest.approx(6 + 12.6 - 4)
+    assert found.seconds == pytest.approx((found.slowest + found.fastest) / 2)
+    assert found.sent == 2 * 800 * 3 / 4
+    assert found.images_per_s == pytest.approx(32 / found.seconds)
+    assert found.efficiency == pytest.approx(6 / found.seconds)
+    parts = speeds.ddp(replace(WORK, parts=4), SLOW, 4)
+    assert parts.slowest - parts.fastest == pytest.approx(1)
+
+
+def test_what_travels_less_often_or_in_less_counts_less():
+    assert speeds.powersgd(replace(WORK, low_rank_s=0.5), SLOW, 4).seconds == pytest.approx(
+        6.5 + 6 * (2 * 0.1 + 0.2)
+    )
+    assert speeds.local_sgd(WORK, SLOW, 4, 10).seconds == pytest.approx(6 + 6 * (0.1 + 3) / 10)
+    assert speeds.local_sgd(WORK, SLOW, 4, 10).sent == 2 * 1200 * 0.75 / 10
+
+
+def test_sharding_gathers_twice_and_scatters_once():
+    found = speeds.fsdp(WORK, SLOW, 4)
+    assert found.slowest == pytest.approx(6 + 3 * (9 * 0.1 + 7))
+    assert found.sent == 2800 * 3 / 4
+    assert speeds.fsdp(WORK, SLOW, 4, gloo=True).sent == 3600 * 3 / 4
+    parts = speeds.fsdp(replace(WORK, parts=2), SLOW, 4)
+    assert parts.slowest == pytest.approx(6 + 3 * (15 * 0.1 + 12))
+
+
+def test_servers_share_what_all_workers_want_at_once():
+    one = speeds.parameter_server(WORK, SLOW, 4, 1)
+    assert one.seconds == pytest.approx(6 + 0.2 + 4 * (10 + 8))
+    assert one.sent == 4000
+    four = speeds.parameter_server(WORK, SLOW, 4, 4)
+    assert four.seconds == speeds.parameter_server(WORK, SLOW, 4, 8).seconds
+    assert four.seconds == pytest.approx(6 + 0.2 + 10 + 8)
+
+
+def test_a_round_sends_every_client_a_message_and_back():
+    found = speeds.federated(WORK, SLOW, 4, 10)
+    assert found.seconds == pytest.approx(6 + 2 * (0.1 + 48) / 10)
+
+
+def test_sending_delays_stages_one_after_the_other_each_way():
+    plans = orders("gpipe", 2, 3)
+    alone = play(plans, [1, 1], [2, 2])
+    assert alone.seconds == 4 * 3
+    # Forward: the last of three messages of 5 s comes at 1 + 15; back: as many, of 7 s.
+    slow = play(plans, [1, 1], [2, 2], [(5, 7)])
+    assert slow.seconds == (1 + 15 + 1) + (2 + 21 + 2)
+    assert slow.busy == alone.busy
+    assert play(plans, [1, 1], [2, 2], [(0, 0)]) == alone
+
+
+def test_pipelines_side_by_side_sum_their_stages():
+    alone = play(orders("gpipe", 2, 2), [1, 1], [2, 2])
+    slow = play(orders("gpipe", 2, 2), [1, 1], [2, 2], [(1, 1)])
+    staged = Staged("pipeline, gpipe", 2, alone, slow, sent=60.0, gradients=400)
+    one, four = (speeds.pipeline(WORK, SLOW, devices, staged) for devices in (2, 8))
+    assert one.seconds == pytest.approx(slow.seconds + 1)
+    assert four.seconds == pytest.approx(one.seconds + all_reduce(SLOW, 4, 400))
+    assert four.sent == 60 + 2 * 400 * 3 / 4
+
+
+# -- published figures ------------------------------------------------------------------------
+
+MILLION = 4e6  # bytes of a million parameters
+# Horovod's README of 2017 (images/s of one Pascal GPU with 64 images and of 16 on 4 machines with
+# 25 Gbit/s RoCE, gradients summed by NCCL) and docs/benchmarks.rst (scaling efficiency of 512 GPUs
+# on 128 such machines); 64 MiB are summed at once. Parameters, in millions, are the models' own.
+HOROVOD = {
+    "Inception V3": (134.4, 23.8, 2022.6, 0.90),
+    "ResNet-101": (119.4, 44.5, 1746.2, 0.90),
+    "VGG-16": (130.9, 138.4, 1787.4, 0.68),
+}
+ROCE = Network(link_of("25gbit"), link_of("nvlink"), per_node=4)
+
+
+def work_of(seconds, backward, images, size):
+    gradients = round(size * MILLION)
+    rest = seconds - backward
+    return Work(rest, backward, 0.0, images, gradients, gradients, gradients, blocks=1)
+
+
+@pytest.mark.parametrize("model", HOROVOD)
+def test_horovods_figures_are_met_within_15_percent(model):
+    rate, size, on_16, efficiency = HOROVOD[model]
+    # A backward pass takes about twice as long as a forward pass.
+    work = work_of(64 / rate, 2 / 3 * 64 / rate, 64, size)
+    few, many = (speeds.ddp(work, ROCE, devices, bucket=2**26) for devices in (16, 512))
+    assert few.images_per_s == pytest.approx(on_16, rel=0.15)
+    assert few.fastest < 16 * 64 / on_16 < few.slowest
+    assert many.efficiency == pytest.approx(efficiency, rel=0.15)
+    assert many.fastest < work.seconds / efficiency < many.slowest
+
+
+def test_imagenet_in_an_hours_figure_is_met_within_15_percent():
+    """Goyal et al. 2017 (arXiv 1706.02677): ResNet-50 on 256 P100 in machines of 8, 50 Gbit/s.
+
+    Sections 4.3 and 5.5: 25 million parameters, 120 ms of backprop; 16 minutes for an epoch of
+    1.28 million images on 8 GPUs of 32 images each; about 90 % of that efficiency on 256.
+    """
+    step = 16 * 60 / (1.28e6 / (8 * 32))
+    work = work_of(step, 0.120, 32, 25)
+    network = Network(link_of("50gbit"), link_of("nvlink"), per_node=8)
+    eight, many = (speeds.ddp(work, network, devices) for devices in (8, 256))
+    assert eight.seconds == pytest.approx(step, rel=0.01)
+    assert eight.seconds / many.seconds == pytest.approx(0.90, rel=0.15)
+    assert eight.seconds / many.slowest < 0.90 < eight.seconds / many.fastest
+
+
+# -- measured here ----------------------------------------------------------------------------
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+LOOPBACK = Network(Link("loopback", 1e-4, 1e9))
+
+
+def lines_of(name):
+    return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
+
+
+def test_two_processes_here_keep_the_speed_that_is_predicted():
+    """tools/scaling: yolo_n (7.75 MB), 16 images each; two processes over two that train alone."""
+    *rounds, found = lines_of("scaling.jsonl")
+    step = 2 * 16 / statistics.median(r["independent"] for r in rounds)
+    known = speeds.ddp(work_of(step, 2 / 3 * step, 16, 7.75 / 4), LOOPBACK, 2)
+    assert known.efficiency == pytest.approx(found["together"], rel=0.05)
+    assert 1 - known.efficiency == pytest.approx(found["communication"], abs=0.01)
+
+
+def test_a_pipeline_here_is_as_fast_as_is_predicted_of_equal_stages():
+    """tools/stages.py: two processes in 8 micro-batches over one, also in 8."""
+    (found,) = (
+        row["over_one"] for row in lines_of("pipelines.jsonl") if row.get("kind") == "pipeline"
+    )
+    line = play(orders("gpipe", 2, 8), [1, 1], [2, 2])
+    assert 8 * 6 / line.seconds == pytest.approx(found, rel=0.15)
+
+
+def test_modes_on_a_slow_link_were_in_the_order_and_near_the_times_that_are_predicted():
+    """tools/slow_link on 10 Mbit/s."""
+    rows = lines_of("links.jsonl")
+    assert {"ddp", "powersgd", "sync_every=20", "federated"} <= {row["mode"] for row in rows}
+    for row in rows:
+        assert row["predicted_s"] == pytest.approx(row["measured_s"], rel=0.25), row["mode"]
+        assert row["predicted_bytes"] == pytest.approx(row["bytes"], rel=0.001)
+    by = [sorted(rows, key=lambda row: row[key]) for key in ("predicted_s", "measured_s")]
+    assert by[0] == by[1]
