@@ -2,7 +2,10 @@
 
 import pytest
 import torch
-from pool import Ranks
+from pool import Ranks, be_process
+
+from visiontrain.strategies import launch
+from visiontrain.strategies.config import Alone
 
 
 @pytest.fixture
@@ -30,3 +33,21 @@ def ranks():
     yield get
     for pool in pools.values():
         pool.close()
+
+
+@pytest.fixture
+def living(ranks, monkeypatch):
+    """Let ranks that live already be the processes of a mode, where starting is not the point.
+
+    A process that is started takes ten seconds to import what it needs.
+    """
+    start = launch.run
+
+    def run(mode, device, entry, text, objects=None):
+        if isinstance(mode, Alone):
+            return start(mode, device, entry, text, objects or {})
+        codes = ranks(mode.processes).run(be_process, mode, entry, text, objects or {})
+        assert len(set(codes)) == 1
+        return codes[0]
+
+    monkeypatch.setattr(launch, "run", run)
