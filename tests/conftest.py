@@ -35,12 +35,9 @@ def ranks():
         pool.close()
 
 
-@pytest.fixture
-def living(ranks, monkeypatch):
-    """Let ranks that live already be the processes of a mode, where starting is not the point.
-
-    A process that is started takes ten seconds to import what it needs.
-    """
+@pytest.fixture(scope="session")
+def on_ranks(ranks):
+    """Return a `launch.run` whose processes are ranks that live already."""
     start = launch.run
 
     def run(mode, device, entry, text, objects=None):
@@ -50,4 +47,13 @@ def living(ranks, monkeypatch):
         assert len(set(codes)) == 1
         return codes[0]
 
-    monkeypatch.setattr(launch, "run", run)
+    return run
+
+
+@pytest.fixture
+def living(on_ranks, monkeypatch):
+    """Let modes take ranks that live already, where starting processes is not the point.
+
+    A process that is started takes seconds to import what it needs.
+    """
+    monkeypatch.setattr(launch, "run", on_ranks)
