@@ -289,7 +289,7 @@ def test_modes_of_one_run_share_what_one_device_did(tmp_path, monkeypatch):
     # Whose first steps would be exact: what is compared is what follows.
     assert started == [("single", None), ("ddp", 0.05), ("ddp", 0.05), ("ddp", 0.0)]
     assert {check.precision for report in reports for check in report.checks} == {"fp64"}
-    both = Parity(run, DDP(), cases.entry, steps=2, seeds=(1, 1)).measure()
+    both = Parity(run, DDP(), cases.entry, steps=2, seeds=(1, 1), controls=tmp_path).measure()
     assert {check.precision for check in both.checks} == {"fp64", "fp32"}
 
 
