@@ -15,12 +15,21 @@ def table(capsys, *words):
     return code, captured.out, captured.err
 
 
-def weighed(capsys, *words):
-    """Foretell and weigh four modes; compare the bytes of their tensors and those sent."""
+@pytest.mark.usefixtures("living")
+@pytest.mark.parametrize(
+    "words",
+    [["accumulate=2"], ["strategy=pipeline", "strategy.schedule=1f1b", "accumulate=4"]],
+    ids=" ".join,
+)
+def test_what_is_foretold_is_what_is_weighed(words, capsys):
+    """Of several images at a time, and of one."""
     code, out, _ = table(capsys, "imgsz=192", "measure=true", "--json", *words)
     assert code == 0
     told = json.loads(out)
     assert told["left_out"] == []
+    schedule = "1f1b" if len(words) > 1 else "gpipe"
+    modes = ["single", "ddp", "fsdp", f"pipeline, {schedule}"]
+    assert [mode["mode"] for mode in told["modes"]] == modes
     for mode in told["modes"]:
         held = [process["tensors"] for process in mode["weighed"]]
         assert len(held) == (1 if mode["mode"] == "single" else 2)
@@ -30,18 +39,6 @@ def weighed(capsys, *words):
         close = 0.15 if mode["mode"] == "fsdp" else 0.1
         assert known == pytest.approx(held, rel=close), mode["mode"]
         assert mode["sent"] == max(process["sent"] for process in mode["weighed"]), mode["mode"]
-    return [mode["mode"] for mode in told["modes"]]
-
-
-def test_what_is_foretold_is_what_is_weighed(capsys):
-    """In processes that are started for it, of one image at a time."""
-    words = ("strategy=pipeline", "strategy.schedule=1f1b", "accumulate=4")
-    assert weighed(capsys, *words) == ["single", "ddp", "fsdp", "pipeline, 1f1b"]
-
-
-@pytest.mark.usefixtures("living")
-def test_what_is_foretold_of_several_images_is_what_is_weighed(capsys):
-    assert weighed(capsys, "accumulate=2") == ["single", "ddp", "fsdp", "pipeline, gpipe"]
 
 
 def test_the_table_says_which_mode_fits(capsys):
