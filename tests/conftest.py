@@ -2,7 +2,10 @@
 
 import pytest
 import torch
-from pool import Ranks
+from pool import Ranks, be_process
+
+from visiontrain.strategies import launch
+from visiontrain.strategies.config import Alone
 
 
 @pytest.fixture
@@ -30,3 +33,27 @@ def ranks():
     yield get
     for pool in pools.values():
         pool.close()
+
+
+@pytest.fixture(scope="session")
+def on_ranks(ranks):
+    """Return a `launch.run` whose processes are ranks that live already."""
+    start = launch.run
+
+    def run(mode, device, entry, text, objects=None):
+        if isinstance(mode, Alone):
+            return start(mode, device, entry, text, objects or {})
+        codes = ranks(mode.processes).run(be_process, mode, entry, text, objects or {})
+        assert len(set(codes)) == 1
+        return codes[0]
+
+    return run
+
+
+@pytest.fixture
+def living(on_ranks, monkeypatch):
+    """Let modes take ranks that live already, where starting processes is not the point.
+
+    A process that is started takes seconds to import what it needs.
+    """
+    monkeypatch.setattr(launch, "run", on_ranks)

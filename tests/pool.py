@@ -17,6 +17,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from visiontrain.core.types import Place
+from visiontrain.strategies.member import share_of
+
 DEADLINE_S = 240
 
 
@@ -32,6 +35,13 @@ def _serve(rank: int, world: int, port: int, pipe: Connection) -> None:
             pipe.send((False, traceback.format_exc()))
         gc.collect()  # models of earlier tests hang in cycles, gigabytes of them
     dist.destroy_process_group()
+
+
+def be_process(mode: Any, entry: Callable[..., int], text: str, objects: Any) -> int:
+    """Be what `launch.run` starts: call `entry` at this rank's place under a mode."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    place = Place(torch.device("cpu"), rank, world, share_of(mode, rank, world), rank == 0)
+    return entry(text, place, objects)
 
 
 class Ranks:

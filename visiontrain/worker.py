@@ -16,7 +16,6 @@ from visiontrain.core.own import NONE, Objects, with_objects
 from visiontrain.core.types import Place
 from visiontrain.elsewhere import build_shard, run_of
 from visiontrain.engine.parity import trace
-from visiontrain.planning import weigh
 from visiontrain.prediction import from_text, predict_share
 from visiontrain.prepare import folder_of
 from visiontrain.recipe import Run
@@ -112,6 +111,8 @@ def joined() -> Callable[[Bytes, int], Bytes]:
 
 def weighed(job_json: str, place: Place, objects: Objects = NONE) -> int:
     """Be one process of a training that `visiontrain plan measure=true` weighs."""
+    from visiontrain.planning import weigh  # noqa: PLC0415 - DTensor: no other entry waits for it
+
     with kept_memory():
         return weigh(job_json, place, objects)
 

@@ -32,14 +32,24 @@ def crash(run_json, place, objects):
 
 
 def wait(run_json, place, objects):
-    """Stop like a trainer: note the signal, return the code that says `saved`."""
+    """Say which signals come; stop like a trainer at the last of so many, with its code."""
     received = []
+
+    def note(number, _):
+        received.append(number)
+        say(f"got {signal.Signals(number).name}")
+
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, lambda number, _: received.append(number))
-    os.write(1, f"ready {os.getpid()}\n".encode())  # at once: two processes share the pipe
-    while not received:
+        signal.signal(number, note)
+    say(f"ready {os.getpid()}")
+    while len(received) < int(run_json):
         time.sleep(0.05)
-    return 130 if received[0] == signal.SIGINT else 75
+    return 130 if received[-1] == signal.SIGINT else 75
+
+
+def say(line):
+    """Print at once: two processes share the pipe."""
+    os.write(1, f"{line}\n".encode())
 
 
 def stop_rank_0(_, place, objects):

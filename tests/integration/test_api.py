@@ -38,6 +38,7 @@ def test_typed_keys_are_those_of_the_config():
     }
 
 
+@pytest.mark.usefixtures("living")
 def test_docs_run_as_they_stand(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -12,6 +12,7 @@ RECIPES = shipped("cfg") / "cluster"
 PATHS = os.pathsep.join(path for path in sys.path if path)
 ENV = os.environ | {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
 SMALL = ["data=tiny", "data.train_images=6", "imgsz=64", "batch=3", "device=cpu", "plots=false"]
+SMALL += ["augment=none"]
 
 # Two tasks on this machine, as srun starts them. At the first start it plays the time limit too:
 # once the run stands, both get SIGUSR1. It returns the highest exit code, as srun does.
@@ -79,7 +80,7 @@ from runpy import run_path
 dist.init_process_group("gloo")
 worker = run_path(sys.argv[1])["train_worker"]
 worker({"data": "tiny", "data.train_images": 6, "imgsz": 64, "batch": 3, "epochs": 1,
-        "device": "cpu", "plots": False, "out": "run"})
+        "device": "cpu", "plots": False, "augment": "none", "out": "run"})
 assert dist.is_initialized()  # it is Ray's to leave
 dist.destroy_process_group()
 """

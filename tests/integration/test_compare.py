@@ -22,6 +22,7 @@ from visiontrain.engine.parity import Report
 from visiontrain.engine.signals import Signals
 from visiontrain.engine.weights import digest
 from visiontrain.report import compare as table
+from visiontrain.strategies import launch
 from visiontrain.tasks.detect import DetectTask
 
 SMALL = [
@@ -46,10 +47,12 @@ def fails(*_, **__):
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
+def compared(on_ranks, tmp_path_factory):
     """Return the folder of a comparison as it is typed, of one device and two processes."""
     out = tmp_path_factory.mktemp("compare") / "run"
-    assert cli.main(["compare", *SMALL, "strategies=single,ddp", f"out={out}"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "run", on_ranks)
+        assert cli.main(["compare", *SMALL, "strategies=single,ddp", f"out={out}"]) == 0
     return out
 
 

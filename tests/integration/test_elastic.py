@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from small import KEYS, STEPS, config
+from small import KEYS, STEPS, config, prepared, watched
 
 from visiontrain import app
 from visiontrain.core.config import build
@@ -27,6 +27,7 @@ from visiontrain.engine.checkpoint import CheckpointStore, read
 from visiontrain.engine.run_folder import RunFolder
 from visiontrain.prepare import prepare, restarted, write_config
 from visiontrain.recipe import Run
+from visiontrain.strategies import comm
 from visiontrain.strategies.config import DDP
 from visiontrain.strategies.devices import settle
 from visiontrain.strategies.stacks import PACKAGE
@@ -212,7 +213,7 @@ def test_another_number_of_processes_goes_on_with_the_same_images(ranks, tmp_pat
 def test_a_restart_by_torchrun_goes_on_in_the_same_folder(start, tmp_path):
     process = start(
         *("torch.distributed.run", "--standalone", "--nproc-per-node=1", "--max-restarts=1"),
-        *("-m", "visiontrain", "train", *WORDS),
+        *("-m", "visiontrain", "train", *WORDS, "augment=none"),
     )
     out = tmp_path / "runs" / "detect" / "train"
     wait_until(process, lambda: steps(out) >= 2)
@@ -293,6 +294,7 @@ STOPPED = """
 import os, signal
 import entries
 from visiontrain.strategies import member
+from visiontrain.strategies import comm
 from visiontrain.strategies.config import DDP
 member.join(DDP(timeout_s=5), "cpu", entries.stop_rank_0, "", {})
 """
@@ -322,31 +324,42 @@ def test_stages_are_chosen_anew_for_another_number_of_processes(tmp_path):
     assert len(again.strategy.stages) == 1
 
 
-def test_a_killed_stage_is_named_and_its_run_goes_on_with_fewer_and_with_more(start, tmp_path):
+def be_stage(out):
+    """Be one of three processes that go on with a pipeline's run."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    mode = {"kind": "pipeline", "processes": world}
+    # Where to cut a model is measured: the main process settles the run for all.
+    keys = LONG | {"strategy": mode, "resume": True}
+    text = prepare(config(out, **keys)).model_dump_json() if rank == 0 else None
+    run = Run.model_validate_json(comm.broadcast_json(text))
+    place = Place(torch.device("cpu"), rank, world, (0, 1), is_main=rank == 0)
+    return app.build(run, place).fit().exit_code
+
+
+def test_a_killed_stage_is_named_and_its_run_goes_on_with_fewer_and_with_more(
+    start, ranks, tmp_path
+):
     """A pipeline of two loses one, is stopped, goes on alone, is stopped, ends as one of three."""
     out = tmp_path / "run"
     words = [word for word in WORDS if not word.startswith("strategy")]
-
-    def train(*more):
-        return start("visiontrain", "train", *words, *more, f"out={out}", OMP_NUM_THREADS="1")
-
-    def stopped(process):
-        seen = steps(out)
-        wait_until(process, lambda: steps(out) >= seen + 2)
-        process.terminate()
-        assert process.wait() == 75
-        return steps(out)
-
-    process = train("strategy=pipeline", "strategy.processes=2", "strategy.stages=[up4]")
+    words += ["strategy=pipeline", "strategy.processes=2", "strategy.stages=[up4]"]
+    process = start("visiontrain", "train", *words, f"out={out}", OMP_NUM_THREADS="1")
     wait_until(process, lambda: steps(out) >= 2)
     os.kill(int(next(tmp_path.glob("visiontrain-*/pid-1")).read_text()), signal.SIGKILL)
     wait_until(process, lambda: restarts(tmp_path) == 1)
     errors = (tmp_path / "errors").read_text()
     want = "restart 1 of 3, as rank 1 of 2, stage 1 from up4: ended by SIGKILL; was memory short?"
     assert errors.splitlines() == [want]
-    first = stopped(process)
-    second = stopped(train("strategy=single", "resume=true"))
-    last = train("strategy=pipeline", "strategy.processes=3", "resume=true")
-    assert last.wait() == 0, (tmp_path / "errors").read_text()
-    assert first < second < steps(out)
+    seen = steps(out)
+    wait_until(process, lambda: steps(out) >= seen + 2)
+    process.terminate()
+    assert process.wait() == 75
+    first = steps(out)
+
+    _, alone = prepared(out, **LONG | {"strategy": "single", "log.every": 1}, resume=True)
+    watched(alone, lambda done: os.kill(os.getpid(), signal.SIGTERM) if done == 2 else None)
+    assert alone.fit().exit_code == 75
+    assert steps(out) == first + 2
+    assert ranks(3).run(be_stage, out) == [0] * 3
+    assert steps(out) == EPOCHS * STEPS
     assert [row["epoch"] for row in rows(out)] == [str(e + 1) for e in range(EPOCHS)]

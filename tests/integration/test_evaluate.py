@@ -15,8 +15,8 @@ from visiontrain.engine.weights import WeightsMeta, save_weights
 from visiontrain.prepare import folder_of, prepare, prepare_validation
 
 IMAGES = 10  # in batches of 4: three, the last one of 2
-PAIRS = 500  # of anchor and class, the best of each image
-KEYS = {"imgsz": 128, "task.conf": 0.0, "task.max_det": PAIRS}
+PAIRS = 100  # of anchor and class, the best of each image
+KEYS = {"imgsz": 64, "task.conf": 0.0, "task.max_det": PAIRS}
 
 
 @torch.no_grad()
@@ -106,7 +106,8 @@ def test_validation_leaves_the_same_files_in_any_mode(images, ranks, tmp_path, w
     one = left("single", 1)
     assert one[0]["images"] == images
     assert one[1].count(b"image_id") == images * PAIRS
-    for kind, world in (("ddp", 2), ("ddp", 3), ("fsdp", 3), ("pipeline", 2)):
+    others = (("ddp", 2), ("pipeline", 2)) if images == IMAGES else ()
+    for kind, world in (("ddp", 3), ("fsdp", 3), *others):
         assert left(kind, world) == one
 
 

@@ -27,8 +27,9 @@ from visiontrain.strategies import comm
 
 RECIPES = shipped("cfg") / "cluster"
 SMALL = ["data=tiny", "data.train_images=6", "imgsz=64", "batch=3", "device=cpu"]
-SMALL += ["strategy=ddp", "log.plots=false", "out=run"]
+SMALL += ["augment=none", "strategy=ddp", "log.plots=false", "out=run"]
 AS_SMALL = KEYS | {"data": {"source": "tiny", "train_images": 6}, "batch": 3, "strategy": "ddp"}
+AS_SMALL |= {"augment": "none"}
 MARGIN_S = 250  # where other work fills the machine
 PATHS = os.pathsep.join(path for path in sys.path if path)
 ENV = os.environ | {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
@@ -162,15 +163,22 @@ def moved(run, hosts, name):
     return hosts[0].folder / name
 
 
-def test_torchrun_on_two_hosts_equals_one_host(trained, hosts, ranks, tmp_path):
-    ranks(2).run(train_here, tmp_path / "run", 1)
-    assert_same_weights(trained, tmp_path / "run")
+@pytest.fixture(scope="module")
+def here(ranks, tmp_path_factory):
+    """Return the run that two processes of this host trained for an epoch."""
+    out = tmp_path_factory.mktemp("here") / "run"
+    ranks(2).run(train_here, out, 1)
+    return out
+
+
+def test_torchrun_on_two_hosts_equals_one_host(trained, hosts, here):
+    assert_same_weights(trained, here)
     assert json.loads((trained / "metrics.json").read_text())["processes"] == 2
     assert not list(hosts[1].folder.iterdir())  # rank 0 alone writes
 
 
 def test_srun_on_two_hosts_goes_on_with_a_run_that_one_of_them_sees(
-    trained, hosts, ranks, tmp_path
+    trained, hosts, here, ranks, tmp_path
 ):
     run = moved(trained, hosts, "on")
     step = {
@@ -193,7 +201,7 @@ def test_srun_on_two_hosts_goes_on_with_a_run_that_one_of_them_sees(
     )
     assert codes == [0, 0], outputs
     assert not (hosts[1].folder / "on").exists()
-    ranks(2).run(train_here, tmp_path / "run", 1)
+    shutil.copytree(here, tmp_path / "run")
     ranks(2).run(train_here, tmp_path / "run", 2)
     assert_same_weights(run, tmp_path / "run")
 
@@ -227,7 +235,7 @@ WAIT = """
 import entries
 from visiontrain.strategies.config import DDP
 from visiontrain.strategies.launch import run
-run(DDP(threads=1), "cpu", entries.wait, "0")
+run(DDP(threads=1), "cpu", entries.wait, "1")
 """
 
 

@@ -83,15 +83,26 @@ TINTS = vt.Data(Tints(20, 0), Tints(7, 1), ["red", "green", "blue"])
 SQUARES = vt.Data(Squares(10, 0), Squares(5, 1), ["square"])
 
 
-@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
-def test_what_users_bring_is_one_devices_on_two_processes(mode):
+def measured(mode):
+    """Return whether a mode trains what users bring as one device does."""
     keys = {"data": TINTS, "model": net, "loss": loss, "augment": noisy}
     more = {"task": "classify", "strategy": {"kind": mode, "processes": 2}, "accumulate": 2}
     run = from_keys(Run, taken_apart(SMALL | keys | more | {"epochs": 2}), below=below)
-    report = commands.parity(run, 6, ("fp64",))
+    return commands.parity(run, 6, ("fp64",))
+
+
+def test_what_users_bring_is_one_devices_in_processes_that_are_started():
+    report = measured("ddp")
     assert report.verdict == "exact", report.reasons
 
 
+@pytest.mark.usefixtures("living")
+def test_what_users_bring_is_one_devices_in_shards():
+    report = measured("fsdp")
+    assert report.verdict == "exact", report.reasons
+
+
+@pytest.mark.usefixtures("living")
 def test_a_detector_of_ones_own_is_one_devices_in_a_pipeline():
     keys = {"data": SQUARES, "model": detector, "loss": loss_of_detectors, "augment": noisy}
     more = {"strategy": {"kind": "pipeline", "processes": 2}, "batch": 4, "epochs": 2}
@@ -132,6 +143,7 @@ def two_files(weights, folder):
     return shutil.copy(weights, folder / "alone.safetensors")
 
 
+@pytest.mark.usefixtures("living")
 def test_tiles_are_trained_on_and_images_scored(tmp_path):
     """Scores, files and pictures are of whole images, on any number of processes."""
     keys = {"data": SQUARES, "epochs": 1, "tile": 32, "overlap": 0.25}

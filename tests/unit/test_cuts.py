@@ -40,9 +40,9 @@ def test_the_dearest_stage_is_as_cheap_as_can_be(stages):
 
 
 def test_many_blocks_are_cut_in_no_time():
-    began = time.monotonic()
+    began = time.process_time()
     assert len(counted(meta(backbone="resnet152"), 8)) == 8
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
 
 
 def test_equal_blocks_cost_the_same_wherever_channels_are():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from visiontrain.core.interfaces import StateDict, Task, VisionModel
+from visiontrain.engine.eager import Eager
 from visiontrain.engine.muon import Muon, is_matrix
 from visiontrain.engine.optim import Schedule
 from visiontrain.strategies.base import Strategy
@@ -159,7 +160,7 @@ def start_average(model: nn.Module, weights: torch.dtype) -> dict[str, Tensor]:
 
 def fill_state(optimizer: Optimizer) -> None:
     """Make the optimizer's state as zeros, so that it can be loaded and suppressed at step 0."""
-    if isinstance(optimizer, torch.optim.SGD):  # others apply what it clears
+    if type(optimizer) is Eager:  # others apply what it clears
         return
     adam, muon = isinstance(optimizer, torch.optim.AdamW), isinstance(optimizer, Muon)
     for group in optimizer.param_groups:

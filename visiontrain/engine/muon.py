@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
 
+from visiontrain.engine.eager import AdamW, Eager
 from visiontrain.engine.sgd import finite
 
 # Quintic Newton-Schulz iteration (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
@@ -17,7 +17,7 @@ ITERATIONS = 5
 OTHERS = 0.04  # rate of AdamW as a share of Muon's, which is relative to the matrix
 
 
-class Muon(Optimizer):
+class Muon(Eager):
     """Weights of two or more dimensions step by Muon, vectors by AdamW at 0.04 of the rate.
 
     A convolution (out, in, k, k) counts as a matrix (out, in * k * k). Nesterov momentum and the

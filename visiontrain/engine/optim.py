@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import VisionModel
 from visiontrain.engine.config import OptimConfig
+from visiontrain.engine.eager import AdamW, Eager
 from visiontrain.engine.muon import Muon
 from visiontrain.engine.sgd import SGD
 
@@ -63,7 +64,7 @@ def build_optimizer(config: OptimConfig, model: VisionModel) -> Optimizer:
 
 def no_optimizer(model: VisionModel) -> Optimizer:
     """Make what only clears gradients, where others apply them: it keeps nothing."""
-    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    return Eager([p for p in model.parameters() if p.requires_grad], {"lr": 0.0})
 
 
 def share_of(config: OptimConfig, model: VisionModel, name: str) -> float:

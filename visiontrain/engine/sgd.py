@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+
+from visiontrain.engine.eager import Eager
 
 
-class SGD(Optimizer):
+class SGD(Eager):
     """Nesterov momentum (Sutskever et al. 2013) and L2 weight decay.
 
     Equal to torch.optim.SGD; torch's fused kernel has the flag but no rule for sharded
