@@ -29,7 +29,7 @@ from visiontrain.data.open import DataSpec, open_dataset
 from visiontrain.data.order import order_of
 from visiontrain.data.samples import scoring_set, training_set
 from visiontrain.data.table import Table
-from visiontrain.dealing import class_counts, dealt, line_of
+from visiontrain.dealing import class_counts, dealt, line_of, own_part
 from visiontrain.engine.checkpoint import CheckpointStore
 from visiontrain.engine.evaluate import Evaluation, Scorable, Trained, evaluate
 from visiontrain.engine.learner import Learner, start_average
@@ -82,7 +82,8 @@ def build(run: Run, place: Place) -> Trainer:
     remote = remote_of(run, place)
     strategy = build_strategy(run.strategy, place, run.precision, remote)
     spec, (whole, scored) = read_tables(run, ("train", "val"), strategy)
-    training, validation = spec.cut(whole), scored_of(run, scored)
+    training = own_part(run, spec.cut(whole), scored)
+    validation = scored_of(run, scored)
     remote.tell(spec.names, len(training), training.digest())
     progress = build_progress(run.log) if place.is_main else Silent()
     for line in spec.remarks({"train": whole, "val": scored}):
@@ -172,7 +173,8 @@ def build_traced(run_json: str, place: Place, objects: Objects) -> tuple[Learner
     """Make what `visiontrain parity` trains with: a fresh learner and its steps."""
     run = with_objects(Run.model_validate_json(run_json), objects)
     spec = open_dataset(run.data, run.task.kind)
-    table = spec.cut(as_task(spec.table("train"), run.task))
+    whole, scored = (as_task(spec.table(split), run.task) for split in ("train", "val"))
+    table = own_part(run, spec.cut(whole), scored)
     remote = remote_of(run, place, traced=True)
     remote.tell(spec.names, len(table), table.digest())
     strategy = build_strategy(run.strategy, place, run.precision, remote)

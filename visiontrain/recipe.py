@@ -29,9 +29,11 @@ from visiontrain.models.config import (
 from visiontrain.strategies.config import (
     DDP,
     HALVING,
+    Client,
     ParameterServer,
     Single,
     StrategyConfig,
+    check_client,
     check_data_parallel,
     check_servers,
 )
@@ -216,6 +218,9 @@ def check_values(run: Run) -> None:
     if isinstance(run.strategy, Federated):
         check_federated(run.strategy, run.epochs)
         check_clients(run)
+    if isinstance(run.strategy, Client):
+        check_client(run.strategy)
+        check_whole(run)
     check_stages(run)
     spread = getattr(run.augment, "multi_scale", 0)
     if spread and len(sides(run.imgsz, run.augment)) == 1:
@@ -246,11 +251,20 @@ def check_clients(run: Run) -> None:
         raise ConfigError(
             f"batch: {run.batch} with strategy=federated, whose clients differ; take a number"
         )
+    check_whole(run)
+
+
+def check_whole(run: Run) -> None:
+    """Refuse what does not go with data that are dealt out.
+
+    Raises:
+        ConfigError: naming the key.
+    """
     if run.data.tile is not None or run.data.balance != "none":
         key = "tile" if run.data.tile is not None else "balance"
         raise ConfigError(
-            f"data.{key}: {getattr(run.data, key)} with strategy=federated, where it is not "
-            "supported; leave it out"
+            f"data.{key}: {getattr(run.data, key)} with strategy={run.strategy.kind}, where it is "
+            "not supported; leave it out"
         )
 
 
