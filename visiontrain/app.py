@@ -376,13 +376,13 @@ def finish(
 
     Collective: the memory of all processes is asked for. The main process does the rest.
     """
-    peak = max(strategy.peaks(peak_rss_mb()))
+    peaks = strategy.peaks(peak_rss_mb())
     if not strategy.place.is_main:
         return {}
     world = strategy.place.world
     if training is not None:
         world = started_by(run.strategy) or world
-    scored = Scored(run, folder_of(run), table, outcome, world, peak, config_sha256(run))
+    scored = Scored(run, folder_of(run), table, outcome, world, peaks, config_sha256(run))
     write_results(scored, __version__)
     for line in score_lines(scored):
         progress.message(line)

@@ -26,10 +26,7 @@ from visiontrain.recipe import Run, check_fixed, check_values
 from visiontrain.staging import with_stages
 from visiontrain.strategies.config import (
     DDP,
-    Client,
     Pipeline,
-    Placement,
-    Single,
     check_pipeline,
     check_ranks,
     check_votes,
@@ -291,7 +288,7 @@ def with_batch(run: Run) -> Run:
         model.recompute_blocks()
     # Stages keep all micro-batches at once; pipelines side by side share them.
     copies = run.strategy.data_parallel if isinstance(run.strategy, Pipeline) else None
-    here = 1 if isinstance(run.strategy, Single | Placement | Client) else run.strategy.processes or 1
+    here = getattr(run.strategy, "processes", None) or 1
     room = Room(
         free=free_memory(device, here),
         images=len(table),
