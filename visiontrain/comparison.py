@@ -20,10 +20,12 @@ from visiontrain.core.yaml_loader import dump_yaml, load_yaml
 from visiontrain.data.open import open_dataset
 from visiontrain.engine.run_folder import RunFolder, claim
 from visiontrain.engine.signals import Halt, halting
+from visiontrain.looking import look
 from visiontrain.prepare import below as below_a_run
 from visiontrain.prepare import goes_on, settled
 from visiontrain.recipe import Run
 from visiontrain.report.compare import Comparison
+from visiontrain.report.compare_page import write_page
 from visiontrain.report.rows import Row, related
 from visiontrain.series import Entry, Job, Say, Series
 from visiontrain.start import initial_sha256
@@ -225,6 +227,8 @@ def run_all(series: Series, entries: Sequence[Entry]) -> Comparison:
                 seconds = seconds or rows[0].seconds
             code = FAILED if any(row.error for row in rows) else 0
             result(series, rows, entries, code).write()
+        found = result(series, rows, entries, code)
+        write_page(found, look(entries[0].jobs[0].run, series.folder, found.rows))
     except Halt as halt:
         code = halt.exit_code
     return result(series, rows, entries, code)

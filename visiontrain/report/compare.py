@@ -80,7 +80,15 @@ class Comparison:
         Raises:
             StorageError: when they cannot be written.
         """
-        notes = ["", *(f"- {text}" for text in self.verdict()), "", "```", *self._notes(), "```", ""]
+        notes = [
+            "",
+            *(f"- {text}" for text in self.verdict()),
+            "",
+            "```",
+            *self._notes(),
+            "```",
+            "",
+        ]
         texts = {"csv": self._csv(), "md": "\n".join([*self._markdown(), *notes])}
         files = {name: text.encode() for name, text in texts.items()}
         for name, data in ({"json": to_json(self.as_json())} | files).items():
