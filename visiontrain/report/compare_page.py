@@ -86,9 +86,9 @@ def _headline(found: Comparison) -> Content:
 def _table(found: Comparison) -> Content:
     titles = SCORES[found.task]
     many = any(len(row.trials) > 1 for row in found.rows)
-    head = ["mode", "W", *titles.values(), "difference"]
-    head += ["allowed by chance", "verdict"] if many else []
-    head += ["time", "images/s", "speed-up", "efficiency", "MB sent", "MB of memory", "class"]
+    head = ["mode", "class", "W", *titles.values(), "difference"]
+    head += ["noise", "verdict"] if many else []
+    head += ["time", "images/s", "speed-up", "efficiency", "MB sent", "MB of memory"]
     rows = [_line(row, list(titles), many=many) for row in found.rows]
     text = {"mode", "verdict", "class"}
     numbers = [column for column, title in enumerate(head) if title not in text]
@@ -101,12 +101,14 @@ def _table(found: Comparison) -> Content:
 
 def _line(row: Row, scores: Sequence[str], *, many: bool) -> list[Cell | str]:
     if row.error and not row.seeds:
-        left = len(scores) + 9 + 2 * many
-        reason = tag("span", row.error.splitlines()[0], {"class": "failed"})
-        empty: list[Cell | str] = [("", None)] * (left - 1)
-        return [row.name, *empty, (["failed: ", reason], None)]
+        left = len(scores) + 8 + 2 * many
+        empty: list[Cell | str] = [(DASH, None)] * left
+        if many:
+            empty[len(scores) + 3] = ""
+        return [row.name, "failed", *empty]
     main = scores[0]
-    cells: list[Cell | str] = [row.name, cell_of(row.processes, ",.0f")]
+    exactness = row.exactness + (", a seed failed" if row.error else "")
+    cells: list[Cell | str] = [row.name, exactness, cell_of(row.processes, ",.0f")]
     for name in scores:
         text, value = cell_of(row.scores.get(name), ".3f")
         spread = f" ± {row.spread:.3f}" if row.spread is not None and name == main else ""
@@ -121,7 +123,6 @@ def _line(row: Row, scores: Sequence[str], *, many: bool) -> list[Cell | str]:
         cell_of(row.efficiency, ".0%"),
         cell_of(None if row.bytes_sent is None else row.bytes_sent / 1e6, ",.1f"),
         cell_of(row.peak_rss_mb, ",.0f"),
-        row.exactness + (", a seed failed" if row.error else ""),
     ]
     return cells
 
@@ -135,8 +136,8 @@ def _meaning(found: Comparison, *, many: bool) -> str:
     seeds = ""
     if many:
         seeds = (
-            " Scores are means over seeds ± their standard deviation. A difference counts when it "
-            "is larger than 2 s √(1/n + 1/m), s the control's deviation, of n and m seeds."
+            " Scores are means over seeds ± their standard deviation. Noise: a difference counts "
+            "when it is larger than 2 s √(1/n + 1/m), s the control's deviation, of n and m seeds."
         )
     return (
         f"{budget}, from the same weights.{seeds} W: processes. Speed-up: in images/s of training, "

@@ -15,7 +15,7 @@ from visiontrain.report.side_by_side import Sample
 
 DASH = "\N{EN DASH}"  # where there is no number
 PER_CLASS = ("map", "f1", "recall")  # of metrics.json's per_class: the first that there is
-TIMES = dict(zip(SPLIT, ("c0", "c5", "c5", "c4", "c1", "c3", "c3", "c2", "c6"), strict=True))
+TIMES = dict(zip(SPLIT, ("c0", "c5", "c7", "c4", "c1", "c3", "c9", "c2", "c8"), strict=True))
 
 Cell = tuple[Content, float | None]  # what is shown, and what it is sorted by
 
@@ -100,33 +100,26 @@ def exactness(every: Sequence[Row]) -> Content:
 
 def faults(every: Sequence[Row]) -> Content:
     """Show what only some modes have: staleness, rounds, lost work, memory of each process."""
-    facts: list[tuple[str, str, str]] = []
-    for row in every:
-        facts += [(row.name, *fact) for fact in _facts_of(row)]
-    if not facts:
+    facts = [(row.name, _facts_of(row)) for row in every]
+    rows = [(name, [tag("div", fact) for fact in found]) for name, found in facts if found]
+    if not rows:
         return None
-    return [
-        tag("h2", "Faults, staleness, memory"),
-        table(("mode", "what", "how much"), facts, []),
-    ]
+    return [tag("h2", "Faults, staleness, memory"), table(("mode", ""), rows, [])]
 
 
-def _facts_of(row: Row) -> list[tuple[str, str]]:
-    found = [(LOST[key], f"{count:,}") for key, count in row.lost.items() if count]
-    if row.lost and not found:
-        found.append(("lost to faults", "nothing"))
+def _facts_of(row: Row) -> list[str]:
+    lost = [f"{count:,} {LOST[key]}" for key, count in row.lost.items() if count]
+    found = [f"lost to faults: {', '.join(lost) or 'nothing'}"] if row.lost else []
     if row.staleness is not None:
-        found.append(("updates between reading and applying, mean", f"{row.staleness:.2f}"))
-    ages = _ages(row.trials)
-    if ages:
-        found.append(("share of updates by that age", ages))
+        ages = _ages(row.trials)
+        found.append(f"updates between reading and applying: {row.staleness:.2f} ({ages})")
     if row.rounds:
-        found.append(("rounds", f"{row.rounds:,}"))
+        found.append(f"{row.rounds:,} rounds")
     if row.bytes_received is not None:
-        found.append(("MB that clients sent", f"{row.bytes_received / 1e6:,.1f}"))
+        found.append(f"clients sent {row.bytes_received / 1e6:,.1f} MB")
     if len(row.peaks_rss_mb) > 1:
         peaks = ", ".join(f"{peak:,.0f}" for peak in row.peaks_rss_mb)
-        found.append(("MB of memory of each process", peaks))
+        found.append(f"memory of each process: {peaks} MB")
     return found
 
 
@@ -136,7 +129,8 @@ def _ages(trials: Sequence[Trial]) -> str:
         for age, updates in trial.stalenesses.items():
             counts[int(age)] = counts.get(int(age), 0) + updates
     whole = sum(counts.values())
-    return ", ".join(f"{age}: {counts[age] / whole:.0%}" for age in sorted(counts) if whole)
+    shares = (f"{age} of {counts[age] / whole:.0%}" for age in sorted(counts) if whole)
+    return ", ".join(shares)
 
 
 # -- clients ------------------------------------------------------------------------------

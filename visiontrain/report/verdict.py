@@ -28,7 +28,8 @@ def verdict(rows: Sequence[Row], title: str) -> list[str]:
     said += _memory(modes, control)
     said += [_federated(row, done, control, title) for row in modes if row.rounds]
     said += _worse(modes, control, title)
-    said += [f"{row.name} failed: {row.error.splitlines()[0]}" for row in rows if row.error]
+    failed = [row.name for row in rows if row.error]
+    said += [f"Failed, with the error below: {', '.join(failed)}."] if failed else []
     return [sentence for sentence in said if sentence]
 
 
