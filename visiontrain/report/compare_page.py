@@ -87,10 +87,17 @@ def _table(found: Comparison) -> Content:
     titles = SCORES[found.task]
     many = any(len(row.trials) > 1 for row in found.rows)
     head = ["mode", "class", "W", *titles.values(), "difference"]
-    head += ["noise", "verdict"] if many else []
-    head += ["time", "images/s", "speed-up", "efficiency", "MB sent", "MB of memory"]
+    head += ["noise"] if many else []
+    head += [
+        "time",
+        "images/\N{WORD JOINER}s",
+        "speed\N{NON-BREAKING HYPHEN}up",
+        "efficiency",
+        "MB sent",
+        "MB of memory",
+    ]
     rows = [_line(row, list(titles), many=many) for row in found.rows]
-    text = {"mode", "verdict", "class"}
+    text = {"mode", "class", "noise"}
     numbers = [column for column, title in enumerate(head) if title not in text]
     return [
         tag("h2", "All runs"),
@@ -101,10 +108,7 @@ def _table(found: Comparison) -> Content:
 
 def _line(row: Row, scores: Sequence[str], *, many: bool) -> list[Cell | str]:
     if row.error and not row.seeds:
-        left = len(scores) + 8 + 2 * many
-        empty: list[Cell | str] = [(DASH, None)] * left
-        if many:
-            empty[len(scores) + 3] = ""
+        empty: list[Cell | str] = [(DASH, None)] * (len(scores) + 8 + many)
         return [row.name, "failed", *empty]
     main = scores[0]
     exactness = row.exactness + (", a seed failed" if row.error else "")
@@ -115,7 +119,7 @@ def _line(row: Row, scores: Sequence[str], *, many: bool) -> list[Cell | str]:
         cells.append((f"{text}{spread}", value))
     cells.append(cell_of(row.difference, "+.3f"))
     if many:
-        cells += [cell_of(row.noise, ".3f"), row.word or "control"]
+        cells.append(_noise(row))
     cells += [
         (DASH if row.seconds is None else duration(row.seconds), row.seconds),
         cell_of(row.images_per_s, ",.1f"),
@@ -125,6 +129,13 @@ def _line(row: Row, scores: Sequence[str], *, many: bool) -> list[Cell | str]:
         cell_of(row.peak_rss_mb, ",.0f"),
     ]
     return cells
+
+
+def _noise(row: Row) -> Cell:
+    """Tell whether a difference is larger than chance allows, and what that is."""
+    if row.word is None or row.noise is None:
+        return row.word or DASH, None
+    return f"{'within' if row.word == 'within noise' else 'beyond'} {row.noise:.3f}", row.noise
 
 
 def _meaning(found: Comparison, *, many: bool) -> str:

@@ -79,23 +79,19 @@ def exactness(every: Sequence[Row]) -> Content:
     rows = [row for row in every if row.seeds]
     if not rows:
         return None
-    cells = [
-        (
-            row.name,
-            row.exactness,
-            DASH if row.gap is None else f"{row.gap:.1e}",
-            "; ".join(row.reasons) or DASH,
-        )
-        for row in rows
-    ]
+    cells = [(row.name, [tag("div", line) for line in _exactness_of(row)]) for row in rows]
     steps = next((row.check_steps for row in rows if row.check_steps), None)
     over = f" over {steps} optimizer steps" if steps else ""
     text = (
         f"Each mode beside one device{over} in 64-bit floats, as visiontrain parity measures it; "
         "final weights are not compared, since rounding alone drives them apart."
     )
-    head = ("mode", "class", "largest difference of a weight", "why")
-    return [tag("h2", "Exactness"), tag("p", text), table(head, cells, [2])]
+    return [tag("h2", "Exactness"), tag("p", text), table(("mode", ""), cells, [])]
+
+
+def _exactness_of(row: Row) -> list[Content]:
+    gap = f"; weights differ by {row.gap:.1e} at most" if row.gap is not None else ""
+    return [[tag("b", row.exactness), gap], *row.reasons]
 
 
 def faults(every: Sequence[Row]) -> Content:
