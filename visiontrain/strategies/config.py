@@ -29,7 +29,7 @@ class Placement(Alone):
 
 
 class Client(Alone):
-    """One client of a federated run, alone on its own images: what the others are worth to it."""
+    """One client of a federated run, alone on its own images: a reference for the others."""
 
     kind: Literal["client"] = "client"
     number: int = Field(0, ge=0, description="for client: which one it is, from 0")
