@@ -141,8 +141,8 @@ OWN = {  # rows that mean something else to a verb
             "budget",
             "samples|epochs|seconds",
             "samples",
-            "what every run gets as much of as the control; seconds: `time` hours, or what it took,\n"
-            "for as many epochs as fit into that by the pace of one",
+            "what every run gets as much of as the control; seconds: `time` hours, or what that\n"
+            "took, each run with the epochs that fit by the pace of one",
         ),
         "batch": ("batch", "integer", "16", "images per optimizer step, over all processes"),
         "out": ("out", "text", "project/task/name", "folder of all runs, each in one of its own"),
