@@ -66,14 +66,6 @@ class Comparison:
             "rows": [_plain(row) for row in self.rows],
         }
 
-    def csv(self) -> str:
-        """Return what compare.csv holds: a line per row, without single runs."""
-        return self._csv()
-
-    def markdown(self) -> str:
-        """Return the table in Markdown."""
-        return "\n".join(self._markdown())
-
     def write(self) -> None:
         """Write compare.json, compare.csv and compare.md.
 
@@ -89,7 +81,7 @@ class Comparison:
             "```",
             "",
         ]
-        texts = {"csv": self._csv(), "md": "\n".join([*self._markdown(), *notes])}
+        texts = {"csv": self.csv(), "md": "\n".join([self.markdown(), *notes])}
         files = {name: text.encode() for name, text in texts.items()}
         for name, data in ({"json": to_json(self.as_json())} | files).items():
             path = self.folder / f"compare.{name}"
@@ -143,13 +135,15 @@ class Comparison:
             lines += others
         return lines
 
-    def _markdown(self) -> list[str]:
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
         head, *lines = self._cells()
         marks = ["---", *["---:"] * (len(head) - 2), "---"]
         escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-        return [f"| {' | '.join(line)} |" for line in (head, marks, *escaped)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in (head, marks, *escaped))
 
-    def _csv(self) -> str:
+    def csv(self) -> str:
+        """Return what compare.csv holds: a line per row, without single runs."""
         text = io.StringIO()
         every = dict.fromkeys(SCORES[self.task], 0.0)  # a row that failed has the same columns
         writer = csv.DictWriter(text, _flattened(Row("", {"kind": ""}, scores=every)))
