@@ -35,6 +35,7 @@ from visiontrain.strategies.config import Client, Single
 PARITY = "parity.json"  # in a run's folder: how exact its mode is
 WHOLE = "whole.json"  # likewise: how long it took with the start of its processes
 PACE = "pace"  # in the comparison's: runs of one epoch, under budget=seconds
+LONGEST = 300  # letters of why something could not be measured
 PRECISION = "fp64"  # in which rounding cannot hide behind chaos
 
 Tree = dict[str, Any]
@@ -221,7 +222,7 @@ class Series:
         what = f"measuring how exact {entry.mode.name} is"
         found = self._attempt(what, lambda: self._exactness(entry, row))
         if isinstance(found, str):
-            return replace(row, reasons=found.splitlines()[:1])
+            return replace(row, reasons=[" ".join(found.split())[:LONGEST]])
         gaps = [check["measured"] for check in found["checks"] if check["name"] == "weights"]
         return replace(
             row,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import comparisons
 import pytest
+import torch
 
 from visiontrain import series
 from visiontrain.compare_config import USES, CompareConfig, modes, seeds
@@ -15,6 +16,7 @@ from visiontrain.core.config import from_keys
 from visiontrain.core.durable import digest_of
 from visiontrain.core.errors import ConfigError
 from visiontrain.engine.run_folder import RunFolder
+from visiontrain.engine.trace import Trace
 from visiontrain.prepare import config_sha256, config_text
 from visiontrain.report.rows import Row, Trial, measured, related, together
 from visiontrain.report.verdict import verdict
@@ -116,6 +118,13 @@ def test_as_many_epochs_are_given_as_fit_into_a_time():
     one = {"samples": 100, "train_images_per_s": 10.0, "seconds": 14.0}  # 10 s, scored twice in 4
     assert series.units_in(10 * 12 + 2, one) == 10
     assert series.units_in(1, one) == 1
+
+
+def test_what_one_step_did_can_be_kept(tmp_path):
+    gradient = torch.ones(3)  # of the first step, which is the last
+    trace = Trace([], [], [], [1.0], {"first/a": gradient, "last/a": gradient})
+    trace.save(tmp_path)
+    assert Trace.load(tmp_path).tensors["last/a"].tolist() == [1, 1, 1]
 
 
 # -- what is asked for ------------------------------------------------------------------

@@ -49,6 +49,8 @@ def _choice(modes: Sequence[Row], control: Row, title: str) -> str:
     why = _why(fastest, title)
     share = "" if fastest.efficiency is None else f", {fastest.efficiency:.0%} of ideal"
     many = f" on {fastest.processes} processes" if (fastest.processes or 1) > 1 else ""
+    if many and fastest.threads != control.threads:
+        many += f" of {fastest.threads} CPU threads (one device: {control.threads})"
     return f"Take {fastest.name}: {fastest.speedup:.2f} times as fast{many}{share}, and {why}."
 
 
