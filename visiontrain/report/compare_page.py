@@ -111,7 +111,7 @@ def _line(row: Row, scores: Sequence[str], *, many: bool) -> list[Cell | str]:
         empty: list[Cell | str] = [(DASH, None)] * (len(scores) + 8 + many)
         return [row.name, "failed", *empty]
     main = scores[0]
-    exactness = row.exactness + (", a seed failed" if row.error else "")
+    exactness = row.exactness.removesuffix(" algorithm") + (", a seed failed" if row.error else "")
     cells: list[Cell | str] = [row.name, exactness, cell_of(row.processes, ",.0f")]
     for name in scores:
         text, value = cell_of(row.scores.get(name), ".3f")
