@@ -96,6 +96,13 @@ def test_the_verdict_takes_only_what_the_figures_allow():
     answer = said(many, exact, bad)
     assert answer[0].startswith("Take ddp")
     assert any(text.startswith("local is worse: mAP -0.200") for text in answer)
+    shared = row_of("fed", "federated", [0.40, 0.42], rounds=2, exactness="different algorithm")
+    alone = row_of("alone", "client", [0.1, 0.1])
+    assert "more than the best client alone (0.100 ± 0.000)" in " ".join(said(many, shared, alone))
+    near = row_of("alone", "client", [0.41, 0.41])
+    assert "within noise of the best client alone" in " ".join(said(many, shared, near))
+    once = " ".join(said(single, shared, alone))
+    assert "more than, by one seed, the best client alone" in once
     short = row_of("single", "single", [0.01], exactness="control")
     assert any("say little" in text for text in said(short, exact))
     assert said(row_of("single", "single", []), exact) == [

@@ -166,7 +166,8 @@ class Comparison:
     def _notes(self) -> list[str]:
         """Say what the table has no room for."""
         notes = [note for row in self.rows for note in _notes_of(row)]
-        counts = {row.samples for row in self.rows if row.samples is not None}
+        rows = [row for row in self.rows if row.strategy["kind"] != "client"]  # which has fewer
+        counts = {row.samples for row in rows if row.samples is not None}
         if len(counts) > 1:
             notes.append(f"not all saw as many samples: {', '.join(map(str, sorted(counts)))}")
         machine = ", ".join(f"{key} {value}" for key, value in self.machine.items())

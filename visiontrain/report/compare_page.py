@@ -140,7 +140,7 @@ def _noise(row: Row) -> Cell:
 
 def _meaning(found: Comparison, *, many: bool) -> str:
     budget = {
-        "samples": "All trained on as many images",
+        "samples": "All trained on as many images (a client alone, as often on its own)",
         "epochs": "All trained for as many epochs",
         "seconds": "All trained for as long",
     }[found.budget]

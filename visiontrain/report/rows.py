@@ -357,9 +357,7 @@ def _related(row: Row, control: Row) -> Row:
     difference = score - theirs if score is not None and theirs is not None else None
     if difference is not None and math.isnan(difference):  # no label decides the score
         difference = None
-    noise = word = None
-    if control.spread is not None and row.seeds:
-        noise = 2 * control.spread * math.sqrt(1 / len(control.seeds) + 1 / len(row.seeds))
+    noise, word = chance(control, control, row), None
     if difference is not None and row.name != control.name:
         word = _word(difference, noise)
     return replace(
@@ -370,6 +368,13 @@ def _related(row: Row, control: Row) -> Row:
         speedup=speedup,
         efficiency=speedup / row.processes if speedup and row.processes else None,
     )
+
+
+def chance(control: Row, one: Row, other: Row) -> float | None:
+    """Return how far the scores of two rows may be apart by chance; None where nothing tells."""
+    if control.spread is None or not one.seeds or not other.seeds:
+        return None
+    return 2 * control.spread * math.sqrt(1 / len(one.seeds) + 1 / len(other.seeds))
 
 
 def _word(difference: float, noise: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from visiontrain.report.rows import CONTROL, Row, control_of
+from visiontrain.report.rows import CONTROL, Row, chance, control_of
 
 FASTER = 1.05  # times the control's speed: less is no reason to take another mode
 SMALLER = 0.9  # of the control's memory, likewise
@@ -107,11 +107,16 @@ def _federated(row: Row, done: Sequence[Row], control: Row, title: str) -> str:
     """Place a federated run between what its clients reach alone and all data in one place."""
     alone = next((other for other in done if _alone(other, row)), None)
     where = f"{row.name} reaches {title} {score_of(row)} without moving any image"
-    if row.score is None or control.score is None:
+    if row.score is None or control.score is None or control.score < LITTLE:
         return ""
     if alone is None or alone.score is None:
         return f"{where}; all images in one place give {score_of(control)}."
     gain = "more than" if row.score > alone.score else "not more than"
+    bound = chance(control, row, alone)
+    if bound is None:
+        gain += ", by one seed,"
+    elif abs(row.score - alone.score) <= bound:
+        gain = "within noise of"
     return (
         f"{where}: {gain} the best client alone ({score_of(alone)}), while all images in one "
         f"place give {score_of(control)}."
