@@ -28,7 +28,7 @@ from visiontrain.engine.parity import trace
 from visiontrain.models.config import ModelConfig
 from visiontrain.models.registry import build_model
 from visiontrain.strategies import comm, ddp
-from visiontrain.strategies.config import DDP, FSDP, Pipeline, Placement, Single
+from visiontrain.strategies.config import DDP, FSDP, Client, Pipeline, Placement, Single
 from visiontrain.strategies.member import share_of
 from visiontrain.strategies.registry import build_strategy
 from visiontrain.tasks.config import TaskConfig
@@ -42,6 +42,7 @@ MODES = {
     "fsdp": FSDP,
     "pipeline": Pipeline,
     "placement": Placement,
+    "client": Client,
 }
 SIDE, SORTED = 64, 32  # of scenes, of digits to classify
 # The last batch of an epoch has 3 images, so that a rank gets none of its second micro-batch.

@@ -105,6 +105,8 @@ EXAMPLES = {
     "compare": (
         "visiontrain compare data=digits strategies=single,ddp,fsdp,pipeline epochs=3",
         "visiontrain compare data=my/data.yaml strategies=single,ddp,ddp:sync_every=8+outer=diloco",
+        "visiontrain compare data=my/data.yaml strategies=single,federated:clients=8 seeds=0,1,2",
+        "visiontrain compare compare/digits",
         "visiontrain compare out=runs/detect/compare resume=true",
     ),
 }
@@ -139,6 +141,19 @@ OWN = {  # rows that mean something else to a verb
             "modes to train in, each with keys of its own; in YAML also {kind: MODE, KEY: VALUE}\n"
             + meanings(sections(annotation_of(Run, "strategy"))),
         ),
+        "runs": (
+            "runs",
+            "[{KEY: VALUE, ...}, ...]",
+            "[]",
+            "in YAML: more runs, each with any keys of its own, and a name if wanted",
+        ),
+        "budget": (
+            "budget",
+            "samples|epochs|seconds",
+            "samples",
+            "what every run gets as much of as the control; seconds: `time` hours, or what that\n"
+            "took, each run with the epochs that fit by the pace of one",
+        ),
         "batch": ("batch", "integer", "16", "images per optimizer step, over all processes"),
         "out": ("out", "text", "project/task/name", "folder of all runs, each in one of its own"),
         "resume": ("resume", "true|false", "false", "go on with the comparison in `out`"),
@@ -156,8 +171,8 @@ NOTES = {
     "client, with the server's ca.crt; its images stay where they are.",
     "plan": "Measures the model on four images at most here, on one device; --json prints bytes.",
     "compare": "Trains in one mode after another from the same weights with the same samples;\n"
-    "strategy.KEY=VALUE holds for every mode that has the key. Leaves a run folder per mode,\n"
-    "compare.json, compare.csv and compare.md. Ends with 1 when a mode failed.",
+    "strategy.KEY=VALUE holds for every mode that has the key. Leaves a folder per run, and\n"
+    "report.html, compare.json, compare.csv and compare.md. Ends with 1 when a mode failed.",
 }
 
 
@@ -249,7 +264,7 @@ def page(verb: str) -> str:
         ]
     if verb in ("train", "parity", "compare"):
         lines += ["", "Presets are YAML files of the same keys: visiontrain train detect/bccd"]
-        lines += [f"  {name}" for name in presets(TOP / "cfg")]
+        lines += [f"  {name}" for name in presets(TOP / "cfg") if fits(verb, name)]
     return "\n".join(lines) + "\n"
 
 
@@ -270,6 +285,11 @@ def key_lines(found: Sequence[tuple[str, str, str, str]], first: Sequence[str]) 
         ]
         lines += [f"  {'':24} {line}" for line in meaning.splitlines()]
     return lines
+
+
+def fits(verb: str, preset: str) -> bool:
+    """Tell whether a verb reads a preset: comparisons have keys that no training has."""
+    return verb == "compare" or not preset.startswith("compare/")
 
 
 def main_name(key: str) -> str:

@@ -110,9 +110,13 @@ class TrainKeys(TypedDict, total=False):
 
 
 class CompareKeys(TrainKeys, total=False):
-    """The keys of `compare`: those of `train`, and which modes to train in."""
+    """The keys of `compare`: those of `train`, which modes and settings, and how often."""
 
     strategies: Sequence[str | Keys]
+    runs: Sequence[Keys]
+    seeds: Sequence[int]
+    budget: Literal["samples", "epochs", "seconds"]
+    alone: bool
     check: bool
     check_steps: int
 
@@ -224,9 +228,11 @@ def compare(preset: str | Path | None = None, /, **keys: Unpack[CompareKeys]) ->
         preset: as for `train`, or the compare.yaml of another comparison.
         keys: as for `train`. `strategies` lists modes, such as `["single", "ddp"]`; one with keys
             of its own is a mapping or text: `{"kind": "ddp", "processes": 4}`, `"ddp:threads=1"`.
+            `runs` lists runs that differ in any key: `{"batch": 32, "optim.lr": 0.002}`.
 
     Returns:
-        A row per mode, also for one that failed; as text, the table.
+        A row per mode, also for one that failed, with means over `seeds` and each run below; as
+        text, the table and a verdict. Its folder holds report.html.
 
     Raises:
         VisiontrainError: before anything starts, with one line, when a run cannot be as asked.

@@ -28,7 +28,15 @@ from visiontrain.data.open import DataSpec, open_dataset
 from visiontrain.data.order import order_of
 from visiontrain.data.samples import scoring_set, training_set
 from visiontrain.data.table import Table
-from visiontrain.dealing import class_counts, dealt, line_of, paced_of, served, splits_of
+from visiontrain.dealing import (
+    class_counts,
+    dealt,
+    line_of,
+    own_part,
+    paced_of,
+    served,
+    splits_of,
+)
 from visiontrain.engine.checkpoint import CheckpointStore
 from visiontrain.engine.evaluate import Evaluation, Scorable, Trained, evaluate
 from visiontrain.engine.learner import Learner, start_average
@@ -58,6 +66,7 @@ from visiontrain.report.results import (
 )
 from visiontrain.start import build_fresh, check_statistics
 from visiontrain.strategies.base import Strategy
+from visiontrain.strategies.config import Client
 from visiontrain.strategies.devices import started_by
 from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.registry import build_strategy
@@ -83,7 +92,8 @@ def build(run: Run, place: Place) -> Trainer:
     elsewhere, splits = served(run), splits_of(run)
     spec, tables = read_tables(run, splits, strategy)
     # Where all images to train on lie with clients, those to score give the loop its length.
-    training, validation = spec.cut(tables[0]), scored_of(run, tables[-1])
+    training = own_part(run, spec.cut(tables[0]), tables[-1])
+    validation = scored_of(run, tables[-1])
     remote.tell(spec.names, len(training), training.digest())
     progress = build_progress(run.log) if place.is_main else Silent()
     for line in spec.remarks(dict(zip(splits, tables, strict=True))):
@@ -151,7 +161,9 @@ def build_traced(run_json: str, place: Place, objects: Objects) -> tuple[Learner
     """Make what `visiontrain parity` trains with: a fresh learner and its steps."""
     run = with_objects(Run.model_validate_json(run_json), objects)
     spec = open_dataset(run.data, run.task.kind)
-    table = spec.cut(as_task(spec.table("train"), run.task))
+    splits = ("train", "val") if isinstance(run.strategy, Client) else ("train",)
+    tables = [as_task(spec.table(split), run.task) for split in splits]
+    table = own_part(run, spec.cut(tables[0]), tables[-1])
     remote = remote_of(run, place, traced=True)
     remote.tell(spec.names, len(table), table.digest())
     strategy = build_strategy(run.strategy, place, run.precision, remote)
@@ -354,13 +366,13 @@ def finish(
 
     Collective: the memory of all processes is asked for. The main process does the rest.
     """
-    peak = max(strategy.peaks(peak_rss_mb()))
+    peaks = strategy.peaks(peak_rss_mb())
     if not strategy.place.is_main:
         return {}
     world = strategy.place.world
     if training is not None:
         world = started_by(run.strategy) or world
-    scored = Scored(run, folder_of(run), table, outcome, world, peak, config_sha256(run))
+    scored = Scored(run, folder_of(run), table, outcome, world, peaks, config_sha256(run))
     write_results(scored, __version__)
     for line in score_lines(scored):
         progress.message(line)

@@ -38,7 +38,7 @@ from visiontrain.prepare import (
 )
 from visiontrain.recipe import Run, check_values
 from visiontrain.strategies import launch
-from visiontrain.strategies.config import Placement, Single
+from visiontrain.strategies.config import Client, Placement, Single
 from visiontrain.strategies.devices import settle
 from visiontrain.strategies.environment import is_first, launched, wants_torchrun
 from visiontrain.strategies.member import once
@@ -151,7 +151,7 @@ def _start(make: Callable[[], Run], entry: str, objects: Objects) -> tuple[Run, 
 
 def _filled(run: Run, entry: str) -> Run:
     """Write the cache on disk, which many processes would else each write."""
-    if run.data.cache == "disk" and not isinstance(run.strategy, Single | Placement):
+    if run.data.cache == "disk" and not isinstance(run.strategy, Single | Placement | Client):
         spec = open_dataset(run.data, run.task.kind)
         try:
             for split in splits_of(run) if entry == "main" else (run.split,):

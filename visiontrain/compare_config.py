@@ -1,32 +1,47 @@
-"""Settings of `visiontrain compare`, and the modes that its list names (imports no torch)."""
+"""Settings of `visiontrain compare`, and the runs that its lists name (imports no torch)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from visiontrain.core.config import build, read_tree, read_words
+from visiontrain.core.config import build, merge, read_tree, read_words
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.explain import short
 from visiontrain.core.section import Section, all_keys, annotation_of, kind_of, sections
 from visiontrain.recipe import USES as ALL_USES
 from visiontrain.recipe import Run
-from visiontrain.strategies.config import Single, StrategyConfig
+from visiontrain.strategies.config import Client, Single, StrategyConfig
+from visiontrain.strategies.federated.config import Federated
 
 Tree = dict[str, Any]
-OWN = ("strategies", "check", "check_steps")  # keys that no training has
+# Keys that no training has.
+OWN = ("strategies", "runs", "seeds", "budget", "alone", "check", "check_steps")
 FOLDER = ("out", "project", "name", "resume")  # of the comparison, not of its runs
+DEALING = ("clients", "partition", "alpha", "classes")  # keys of who has which images
 
 
 class CompareConfig(Run):
-    """A training, and the modes to repeat it in."""
+    """A training, and the modes and settings to repeat it in."""
 
     strategies: list[str | dict[str, Any]] = Field(
         [], description="modes to train in, each with keys of its own: ddp:KEY=VALUE+KEY=VALUE"
+    )
+    runs: list[dict[str, Any]] = Field(
+        [], description="in YAML: more runs, each with any keys of its own, and a name if wanted"
+    )
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(
+        [], description="seeds to repeat every run with, for a mean and a spread; default: seed"
+    )
+    budget: Literal["samples", "epochs", "seconds"] = Field(
+        "samples", description="what every run gets as much of as the control run"
+    )
+    alone: bool = Field(
+        True, description="beside federated: also train each client alone, and show the best"
     )
     # Not yet of one kind: each mode takes the keys that it knows.
     strategy: Annotated[  # pyrefly: ignore
@@ -42,24 +57,37 @@ USES = (  # as recipe.USES: what may be typed
     *(name for name in ALL_USES["train"] if name != "strategy"),
     *(key for key in all_keys(Run) if key.startswith("strategy.") and key != "strategy.kind"),
 )
+ANY = tuple(name for name in ALL_USES["train"] if name not in (*FOLDER, "seed"))  # a run may vary
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """One mode of a comparison."""
+    """A run of a comparison but for its seed: a mode, and what else is its own."""
 
     name: str  # of its row and of its run's folder
     strategy: StrategyConfig  # keys that nobody gave are unset
+    keys: Tree = field(default_factory=dict)  # other keys of its own, nested
+    rivals: Sequence[StrategyConfig] = ()  # of a row that shows the best of these instead
+
+    def members(self) -> list[Mode]:
+        """Return what is trained for the row: itself, or each of those it shows the best of."""
+        if not self.rivals:
+            return [self]
+        return [
+            replace(self, name=f"{self.name}-number={n}", strategy=rival, rivals=())
+            for n, rival in enumerate(self.rivals)
+        ]
 
 
 def modes(config: CompareConfig) -> list[Mode]:
-    """Read the list of modes; each also takes what `strategy.KEY=VALUE` says and it knows.
+    """Read the lists of modes and runs; a mode also takes what `strategy.KEY=VALUE` says.
 
     Raises:
         ConfigError: naming the entry, or a key that none of them knows.
     """
     shared = shared_keys(config)
     found = [_mode(_entry(entry), shared) for entry in config.strategies]
+    found += [_varied(entry, shared) for entry in config.runs]
     names = [mode.name for mode in found]
     if not names:
         raise ConfigError("strategies: not given; add strategies=single,ddp")
@@ -73,6 +101,19 @@ def modes(config: CompareConfig) -> list[Mode]:
                 f"strategy.{key}: {short(value)}; none of {', '.join(names)} has such a key, "
                 "leave it out"
             )
+    return [*found, *(_alone(found) if config.alone else ())]
+
+
+def seeds(config: CompareConfig) -> list[int]:
+    """Return the seeds that every run is repeated with.
+
+    Raises:
+        ConfigError: one stands there twice.
+    """
+    found = list(config.seeds) or [config.seed]
+    twice = next((seed for seed in found if found.count(seed) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"seeds: {twice} stands there twice; name each seed once")
     return found
 
 
@@ -83,15 +124,22 @@ def shared_keys(config: CompareConfig) -> Tree:
     return {key: value for key, value in tree.items() if key != "kind"}
 
 
-def run_of(config: CompareConfig, mode: Mode, out: str | None, *, resume: bool = False) -> Run:
+def run_of(config: CompareConfig, mode: Mode, changes: Mapping[str, Any]) -> Run:
     """Return the training of one mode, as far as anybody said what it is.
+
+    Args:
+        config: of the comparison.
+        mode: which one.
+        changes: plain keys to set on top, such as its seed.
 
     Raises:
         ConfigError: of the first thing that is wrong.
     """
     strategy = mode.strategy.model_dump(exclude_unset=True) | {"kind": mode.strategy.kind}
     given = config.model_dump(exclude_unset=True, exclude={*OWN, *FOLDER, "strategy"})
-    return build(Run, given | {"strategy": strategy, "out": out, "resume": resume})
+    if isinstance(mode.strategy, Single | Client) and "," in config.device:
+        given["device"] = config.device.partition(",")[0]  # of those that all share
+    return build(Run, merge(Run, given, mode.keys) | {"strategy": strategy, **changes})
 
 
 def _entry(entry: str | Mapping[str, Any]) -> Tree:
@@ -129,6 +177,46 @@ def _mode(own: Tree, shared: Tree) -> Mode:
     return Mode(_name(own), build(Run, {"strategy": known | own}).strategy)
 
 
+def _varied(entry: Mapping[str, Any], shared: Tree) -> Mode:
+    """Read a run of the list `runs`: any keys, and perhaps a name."""
+    keys = {str(key): value for key, value in entry.items()}
+    name = keys.pop("name", None)
+    tree = read_tree(Run, keys, "runs", ANY)
+    own = tree.pop("strategy", {})
+    mode = _mode({"kind": own.get("kind", "single"), **own}, shared)
+    if name is None:
+        words = "+".join(f"{key}={_text(value)}" for key, value in _flat(tree))
+        name = "-".join(part for part in (mode.name if own else "", words) if part) or mode.name
+    return replace(mode, name=_plain(str(name)), keys=tree)
+
+
+def _flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and their values."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield before + key, value
+
+
+def _alone(found: Sequence[Mode]) -> Iterator[Mode]:
+    """Yield what federated runs are compared with: their clients without each other."""
+    dealings: list[Tree] = []
+    for mode in found:
+        if not isinstance(mode.strategy, Federated) or mode.strategy.clients == 1:
+            continue
+        given = mode.strategy.model_dump(include=set(DEALING))
+        if {"keys": mode.keys, **given} in dealings:
+            continue
+        dealings.append({"keys": mode.keys, **given})
+        unset = mode.strategy.model_fields_set
+        dealt = {key: value for key, value in given.items() if key in unset or key == "clients"}
+        rivals = [Client(number=number, **dealt) for number in range(given["clients"])]
+        given = {key: value for key, value in given.items() if key in unset}
+        name = f"{mode.name}-alone" if mode.keys else _name({"kind": "alone", **given})
+        yield Mode(name, rivals[0], mode.keys, rivals)
+
+
 def _kinds() -> list[type[Section]]:
     return sections(annotation_of(Run, "strategy"))
 
@@ -142,7 +230,11 @@ def _is_default(key: str, value: Any) -> bool:
 def _name(own: Tree) -> str:
     """Name a mode after its own keys, in letters that any file system and shell takes."""
     keys = "+".join(f"{key}={_text(value)}" for key, value in own.items() if key != "kind")
-    return re.sub(r"[^\w.=+-]+", "-", f"{own['kind']}-{keys}" if keys else str(own["kind"]))
+    return _plain(f"{own['kind']}-{keys}" if keys else str(own["kind"]))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.=+-]+", "-", name).strip(".") or "run"
 
 
 def _text(value: Any) -> str:

@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from visiontrain import __version__, commands
-from visiontrain.compare_config import CompareConfig, Mode, modes, run_of, shared_keys
+from visiontrain import __version__
+from visiontrain.compare_config import CompareConfig, Mode, modes, run_of, seeds, shared_keys
 from visiontrain.core.config import build, merge
-from visiontrain.core.durable import replace_file, storing, to_json
-from visiontrain.core.errors import CheckpointError, ConfigError, VisiontrainError
+from visiontrain.core.durable import replace_file, storing
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.own import objects_of, with_objects
 from visiontrain.core.yaml_loader import dump_yaml, load_yaml
+from visiontrain.data.open import open_dataset
 from visiontrain.engine.run_folder import RunFolder, claim
 from visiontrain.engine.signals import Halt, halting
+from visiontrain.looking import look
 from visiontrain.prepare import below as below_a_run
-from visiontrain.prepare import config_sha256, goes_on, settled
+from visiontrain.prepare import goes_on, settled
 from visiontrain.recipe import Run
-from visiontrain.report.compare import Comparison, Row, measured, related
+from visiontrain.report.compare import Comparison
+from visiontrain.report.compare_page import write_page
+from visiontrain.report.rows import Row, related
+from visiontrain.series import Entry, Job, Say, Series
 from visiontrain.start import initial_sha256
-from visiontrain.strategies.config import Single
+from visiontrain.strategies.config import Client, Single
 from visiontrain.strategies.devices import devices
 from visiontrain.strategies.environment import cores, launched
+from visiontrain.strategies.federated.config import Federated, takers
 
 ASKED = "compare.yaml"  # in the folder: what was asked for
-PARITY = "parity.json"  # in a run's folder: how exact its mode is
 FAILED = 1  # exit code
-PRECISION = "fp64"  # in which rounding cannot hide behind chaos
+STARTLESS = {"optim", "save", "log", "epochs", "batch", "accumulate", "device", "precision"}
 
 Tree = dict[str, Any]
-Say = Callable[[str], None]  # shows one line to a person
-T = TypeVar("T")
-_log = logging.getLogger(__name__).error
 
 
 def compare(config: CompareConfig, say: Say) -> Comparison:
@@ -56,9 +55,8 @@ def compare(config: CompareConfig, say: Say) -> Comparison:
             "compare: under torchrun; start it without, its runs start their own processes"
         )
     asked, config = _asked_for(config)
-    chosen = modes(config)
-    runs = _settled(config, chosen)
-    start = initial_sha256(runs[0])
+    entries = planned(config)
+    start = entries[0].jobs[0].start
     folder = _folder(config)
     say(f"initial weights of all: sha256 {start}; results go to {folder.path}")
     with (
@@ -67,8 +65,7 @@ def compare(config: CompareConfig, say: Say) -> Comparison:
         tempfile.TemporaryDirectory(prefix="visiontrain-") as controls,
     ):
         _write_asked(folder, asked)
-        series = Series(config, folder, start, Path(controls), stopped, say)
-        return series.run(list(zip(chosen, runs, strict=True)))
+        return run_all(Series(config, folder, Path(controls), stopped, say), entries)
 
 
 def below(given: Tree) -> Mapping[str, Any]:
@@ -123,16 +120,84 @@ def _write_asked(folder: RunFolder, asked: Tree) -> None:
         replace_file(path, (head + dump_yaml(tree)).encode())
 
 
-def _settled(config: CompareConfig, chosen: Sequence[Mode]) -> list[Run]:
-    """Return every run as it would start here, so that what cannot be is told at once."""
-    runs = [settled(run_of(config, mode, None)) for mode in chosen]
+def planned(config: CompareConfig) -> list[Entry]:
+    """Return every run as it would start here, so that what cannot be is told at once.
+
+    Raises:
+        VisiontrainError: one of them cannot be what was asked, or is another one again.
+    """
+    chosen = modes(config)
+    control = _first(config, chosen)
+    starts: dict[str, str] = {}
+    entries = [_entry(config, mode, control, starts) for mode in chosen]
+    runs = [job.run for entry in entries for job in entry.jobs]
+    names = [job.name for entry in entries for job in entry.jobs]
     for number, run in enumerate(runs):
-        same = next(i for i, other in enumerate(runs) if other.strategy == run.strategy)
+        same = runs.index(run)
         if same < number:
-            raise ConfigError(
-                f"strategies: {chosen[number].name} is {chosen[same].name} again; leave it out"
-            )
-    return runs
+            raise ConfigError(f"strategies: {names[number]} is {names[same]} again; leave it out")
+    return entries
+
+
+def _first(config: CompareConfig, chosen: Sequence[Mode]) -> Run:
+    """Return the run that others are given as much as."""
+    mode = next((mode for mode in chosen if mode.strategy.kind == "single"), chosen[0])
+    return settled(run_of(config, mode, _changes(config, mode, seeds(config)[0])))
+
+
+def _entry(config: CompareConfig, mode: Mode, control: Run, starts: dict[str, str]) -> Entry:
+    every = seeds(config)
+    jobs = []
+    for member in mode.members():
+        for seed in every:
+            changes = _changes(config, member, seed)
+            run = settled(run_of(config, member, changes))
+            epochs = _epochs(config, member, run, control)
+            if epochs != run.epochs:
+                changes |= {"epochs": epochs}
+                run = settled(run_of(config, member, changes))
+            name = member.name if len(every) == 1 else f"{member.name}-seed={seed}"
+            jobs.append(Job(member, name, changes, run, _start(run, starts)))
+    return Entry(mode, jobs)
+
+
+def _changes(config: CompareConfig, mode: Mode, seed: int) -> Tree:
+    changes: Tree = {"seed": seed}
+    device = mode.keys.get("device", config.device)
+    if mode.strategy.kind == "placement" and devices(device) == [torch.device("cpu")]:
+        changes["device"] = "cpu,cpu"  # whose parts take turns there
+    return changes
+
+
+def _epochs(config: CompareConfig, mode: Mode, run: Run, control: Run) -> int:
+    """Return how long a run is to be: under budget=samples, for as many images as the control."""
+    own = "epochs" in mode.keys or "rounds" in mode.strategy.model_fields_set
+    if config.budget != "samples" or own or isinstance(run.strategy, Client):
+        return run.epochs
+    if run.data == control.data and _share(run) == 1:
+        return run.epochs
+    unit = getattr(run.strategy, "local_epochs", 1)
+    wanted = control.epochs * _images(control) / (_images(run) * _share(run))
+    return unit * max(1, round(wanted / unit))
+
+
+def _share(run: Run) -> float:
+    """Return the share of the images that an epoch has: of some clients, or all."""
+    mode = run.strategy
+    return takers(mode) / mode.clients if isinstance(mode, Federated) else 1.0
+
+
+def _images(run: Run) -> int:
+    spec = open_dataset(run.data, run.task.kind)
+    return len(spec.cut(spec.read("train")))  # without decoding images
+
+
+def _start(run: Run, starts: dict[str, str]) -> str:
+    """Return the sha256 of what a run begins with; runs of one model and seed share it."""
+    key = run.model_copy(update={"strategy": Single()}).model_dump_json(exclude=STARTLESS)
+    if key not in starts:
+        starts[key] = initial_sha256(run)
+    return starts[key]
 
 
 def _folder(config: CompareConfig) -> RunFolder:
@@ -145,154 +210,51 @@ def _folder(config: CompareConfig) -> RunFolder:
 # -- one after another ------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
-    """The runs of a comparison.
-
-    Args:
-        config: what was asked for.
-        folder: of the comparison.
-        start: sha256 of the weights that every run has to begin with.
-        controls: a folder for what one device does when exactness is measured.
-        stopped: returns the exit code of a signal that others took, or 0.
-        say: shows one line to a person.
-    """
-
-    config: CompareConfig
-    folder: RunFolder
-    start: str
-    controls: Path
-    stopped: Callable[[], int]
-    say: Say
-
-    def run(self, planned: Sequence[tuple[Mode, Run]]) -> Comparison:
-        """Train and measure what is not done yet; write the table after each."""
-        rows: list[Row] = []
-        try:
-            for number, (mode, run) in enumerate(planned, 1):
-                self.say(f"{number} of {len(planned)}: {mode.name}")
-                row = Row(mode.name, run.strategy.model_dump(mode="json"))
-                rows.append(self._checked(mode, self._trained(mode, row)))
-                code = FAILED if any(row.error for row in rows) else 0
-                self._result(rows, planned, code).write()
-        except Halt as halt:
-            return self._result(rows, planned, halt.exit_code)
-        return self._result(rows, planned, code)
-
-    def _result(
-        self, rows: Sequence[Row], planned: Sequence[tuple[Mode, Run]], code: int
-    ) -> Comparison:
-        shared = planned[0][1]
-        device = devices(shared.device)[0]
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        system = f"{platform.system()} {platform.machine()}"
-        return Comparison(
-            folder=self.folder.path,
-            rows=related(rows),
-            planned=len(planned),
-            task=shared.task.kind,
-            initial_sha256=self.start,
-            machine={"cores": cores(), "device": name, "system": system},
-            versions={
-                "visiontrain": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            exit_code=code,
-        )
-
-    def _trained(self, mode: Mode, row: Row) -> Row:
-        """Fill a row from its run."""
-        found = self._attempt(mode.name, lambda: self._measured(mode, row, self._train(mode)))
-        return replace(row, error=found) if isinstance(found, str) else found
-
-    def _attempt(self, what: str, action: Callable[[], T]) -> T | str:
-        """Return what `action` does, or its error: a mode that is broken costs its row alone.
-
-        Raises:
-            Halt: when a signal came meanwhile, for which the action may have failed.
-        """
-        try:
-            done: T | str = action()
-        except VisiontrainError as error:
-            done = str(error)
-        except Exception as error:  # noqa: BLE001 - said with its traceback
-            _log("%s failed", what, exc_info=True)
-            done = f"{type(error).__name__}: {error}"
-        if self.stopped():
-            raise Halt(self.stopped())
-        if isinstance(done, str):
-            self.say(f"{what} failed: {done}")
-        return done
-
-    def _train(self, mode: Mode) -> int:
-        """Train what is not trained yet; return the exit code."""
-        folder = self._folder_of(mode)
-        goes_on = folder.config.is_file()
-        run = run_of(self.config, mode, str(folder.path), resume=goes_on)
-        if goes_on and _is_complete(folder, config_sha256(settled(run))):
-            self.say(f"complete already: {folder.path}")
-            return 0
-        return commands.train(run)[1]
-
-    def _measured(self, mode: Mode, row: Row, code: int) -> Row:
-        """Fill a row from a run that ended with exit code `code`."""
-        if code:
-            raise Halt(self.stopped() or code)
-        metrics = _read(self._folder_of(mode).metrics)
-        began = metrics["initial_sha256"]
-        if began != self.start:
-            raise CheckpointError(
-                f"weights: {mode.name} began with {began[:16]}, not with {self.start[:16]} as the "
-                "others; compare in a new folder"
-            )
-        return measured(row, metrics)
-
-    def _folder_of(self, mode: Mode) -> RunFolder:
-        return RunFolder(self.folder.path / mode.name)
-
-    # -- how exact ------------------------------------------------------------------
-
-    def _checked(self, mode: Mode, row: Row) -> Row:
-        """Add how exact the mode is."""
-        if row.error:
-            return row
-        if isinstance(mode.strategy, Single):
-            return replace(row, exactness="control")
-        if not self.config.check:
-            return row
-        what = f"measuring how exact {mode.name} is"
-        found = self._attempt(what, lambda: self._exactness(mode, row.config_sha256))
-        if isinstance(found, str):
-            return replace(row, reasons=found.splitlines()[:1])
-        reasons, steps = found["reasons"], found["steps"]
-        return replace(row, exactness=found["verdict"], reasons=reasons, check_steps=steps)
-
-    def _exactness(self, mode: Mode, config: str | None) -> Tree:
-        """Measure one mode against one device, or take what its parity.json says."""
-        path = self._folder_of(mode).path / PARITY
-        of: Tree = {"config_sha256": config, "steps": self.config.check_steps}
-        found = _read(path) if path.is_file() else {}
-        if not of.items() <= found.items():
-            found = of | self._parity(mode)
-            with storing(path):
-                replace_file(path, to_json(found))
-        return found
-
-    def _parity(self, mode: Mode) -> Tree:
-        """Measure one mode against one device."""
-        self.say(f"how exact {mode.name} is, over {self.config.check_steps} steps in {PRECISION}")
-        run = run_of(self.config, mode, None)
-        report = commands.parity(run, self.config.check_steps, (PRECISION,), self.controls)
-        checks = [asdict(check) for check in report.checks]
-        return {"verdict": report.verdict, "reasons": list(report.reasons), "checks": checks}
+def run_all(series: Series, entries: Sequence[Entry]) -> Comparison:
+    """Train and measure what is not done yet; write the table after each row."""
+    rows: list[Row] = []
+    first = next((e for e in entries if e.mode.strategy.kind == "single"), entries[0])
+    timed, hours = series.config.budget == "seconds", series.config.time
+    seconds = hours * 3600 if timed and hours else None
+    # What the others get has to be known.
+    todo = sorted(entries, key=lambda e: e is not first) if timed else entries
+    code = 0
+    try:
+        for number, entry in enumerate(todo, 1):
+            series.say(f"{number} of {len(entries)}: {entry.mode.name}")
+            rows.append(series.row(entry, control=entry is first, seconds=seconds))
+            if timed and entry is first:
+                seconds = seconds or rows[0].seconds
+            code = FAILED if any(row.error for row in rows) else 0
+            result(series, rows, entries, code).write()
+        found = result(series, rows, entries, code)
+        write_page(found, look(entries[0].jobs[0].run, series.folder, found.rows))
+    except Halt as halt:
+        code = halt.exit_code
+    return result(series, rows, entries, code)
 
 
-def _is_complete(folder: RunFolder, config: str) -> bool:
-    """Tell whether a run under this config, given by its sha256, came to its end there."""
-    return folder.metrics.is_file() and _read(folder.metrics).get("config_sha256") == config
-
-
-def _read(path: Path) -> Tree:
-    """Read a JSON file of ours, which is whole or absent."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def result(series: Series, rows: Sequence[Row], entries: Sequence[Entry], code: int) -> Comparison:
+    """Put rows together with where they were made."""
+    shared = entries[0].jobs[0].run
+    device = devices(shared.device)[0]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    system = f"{platform.system()} {platform.machine()}"
+    order = [entry.mode.name for entry in entries]
+    several = getattr(shared.task, "several", False)
+    return Comparison(
+        folder=series.folder.path,
+        rows=related(sorted(rows, key=lambda row: order.index(row.name))),
+        planned=len(entries),
+        task="several" if several else shared.task.kind,
+        initial_sha256=entries[0].jobs[0].start,
+        machine={"cores": cores(), "device": name, "system": system},
+        versions={
+            "visiontrain": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        exit_code=code,
+        title=f"{shared.model.kind} on {shared.data.source}",
+        budget=series.config.budget,
+    )

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from visiontrain.data.partition import Dealing, Rows, deal, main_class
+from visiontrain.data.partition import Dealing, Rows, deal, main_class, part
 from visiontrain.data.table import Table
 from visiontrain.recipe import Run
+from visiontrain.strategies.config import Client
 from visiontrain.strategies.federated.config import Federated
 
 
@@ -32,7 +33,7 @@ def paced_of(run: Run, images: int) -> Run:
 def dealing_of(run: Run) -> Dealing:
     """Return how a run's images are dealt out to its clients."""
     config = run.strategy
-    assert isinstance(config, Federated)
+    assert isinstance(config, Federated | Client)
     return Dealing(config.partition, config.clients, config.alpha, config.classes, run.seed)
 
 
@@ -43,6 +44,18 @@ def dealt(run: Run, train: Table, val: Table) -> tuple[Sequence[Rows], Sequence[
         ConfigError: a client would have nothing to train on.
     """
     return deal(dealing_of(run), train, val)
+
+
+def own_part(run: Run, train: Table, val: Table) -> Table:
+    """Return what one process trains on: all of `train`, or what one client has of it.
+
+    Raises:
+        ConfigError: a client would have nothing to train on.
+    """
+    if not isinstance(run.strategy, Client):
+        return train
+    number = run.strategy.number
+    return part(train, dealt(run, train, val)[0][number], dealing_of(run), number)
 
 
 def class_counts(table: Table, rows: Sequence[Rows]) -> list[list[int]]:

@@ -27,8 +27,6 @@ from visiontrain.staging import check_uses, with_stages
 from visiontrain.strategies.config import (
     DDP,
     Pipeline,
-    Placement,
-    Single,
     check_pipeline,
     check_ranks,
     check_votes,
@@ -291,7 +289,7 @@ def with_batch(run: Run) -> Run:
         model.recompute_blocks()
     # Stages keep all micro-batches at once; pipelines side by side share them.
     copies = run.strategy.data_parallel if isinstance(run.strategy, Pipeline) else None
-    here = 1 if isinstance(run.strategy, Single | Placement) else run.strategy.processes or 1
+    here = getattr(run.strategy, "processes", None) or 1
     room = Room(
         free=free_memory(device, here),
         images=len(table),

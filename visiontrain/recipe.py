@@ -29,9 +29,11 @@ from visiontrain.models.config import (
 from visiontrain.strategies.config import (
     DDP,
     HALVING,
+    Client,
     ParameterServer,
     Single,
     StrategyConfig,
+    check_client,
     check_data_parallel,
     check_servers,
 )
@@ -209,13 +211,7 @@ def check_values(run: Run) -> None:
             f"optim: muon under strategy{'.' + sharded if sharded else '=fsdp'}, where no process "
             "holds a whole matrix; take adamw"
         )
-    if isinstance(run.strategy, DDP):
-        check_data_parallel(run.strategy)
-    if isinstance(run.strategy, ParameterServer):
-        check_servers(run.strategy, run.batch, run.precision)
-    if isinstance(run.strategy, Federated):
-        check_federated(run.strategy, run.epochs)
-        check_clients(run)
+    _check_mode(run)
     check_stages(run)
     spread = getattr(run.augment, "multi_scale", 0)
     if spread and len(sides(run.imgsz, run.augment)) == 1:
@@ -229,6 +225,20 @@ def check_values(run: Run) -> None:
             f"strategy: {run.strategy.kind}, but {run.model.kind} is one block, which cannot be "
             "cut; take strategy=ddp or strategy=fsdp"
         )
+
+
+def _check_mode(run: Run) -> None:
+    """Refuse keys of the mode that change nothing, or do not go together."""
+    if isinstance(run.strategy, DDP):
+        check_data_parallel(run.strategy)
+    if isinstance(run.strategy, ParameterServer):
+        check_servers(run.strategy, run.batch, run.precision)
+    if isinstance(run.strategy, Federated):
+        check_federated(run.strategy, run.epochs)
+        check_clients(run)
+    if isinstance(run.strategy, Client):
+        check_client(run.strategy)
+        _check_whole(run)
 
 
 def check_clients(run: Run) -> None:
@@ -246,11 +256,16 @@ def check_clients(run: Run) -> None:
         raise ConfigError(
             f"batch: {run.batch} with strategy=federated, whose clients differ; take a number"
         )
+    _check_whole(run)
+
+
+def _check_whole(run: Run) -> None:
+    """Refuse what does not go with data that are dealt out."""
     if run.data.tile is not None or run.data.balance != "none":
         key = "tile" if run.data.tile is not None else "balance"
         raise ConfigError(
-            f"data.{key}: {getattr(run.data, key)} with strategy=federated, where it is not "
-            "supported; leave it out"
+            f"data.{key}: {getattr(run.data, key)} with strategy={run.strategy.kind}, where it is "
+            "not supported; leave it out"
         )
 
 

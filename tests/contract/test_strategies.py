@@ -25,7 +25,10 @@ from visiontrain.strategies.registry import STRATEGIES
 # Nothing of these is in this process: tests/unit/test_servers.py, tests/unit/test_federated.py.
 MODES = sorted(STRATEGIES.keys() - {"parameter_server", "federated"})
 ADAMW = {"kind": "adamw", "clip": 8.0}
-ALONE = {"single": Place(cases.CPU), "placement": Place(cases.CPU, before=(cases.CPU,))}
+ALONE = {
+    **dict.fromkeys(("single", "client"), Place(cases.CPU)),
+    "placement": Place(cases.CPU, before=(cases.CPU,)),
+}
 
 
 def settings(kind, precision="fp32", **changes):

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from small import KEYS, config, digests
 
-from visiontrain import app, cli, commands, comparison, start
+from visiontrain import app, cli, commands, comparison, series, start
 from visiontrain.compare_config import USES, CompareConfig, modes
 from visiontrain.core.config import from_keys, load
 from visiontrain.core.errors import ConfigError, RankError
@@ -22,6 +22,7 @@ from visiontrain.engine.parity import Report
 from visiontrain.engine.signals import Signals
 from visiontrain.engine.weights import digest
 from visiontrain.report import compare as table
+from visiontrain.report.rows import Row, Trial, related
 from visiontrain.strategies import launch
 from visiontrain.tasks.detect import DetectTask
 
@@ -147,7 +148,8 @@ def test_a_mode_that_fails_is_a_row_and_the_others_go_on(tmp_path, monkeypatch):
     assert [row.name for row in found.rows] == ["fsdp", "single"]
     assert found.rows[0].error == BROKEN
     assert found.rows[0].images_per_s is None
-    assert found.rows[1].difference is None  # to a row that has no score
+    assert found.rows[0].difference is None  # of a row that has no score
+    assert found.rows[1].difference == 0  # the control, though it is not the first
     assert found.rows[1].efficiency == 1.0
     assert "fsdp: rank 1 of 2: KeyError: 'x'; its traceback ends with\n" in str(found)
     monkeypatch.setattr(commands, "train", lambda run: (_ for _ in ()).throw(KeyError("a bug")))
@@ -194,8 +196,8 @@ def test_a_signal_stops_also_where_no_run_can(tmp_path, monkeypatch, where):
         kill_in(monkeypatch, app, "score_lines", 1)
         found = compare(tmp_path, "single", "ddp")
     else:  # the launch took it and ended its processes, which is no result
-        without(monkeypatch, "fsdp", lambda: (None, 0))
-        monkeypatch.setattr(comparison.Series, "_measured", lambda self, mode, row, code: row)
+        done = Trial("fsdp", 0, "fsdp", config_sha256="f" * 64)
+        monkeypatch.setattr(series.Series, "_trained", lambda self, job: done)
         monkeypatch.setattr(commands, "parity", interrupted)
         found = compare(tmp_path, "fsdp", "ddp")
     assert (found.exit_code, found.rows) == (75, [])
@@ -275,7 +277,7 @@ def test_under_torchrun_it_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_table_fits_a_terminal_however_long_names_are():
-    row = table.Row(
+    row = Row(
         name="ddp-sync_every=1000+outer=diloco+compress=powersgd",
         strategy={"kind": "ddp"},
         processes=64,
@@ -292,7 +294,7 @@ def test_the_table_fits_a_terminal_however_long_names_are():
         check_steps=3,
     )
     alone = replace(row, name="single", strategy={"kind": "single"}, processes=1, samples=99)
-    rows = table.related([alone, row, replace(row, name="p", error="this\nand that")])
+    rows = related([alone, row, replace(row, name="p", error="this\nand that")])
     found = table.Comparison(".", rows, 4, "detect", "0" * 64, {}, {}, 1)
     lines = str(found).splitlines()
     assert max(map(len, lines)) <= table.WIDTH

@@ -37,7 +37,15 @@ CPU = Place(torch.device("cpu"))
 PROMISED = {
     *("task", "split", "images", "names", "map", "map50", "map75", "per_class", "epochs", "steps"),
     *("samples", "seconds", "train_images_per_s", "strategy", "processes", "bytes_sent"),
-    *("peak_rss_mb", "seed", "versions", "threads", "initial_sha256", "config_sha256"),
+    *(
+        "peak_rss_mb",
+        "peaks_rss_mb",
+        "seed",
+        "versions",
+        "threads",
+        "initial_sha256",
+        "config_sha256",
+    ),
 }
 COLUMNS = ["epoch", "step", "samples", "seconds", "images_per_s", "data_wait", "lr"]
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from visiontrain.compare_config import CompareConfig
 from visiontrain.core.config import build, from_keys, load, merge
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.keys import ALIASES
@@ -117,7 +118,8 @@ def test_later_words_win_over_presets_and_presets_may_extend(tmp_path):
 
 @pytest.mark.parametrize("path", presets(PRESETS).values(), ids=lambda p: p.stem)
 def test_every_preset_loads(path):
-    assert typed(str(path))
+    root = CompareConfig if path.parent.name == "compare" else Run
+    assert load(root, [str(path)], PRESETS)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def scored(folder, boxes=(3, 0)):
         for name, n in zip(Table.names, boxes, strict=True)
     }
     metrics = {"map": 0.25, "map50": 0.5, "precision": 0.5, "recall": 1.0, "per_class": per_class}
-    return Scored(Run(), RunFolder(folder), Table(), Outcome(metrics, 0), 1, 10.0, "")
+    return Scored(Run(), RunFolder(folder), Table(), Outcome(metrics, 0), 1, [10.0], "")
 
 
 def test_scores_are_a_table_of_the_classes_that_have_boxes(tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -288,8 +288,13 @@ def _scalar(root: type[Section], key: str, text: str) -> Any:
     """Read a value from the command line; where text fits, it is taken as it stands."""
     key = ALIASES[key][0] if key in aliases(root) else key
     allowed = options(annotation_of(root, key))
-    if any(get_origin(option) is list for option in allowed) and text[:1] not in ("[", ""):
-        return None if text in NULLS else [part.strip() for part in text.split(",")]
+    lists = [option for option in allowed if get_origin(option) is list]
+    if lists and text[:1] not in ("[", ""):
+        if text in NULLS:
+            return None
+        parts = [part.strip() for part in text.split(",")]
+        numbers = any(int in options(get_args(option)[0]) for option in lists)
+        return [load_yaml(part, key) for part in parts] if numbers else parts
     if sections(annotation_of(root, key)) and not text.startswith("{"):
         allowed = options(annotation_of(root, _main(key)))
     if str in allowed:  # never YAML: a glob such as *.jpg would be an alias

@@ -45,7 +45,9 @@ class Trace:
         """Write into `folder`: numbers as JSON, tensors as safetensors."""
         numbers = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tensors"}
         (folder / "trace.json").write_text(json.dumps(numbers))
-        save_file(dict(self.tensors), folder / "trace.safetensors")
+        # After a single step its gradient is the first and the last, and files share nothing.
+        own = {k: t.clone() if k.startswith("last/") else t for k, t in self.tensors.items()}
+        save_file(own, folder / "trace.safetensors")
 
     @classmethod
     def load(cls, folder: Path) -> Trace:

@@ -4,104 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 import re
 import shlex
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from visiontrain.core.durable import replace_file, storing, to_json
+from visiontrain.report.rows import LOST, SCORES, SPLIT, Row
+from visiontrain.report.verdict import verdict
 
-SCORES = {"detect": {"map": "mAP", "map50": "mAP50"}}  # of metrics.json by task; the main one first
 WIDTH = 120  # characters of a line on the terminal
 SHORTEST = 16  # characters of a name that one line of the table has room for
 LOOSE: Any = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
-NOT_MEASURED = "not measured"
+WORDS = {"within noise": "within", "better": "beyond", "worse": "beyond"}  # of Row.word
 LEGEND = (
     "WxT: processes and CPU threads of each; MB/step, MB sent: what the main process sent to "
     "others; RAM MB: the most that a process held; speedup: in images/s of training; eff.: that "
     "per process"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What one mode reached. Numbers are None, and scores empty, where there are none."""
-
-    name: str
-    strategy: Mapping[str, Any]  # its section of the config, as it ran
-    processes: int | None = None
-    threads: int | None = None  # of the CPU, in each process
-    scores: Mapping[str, float] = field(default_factory=dict)  # on the val split, main one first
-    difference: float | None = None  # of the main score, to the first row's
-    seconds: float | None = None  # training, scoring and saving; not starting
-    steps: int | None = None
-    samples: int | None = None
-    images_per_s: float | None = None  # training alone
-    speedup: float | None = None  # in images/s, over the row of one device
-    efficiency: float | None = None  # speedup / processes: T1 / (W * TW)
-    bytes_per_step: float | None = None  # that the main process sent to others
-    bytes_sent: int | None = None  # likewise, in the whole run
-    peak_rss_mb: float | None = None  # of the largest process
-    exactness: str = NOT_MEASURED  # control, exact, approximate, different algorithm
-    reasons: Sequence[str] = ()  # why not exact, or why not measured
-    check_steps: int | None = None  # over which exactness was measured
-    error: str | None = None  # why there are no numbers
-    initial_sha256: str | None = None  # of the weights it began with
-    config_sha256: str | None = None  # of its config.yaml
-
-    def flat(self) -> dict[str, Any]:
-        """Return the fields as JSON values, with scores among them under their own names."""
-        found: dict[str, Any] = {}
-        for name in (f.name for f in fields(self)):
-            value = getattr(self, name)
-            found |= dict(value) if name == "scores" else {name: value}
-        return found | {"reasons": list(self.reasons)}
-
-
-def measured(row: Row, metrics: Mapping[str, Any]) -> Row:
-    """Fill a row from a run's metrics.json."""
-    steps, sent = metrics["steps"], metrics["bytes_sent"]
-    return replace(
-        row,
-        processes=metrics["processes"],
-        threads=metrics["threads"],
-        scores={name: metrics[name] for name in SCORES[metrics["task"]]},
-        seconds=metrics["seconds"],
-        steps=steps,
-        samples=metrics["samples"],
-        images_per_s=metrics["train_images_per_s"],
-        bytes_per_step=sent / steps if steps else None,
-        bytes_sent=sent,
-        peak_rss_mb=metrics["peak_rss_mb"],
-        initial_sha256=metrics["initial_sha256"],
-        config_sha256=metrics["config_sha256"],
-    )
-
-
-def related(rows: Sequence[Row]) -> list[Row]:
-    """Add what only other rows tell: the difference to the first, the speed-up over one device."""
-    first = _main_score(rows[0]) if rows else None
-    alone = next((row.images_per_s for row in rows if row.strategy["kind"] == "single"), None)
-    found = []
-    for row in rows:
-        score, rate = _main_score(row), row.images_per_s
-        speedup = rate / alone if rate and alone else None
-        found.append(
-            replace(
-                row,
-                difference=score - first if score is not None and first is not None else None,
-                speedup=speedup,
-                efficiency=speedup / row.processes if speedup and row.processes else None,
-            )
-        )
-    return found
-
-
-def _main_score(row: Row) -> float | None:
-    return next(iter(row.scores.values()), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +41,29 @@ class Comparison:
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
     exit_code: int  # 0 complete; 1 a row failed; 75 or 130 stopped by a signal
+    title: str = ""  # what was trained on what
+    budget: str = "samples"  # what all runs got as much of
 
     def __str__(self) -> str:
         table = [*self._table(), ""] if self.rows else []
-        return "\n".join([*table, *self._notes()])
+        return "\n".join([*table, *self._said(), *self._notes()])
+
+    def verdict(self) -> list[str]:
+        """Say in words which mode to take, and why; the first sentence is the answer."""
+        return verdict(self.rows, next(iter(SCORES[self.task].values())))
 
     def as_json(self) -> dict[str, Any]:
         """Return what compare.json holds."""
         return {
             "task": self.task,
+            "title": self.title,
+            "budget": self.budget,
+            "verdict": self.verdict(),
             "complete": len(self.rows) == self.planned,
             "initial_sha256": self.initial_sha256,
             "machine": dict(self.machine),
             "versions": dict(self.versions),
-            "rows": [row.flat() for row in self.rows],
+            "rows": [_plain(row) for row in self.rows],
         }
 
     def write(self) -> None:
@@ -138,8 +72,16 @@ class Comparison:
         Raises:
             StorageError: when they cannot be written.
         """
-        notes = ["", "```", *self._notes(), "```", ""]
-        texts = {"csv": self._csv(), "md": "\n".join([*self._markdown(), *notes])}
+        notes = [
+            "",
+            *(f"- {text}" for text in self.verdict()),
+            "",
+            "```",
+            *self._notes(),
+            "```",
+            "",
+        ]
+        texts = {"csv": self.csv(), "md": "\n".join([self.markdown(), *notes])}
         files = {name: text.encode() for name, text in texts.items()}
         for name, data in ({"json": to_json(self.as_json())} | files).items():
             path = self.folder / f"compare.{name}"
@@ -151,7 +93,9 @@ class Comparison:
     def _cells(self) -> list[list[str]]:
         """Return the head, then a line per row: name first, class last."""
         titles = SCORES[self.task]
-        head = ["mode", "WxT", *titles.values(), "diff", "time s", "img/s", "speedup", "eff."]
+        head = ["mode", "WxT", *titles.values(), "diff"]
+        head += ["noise"] if self._repeated() else []
+        head += ["time s", "img/s", "speedup", "eff."]
         head += ["MB/step", "MB sent", "RAM MB", "class"]
         return [head, *(self._line(row, titles) for row in self.rows)]
 
@@ -160,8 +104,9 @@ class Comparison:
         return [
             row.name,
             f"{row.processes}x{row.threads}" if row.processes else "-",
-            *(_number(row.scores.get(name), ".3f") for name in titles),
+            *(_score(row, name) for name in titles),
             _number(row.difference, "+.3f"),
+            *([WORDS.get(row.word or "", "-")] if self._repeated() else []),
             _number(row.seconds, ".1f"),
             _number(row.images_per_s, ".1f"),
             _number(row.speedup, ".2f"),
@@ -169,8 +114,12 @@ class Comparison:
             _megabytes(row.bytes_per_step),
             _megabytes(row.bytes_sent),
             _number(row.peak_rss_mb, ".0f"),
-            "failed" if row.error else row.exactness.removesuffix(" algorithm"),
+            "failed" if row.error and not row.seeds else row.exactness.removesuffix(" algorithm"),
         ]
+
+    def _repeated(self) -> bool:
+        """Tell whether there are several seeds."""
+        return any(len(row.trials) > 1 for row in self.rows)
 
     def _table(self) -> list[str]:
         """Align the cells; a long name goes on in the next line."""
@@ -186,28 +135,39 @@ class Comparison:
             lines += others
         return lines
 
-    def _markdown(self) -> list[str]:
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
         head, *lines = self._cells()
         marks = ["---", *["---:"] * (len(head) - 2), "---"]
         escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-        return [f"| {' | '.join(line)} |" for line in (head, marks, *escaped)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in (head, marks, *escaped))
 
-    def _csv(self) -> str:
+    def csv(self) -> str:
+        """Return what compare.csv holds: a line per row, without single runs."""
         text = io.StringIO()
         every = dict.fromkeys(SCORES[self.task], 0.0)  # a row that failed has the same columns
-        writer = csv.DictWriter(text, Row("", {}, scores=every).flat(), lineterminator="\n")
+        writer = csv.DictWriter(text, _flattened(Row("", {"kind": ""}, scores=every)))
+        writer = csv.DictWriter(text, writer.fieldnames, lineterminator="\n")
         writer.writeheader()
         for row in self.rows:
-            plain = {"strategy": row.strategy["kind"], "reasons": "; ".join(row.reasons)}
-            writer.writerow(row.flat() | plain)
+            writer.writerow(_flattened(row))
         return text.getvalue()
 
     # -- below it -----------------------------------------------------------------
 
+    def _said(self) -> list[str]:
+        if not self.rows:
+            return []
+        return [
+            *(line for text in self.verdict() for line in textwrap.wrap(text, WIDTH, **LOOSE)),
+            "",
+        ]
+
     def _notes(self) -> list[str]:
         """Say what the table has no room for."""
         notes = [note for row in self.rows for note in _notes_of(row)]
-        counts = {row.samples for row in self.rows if row.samples is not None}
+        rows = [row for row in self.rows if row.strategy["kind"] != "client"]  # which has fewer
+        counts = {row.samples for row in rows if row.samples is not None}
         if len(counts) > 1:
             notes.append(f"not all saw as many samples: {', '.join(map(str, sorted(counts)))}")
         machine = ", ".join(f"{key} {value}" for key, value in self.machine.items())
@@ -223,11 +183,43 @@ class Comparison:
         return lines
 
 
+def _plain(row: Row) -> dict[str, Any]:
+    """Return a row and its runs as JSON values."""
+    return row.flat() | {"trials": [asdict(trial) for trial in row.trials]}
+
+
+def _flattened(row: Row) -> dict[str, Any]:
+    """Return a row as a line of CSV."""
+    found = row.flat()
+    del found["trials"]
+    spread = {f"{key}_s": row.split.get(key) for key in SPLIT}
+    lost = {key: row.lost.get(key) for key in LOST}
+    plain = {
+        "strategy": row.strategy["kind"],
+        "keys": json.dumps(row.keys, default=str) if row.keys else "",
+        "reasons": "; ".join(row.reasons),
+        "seeds": " ".join(map(str, row.seeds)),
+        "peaks_rss_mb": " ".join(f"{peak:.1f}" for peak in row.peaks_rss_mb),
+    }
+    return {k: v for k, v in (found | plain).items() if k not in ("split", "lost")} | spread | lost
+
+
+def _score(row: Row, name: str) -> str:
+    """Write a score, the main one with its spread over seeds."""
+    value = row.scores.get(name)
+    if value is None or math.isnan(value):  # no label decides it
+        return "-"
+    main = row.spread is not None and name == next(iter(row.scores))
+    return f"{value:.3f}±{row.spread:.3f}" if main else f"{value:.3f}"
+
+
 def _notes_of(row: Row) -> list[str]:
     if row.error:
-        return [f"{row.name}: {row.error.splitlines()[0]}"]
+        return [f"{row.name}: {line}" for line in row.error.splitlines()[:1]]
     if not row.reasons:
         return []
+    if row.strategy["kind"] == "client":
+        return [f"{row.name}: {reason}" for reason in row.reasons]
     steps = f" over {row.check_steps} steps" if row.check_steps else ""
     return [f"{row.name}: {row.exactness}{steps} ({'; '.join(row.reasons)})"]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 VOID = frozenset(("img", "meta"))  # elements without an end tag
 
@@ -90,9 +94,48 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Content]], numbers: Itera
     return tag("div", inside, {"class": "wide"})
 
 
-def page(title: str, body: Content) -> str:
-    """Make a whole page that loads nothing, from nowhere, and runs no script."""
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+def sortable(head: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Iterable[int]) -> Html:
+    """Make a table that a page's script sorts when a title is clicked.
+
+    Args:
+        head: titles.
+        rows: of cells: text, or (what is shown, the number it is sorted by or None).
+        numbers: the columns that are right-aligned.
+    """
+    right = set(numbers)
+    kinds = ["number" if column in right else "name" for column in range(len(head))]
+    titles = [
+        tag("th", tag("button", title, {"type": "button"}), {"class": kind, "scope": "col"})
+        for title, kind in zip(head, kinds, strict=True)
+    ]
+    body = []
+    for row in rows:
+        cells = []
+        for cell, kind in zip(row, kinds, strict=True):
+            shown, value = cell if isinstance(cell, tuple) else (cell, None)
+            by = {"data-value": "" if value is None else repr(value)} if shown is not cell else {}
+            cells.append(tag("td", shown, {"class": kind} | by))
+        body.append(tag("tr", cells))
+    inside = [tag("thead", tag("tr", titles)), tag("tbody", body)]
+    return tag("div", tag("table", inside, {"class": "sortable"}), {"class": "wide"})
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a page has that most do without."""
+
+    style: str = ""  # rules of its own
+    script: str = ""  # the only one that the page runs
+    data: Mapping[str, Any] = field(default_factory=dict)  # what that reads, by id
+
+
+def page(title: str, body: Content, extras: Extras = Extras()) -> str:
+    """Make a whole page that loads nothing, from nowhere, and runs no script but its own."""
+    scripts = ""
+    if extras.script:
+        digest = hashlib.sha256(extras.script.encode()).digest()
+        scripts = f"; script-src 'sha256-{base64.b64encode(digest).decode()}'"
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'{scripts}"
     head = [
         tag("meta", attributes={"charset": "utf-8"}),
         tag("meta", attributes={"http-equiv": "Content-Security-Policy", "content": policy}),
@@ -101,7 +144,17 @@ def page(title: str, body: Content) -> str:
             attributes={"name": "viewport", "content": "width=device-width, initial-scale=1"},
         ),
         tag("title", title),
-        tag("style", Html(STYLE)),
+        tag("style", Html(STYLE + extras.style)),
     ]
-    parts = [tag("head", head), tag("body", tag("main", body))]
+    end = [
+        tag("script", Html(_json(value)), {"type": "application/json", "id": name})
+        for name, value in extras.data.items()
+    ]
+    end += [tag("script", Html(extras.script))] if extras.script else []
+    parts = [tag("head", head), tag("body", [tag("main", body), *end])]
     return f"<!doctype html>\n{tag('html', parts, {'lang': 'en'})}\n"
+
+
+def _json(value: Any) -> str:
+    """Write what a script reads: no text in it can end the element it stands in."""
+    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")

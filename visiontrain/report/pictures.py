@@ -134,11 +134,11 @@ def grid(pictures: Sequence[Picture], names: Sequence[str], columns: int) -> Ima
         left = GAP + number % columns * (CELL + GAP)
         top = GAP + number // columns * (CELL + head + GAP)
         pen.text((left, top), short(picture.title, TITLE), GREY, font)
-        sheet.paste(_cell(picture, names), (left, top + head))
+        sheet.paste(cell(picture, names), (left, top + head))
     return sheet
 
 
-def _cell(picture: Picture, names: Sequence[str]) -> Image.Image:
+def cell(picture: Picture, names: Sequence[str]) -> Image.Image:
     """Fit a picture into a cell and draw its boxes, the best ones on top."""
     height, width = picture.pixels.shape[:2]
     scale = CELL / max(height, width)

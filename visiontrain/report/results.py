@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Scored:
     table: Table
     outcome: Outcome
     processes: int
-    peak_rss_mb: float  # the largest process's
+    peaks_rss_mb: Sequence[float]  # of each process
     config_sha256: str  # of its config.yaml
 
 
@@ -72,7 +72,8 @@ def summary(scored: Scored, version: str) -> dict[str, Any]:
         "strategy": run.strategy.kind,
         "processes": scored.processes,
         "threads": torch.get_num_threads(),
-        "peak_rss_mb": round(scored.peak_rss_mb, 1),
+        "peak_rss_mb": round(max(scored.peaks_rss_mb), 1),
+        "peaks_rss_mb": [round(peak, 1) for peak in scored.peaks_rss_mb],
         "seed": run.seed,
         "config_sha256": scored.config_sha256,
         "versions": {

@@ -9,7 +9,7 @@ from pydantic import Field
 from visiontrain.core.config import Section
 from visiontrain.core.errors import ConfigError
 from visiontrain.strategies.alone import Alone
-from visiontrain.strategies.federated.config import Federated
+from visiontrain.strategies.federated.config import DEALT, Federated, Partition
 
 
 class Single(Alone):
@@ -26,6 +26,21 @@ class Placement(Alone):
         "auto",
         description="first block on each device but the first; auto: equal numbers of operations",
     )
+
+
+class Client(Alone):
+    """One client of a federated run, alone on its own images: a reference for the others."""
+
+    kind: Literal["client"] = "client"
+    number: int = Field(0, ge=0, description="for client: which one it is, from 0")
+    clients: int = Field(4, ge=1, description="clients, each with images of its own")
+    partition: Partition = Field(
+        "iid", description="how the images of one data set are dealt out to clients"
+    )
+    alpha: float = Field(
+        0.5, gt=0, description="for dirichlet and quantity: the lower, the more unequal"
+    )
+    classes: int = Field(2, ge=1, description="for partition=classes: classes that a client has")
 
 
 class ParameterServer(Alone):
@@ -167,7 +182,7 @@ class Pipeline(Group):
 
 
 StrategyConfig = Annotated[
-    Single | DDP | FSDP | Pipeline | Placement | ParameterServer | Federated,
+    Single | DDP | FSDP | Pipeline | Placement | ParameterServer | Federated | Client,
     Field(discriminator="kind"),
 ]
 
@@ -226,6 +241,19 @@ def check_data_parallel(config: DDP) -> None:
     if config.outer != "average" and config.sync_every == 1:
         raise ConfigError(
             f"strategy.outer: {config.outer}; weights only meet with strategy.sync_every=2 or more"
+        )
+
+
+def check_client(config: Client) -> None:
+    """Refuse a client that there is not, and keys that change nothing.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    _check_pairs(config, DEALT, ())
+    if config.number >= config.clients:
+        raise ConfigError(
+            f"strategy.number: {config.number} of {config.clients} clients; the first is 0"
         )
 
 

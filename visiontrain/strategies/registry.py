@@ -109,6 +109,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "placement": placement,
     "parameter_server": alone,
     "federated": alone,
+    "client": alone,
 }
 # Of those, what trains in processes that it starts itself.
 DRIVERS: dict[str, Callable[..., Strategy]] = {

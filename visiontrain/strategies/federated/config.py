@@ -13,6 +13,7 @@ ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
 ROBUST = ("median", "trimmed_mean", "krum", "multi_krum", "bulyan")
 # What Reddi et al. 2021 found good on the whole; of the others the mean itself.
 RATES = {"fedadam": 0.01, "fedyogi": 0.01, "fedadagrad": 0.01}
+Partition = Literal["iid", "dirichlet", "classes", "quantity", "source", "feature"]
 PARTS = Literal["backbone", "neck", "head", "norm"]
 
 
@@ -26,7 +27,7 @@ class Federated(Alone):
     )
     local_epochs: int = Field(1, ge=1, description="passes over a client's images in a round")
     fraction: float = Field(1.0, gt=0, le=1, description="share of the clients that train a round")
-    partition: Literal["iid", "dirichlet", "classes", "quantity", "source", "feature"] = Field(
+    partition: Partition = Field(
         "iid", description="how the images of one data set are dealt out to clients"
     )
     alpha: float = Field(
@@ -97,9 +98,12 @@ class Federated(Alone):
 # What says how images are dealt out, or trained on here: of no use where clients have their own.
 HERE = ("partition", "alpha", "classes", "processes")
 # Key, the one it belongs to, and the values of that under which it does something.
-NEEDS = (
+DEALT = (
     ("alpha", "partition", ("dirichlet", "quantity")),
     ("classes", "partition", ("classes",)),
+)
+NEEDS = (
+    *DEALT,
     ("prox", "algorithm", ("fedprox",)),
     ("server_momentum", "algorithm", ("fedavgm", *ADAPTIVE)),
     ("server_beta2", "algorithm", ("fedadam", "fedyogi")),

@@ -1,0 +1,141 @@
+"""What a comparison says in words: which mode to take, and why, out of its figures alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from visiontrain.report.rows import CONTROL, Row, chance, control_of
+
+FASTER = 1.05  # times the control's speed: less is no reason to take another mode
+SMALLER = 0.9  # of the control's memory, likewise
+LITTLE = 0.1  # a score of the control below which differences say nothing yet
+AS_GOOD = ("exact", CONTROL)  # classes whose results are the control's but for rounding
+
+
+def verdict(rows: Sequence[Row], title: str) -> list[str]:
+    """Say what to take, one sentence each; the first is the answer.
+
+    Args:
+        rows: of the comparison, as `related` gives them.
+        title: of the main score.
+    """
+    control, done = control_of(rows), [row for row in rows if row.seeds]
+    if control is None or control not in done:
+        return ["Nothing can be said: the control run has no result."]
+    modes = [row for row in done if row.strategy["kind"] != "client"]
+    said = [_choice(modes, control, title)]
+    said += [_noise(modes, control)]
+    said += _memory(modes, control)
+    said += [_federated(row, done, control, title) for row in modes if row.rounds]
+    said += _worse(modes, control, title)
+    failed = [row.name for row in rows if row.error]
+    said += [f"Failed, with the error below: {', '.join(failed)}."] if failed else []
+    return [sentence for sentence in said if sentence]
+
+
+def good(row: Row) -> bool:
+    """Tell whether a row's score can stand for the control's."""
+    return row.exactness in AS_GOOD or row.word in ("within noise", "better")
+
+
+def _choice(modes: Sequence[Row], control: Row, title: str) -> str:
+    candidates = [row for row in modes if good(row) and row.images_per_s]
+    fastest = max(candidates, key=lambda row: row.images_per_s or 0.0, default=control)
+    if fastest is control or (fastest.speedup or 0) < FASTER:
+        others = "no other mode that is as good trains faster here"
+        if len(modes) == 1:
+            others = "nothing else came to its end"
+        return f"Take {control.name}: {others} ({title} {score_of(control)})."
+    why = _why(fastest, title)
+    share = "" if fastest.efficiency is None else f", {fastest.efficiency:.0%} of ideal"
+    many = f" on {fastest.processes} processes" if (fastest.processes or 1) > 1 else ""
+    if many and fastest.threads != control.threads:
+        many += f" of {fastest.threads} CPU threads (one device: {control.threads})"
+    return f"Take {fastest.name}: {fastest.speedup:.2f} times as fast{many}{share}, and {why}."
+
+
+def _why(row: Row, title: str) -> str:
+    if row.exactness == "exact":
+        steps = f" over {row.check_steps} steps" if row.check_steps else ""
+        return f"it trains exactly as one device does{steps} ({title} {score_of(row)})"
+    near = "no worse than chance allows" if row.word == "within noise" else "better"
+    return f"its {title} of {score_of(row)} is {near} (difference {row.difference:+.3f})"
+
+
+def score_of(row: Row) -> str:
+    """Write a row's main score with its spread."""
+    if row.score is None:
+        return "-"
+    return f"{row.score:.3f}" + (f" ± {row.spread:.3f}" if row.spread is not None else "")
+
+
+def _noise(modes: Sequence[Row], control: Row) -> str:
+    if control.score is not None and control.score < LITTLE:
+        return (
+            f"After so short a training ({control.score:.3f}) scores say little about the modes; "
+            "speed, memory and exactness do."
+        )
+    if control.spread is None:
+        others = any(row.exactness not in AS_GOOD for row in modes)
+        if not others:
+            return ""
+        return (
+            "With one seed nobody can tell a difference of scores from chance, so only modes that "
+            "are exact count as equal; add seeds=0,1,2."
+        )
+    within = [row.name for row in modes if row.word == "within noise"]
+    if not within:
+        return ""
+    return f"Within noise of {control.name} ({len(control.seeds)} seeds): {', '.join(within)}."
+
+
+def _memory(modes: Sequence[Row], control: Row) -> list[str]:
+    known = [row for row in modes if row.peak_rss_mb and row.exactness in AS_GOOD]
+    least = min(known, key=lambda row: row.peak_rss_mb or 0.0, default=control)
+    if least is control or not control.peak_rss_mb or not least.peak_rss_mb:
+        return []
+    share = least.peak_rss_mb / control.peak_rss_mb
+    if share > SMALLER:
+        return []
+    return [
+        f"If memory is short, {least.name} is the exact mode that needs least: "
+        f"{least.peak_rss_mb:,.0f} MB in its largest process, {share:.0%} of {control.name}."
+    ]
+
+
+def _federated(row: Row, done: Sequence[Row], control: Row, title: str) -> str:
+    """Place a federated run between what its clients reach alone and all data in one place."""
+    alone = next((other for other in done if _alone(other, row)), None)
+    where = f"{row.name} reaches {title} {score_of(row)} without moving any image"
+    if row.score is None or control.score is None or control.score < LITTLE:
+        return ""
+    if alone is None or alone.score is None:
+        return f"{where}; all images in one place give {score_of(control)}."
+    gain = "more than" if row.score > alone.score else "not more than"
+    bound = chance(control, row, alone)
+    if bound is None:
+        gain += ", by one seed,"
+    elif abs(row.score - alone.score) <= bound:
+        gain = "within noise of"
+    return (
+        f"{where}: {gain} the best client alone ({score_of(alone)}), while all images in one "
+        f"place give {score_of(control)}."
+    )
+
+
+def _alone(other: Row, row: Row) -> bool:
+    """Tell whether a row is of the clients of a federated one, without each other."""
+    keys = ("clients", "partition", "alpha", "classes")
+    same = all(other.strategy.get(key) == row.strategy.get(key) for key in keys)
+    return other.strategy["kind"] == "client" and same and other.keys == row.keys
+
+
+def _worse(modes: Sequence[Row], control: Row, title: str) -> list[str]:
+    if control.spread is None:
+        return []
+    worse = [row for row in modes if row.word == "worse" and not row.rounds]
+    return [
+        f"{row.name} is worse: {title} {row.difference:+.3f}, more than the {row.noise:.3f} that "
+        "chance allows."
+        for row in worse
+    ]

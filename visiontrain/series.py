@@ -1,0 +1,324 @@
+"""The runs of a comparison, one after another: trained, or found complete, and measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from visiontrain import commands
+from visiontrain.compare_config import CompareConfig, Mode, run_of
+from visiontrain.core.durable import digest_of, replace_file, storing, to_json
+from visiontrain.core.errors import CheckpointError, VisiontrainError
+from visiontrain.core.yaml_loader import load_yaml
+from visiontrain.engine.run_folder import RunFolder
+from visiontrain.engine.signals import Halt
+from visiontrain.loggers.csv import read_rows
+from visiontrain.prepare import config_sha256, config_text, settled
+from visiontrain.recipe import Run
+from visiontrain.report.rows import (
+    CONTROL,
+    ONE_DEVICE,
+    Row,
+    Trial,
+    measured,
+    together,
+)
+from visiontrain.strategies.config import Client, Single
+
+PARITY = "parity.json"  # in a run's folder: how exact its mode is
+WHOLE = "whole.json"  # likewise: how long it took with the start of its processes
+PACE = "pace"  # in the comparison's: runs of one epoch, under budget=seconds
+LONGEST = 300  # letters of why something could not be measured
+PRECISION = "fp64"  # in which rounding cannot hide behind chaos
+
+Tree = dict[str, Any]
+Say = Callable[[str], None]  # shows one line to a person
+T = TypeVar("T")
+_log = logging.getLogger(__name__).error
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run that is to be."""
+
+    mode: Mode
+    name: str  # of its folder
+    changes: Mapping[str, Any]  # plain keys on top of its mode's: its seed, and what it gets
+    run: Run  # settled, without a folder
+    start: str  # sha256 of the weights that it has to begin with
+
+    @property
+    def seed(self) -> int:
+        """Return its seed."""
+        return self.run.seed
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row that is to be, and its runs."""
+
+    mode: Mode
+    jobs: Sequence[Job]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Trains and measures.
+
+    Args:
+        config: what was asked for.
+        folder: of the comparison.
+        controls: a folder for what one device does when exactness is measured.
+        stopped: returns the exit code of a signal that others took, or 0.
+        say: shows one line to a person.
+    """
+
+    config: CompareConfig
+    folder: RunFolder
+    controls: Path
+    stopped: Callable[[], int]
+    say: Say
+
+    def row(self, entry: Entry, *, control: bool, seconds: float | None) -> Row:
+        """Train what is not done yet of a row.
+
+        Args:
+            entry: the row.
+            control: whether others are compared with it.
+            seconds: what each run gets; None where that is not what is shared out.
+
+        Raises:
+            Halt: a signal came.
+        """
+        trials = [self._trial(job, seconds) for job in entry.jobs]
+        first = entry.jobs[0].run
+        row = Row(entry.mode.name, first.strategy.model_dump(mode="json"), dict(entry.mode.keys))
+        if entry.mode.rivals:
+            best, reasons = best_of(trials, len(entry.mode.rivals))
+            return replace(together(row, best), exactness=ONE_DEVICE, reasons=reasons)
+        return self._checked(entry, together(row, trials), control=control)
+
+    # -- training -----------------------------------------------------------------
+
+    def _trial(self, job: Job, seconds: float | None) -> Trial:
+        self.say(job.name)
+        trial = Trial(job.name, job.seed)
+        found = self._attempt(job.name, lambda: self._trained(self._paced(job, seconds)))
+        return replace(trial, error=found) if isinstance(found, str) else found
+
+    def _attempt(self, what: str, action: Callable[[], T]) -> T | str:
+        """Return what `action` does, or its error: a mode that is broken costs its row alone.
+
+        Raises:
+            Halt: when a signal came meanwhile, for which the action may have failed.
+        """
+        try:
+            done: T | str = action()
+        except VisiontrainError as error:
+            done = str(error)
+        except Exception as error:  # noqa: BLE001 - said with its traceback
+            _log("%s failed", what, exc_info=True)
+            done = f"{type(error).__name__}: {error}"
+        if self.stopped():
+            raise Halt(self.stopped())
+        if isinstance(done, str):
+            self.say(f"{what} failed: {done}")
+        return done
+
+    def _trained(self, job: Job) -> Trial:
+        folder = self._complete(job)
+        if folder is None:
+            folder = self.folder_of(job.name)
+            began, fresh = time.monotonic(), not folder.config.is_file()
+            run = self._typed(job, folder)
+            code = commands.train(run)[1]
+            if code:
+                raise Halt(self.stopped() or code)
+            if fresh:
+                self._note_whole(folder, time.monotonic() - began)
+        else:
+            self.say(f"complete already: {folder.path}")
+        metrics = read(folder.metrics)
+        began_with = metrics["initial_sha256"]
+        if began_with != job.start:
+            raise CheckpointError(
+                f"weights: {job.name} began with {began_with[:16]}, not with {job.start[:16]} as "
+                "the others; compare in a new folder"
+            )
+        trial = Trial(job.name, job.seed, folder.path.name)
+        return measured(trial, metrics, read_rows(folder.results), whole_of(folder))
+
+    def _typed(self, job: Job, folder: RunFolder) -> Run:
+        """Return a run as it is to be started in its folder, or to go on there."""
+        place = {"out": str(folder.path), "resume": folder.config.is_file()}
+        return run_of(self.config, job.mode, {**job.changes, **place})
+
+    def _complete(self, job: Job) -> RunFolder | None:
+        """Return where a run came to its end under this very config, if anywhere."""
+        own = self.folder_of(job.name)
+        if own.config.is_file():
+            sha256 = config_sha256(settled(self._typed(job, own)))
+            if own.metrics.is_file() and read(own.metrics).get("config_sha256") == sha256:
+                return own
+            return None  # it goes on
+        text = config_text(job.run)
+        return next((f for f in self._finished if same_config(f, text)), None)
+
+    @cached_property
+    def _finished(self) -> list[RunFolder]:
+        """List the runs that were complete when the comparison began to look."""
+        found = [RunFolder(path.parent) for path in self.folder.path.glob("*/metrics.json")]
+        return sorted(found, key=lambda folder: folder.path)
+
+    def folder_of(self, name: str) -> RunFolder:
+        """Return where a run lies."""
+        return RunFolder(self.folder.path / name)
+
+    def _note_whole(self, folder: RunFolder, seconds: float) -> None:
+        path = folder.path / WHOLE
+        if not folder.metrics.is_file():
+            return
+        of = read(folder.metrics).get("config_sha256")
+        with storing(path):
+            replace_file(path, to_json({"config_sha256": of, "seconds": seconds}))
+
+    # -- equal time -----------------------------------------------------------------
+
+    def _paced(self, job: Job, seconds: float | None) -> Job:
+        """Give a run as many epochs as fit into so many seconds, by the pace of one of its own."""
+        if seconds is None:
+            return job
+        unit = getattr(job.run.strategy, "local_epochs", 1)
+        folder = RunFolder(self.folder.path / PACE / job.mode.name)
+        if not folder.metrics.is_file():
+            self.say(f"{job.mode.name}: an epoch to learn its pace")
+            place = {"out": str(folder.path), "resume": folder.config.is_file()}
+            one = {**job.changes, "epochs": unit, **place}
+            code = commands.train(run_of(self.config, job.mode, one))[1]
+            if code:
+                raise Halt(self.stopped() or code)
+        epochs = unit * units_in(seconds, read(folder.metrics))
+        changes = {**job.changes, "epochs": epochs, "time": seconds / 3600}
+        run = settled(run_of(self.config, job.mode, changes))
+        return replace(job, changes=changes, run=run)
+
+    # -- how exact ------------------------------------------------------------------
+
+    def _checked(self, entry: Entry, row: Row, *, control: bool) -> Row:
+        """Add how exact the mode is."""
+        if not row.seeds:
+            return row
+        if isinstance(entry.mode.strategy, Single | Client):
+            return replace(row, exactness=CONTROL if control else ONE_DEVICE)
+        if not self.config.check:
+            return row
+        what = f"measuring how exact {entry.mode.name} is"
+        found = self._attempt(what, lambda: self._exactness(entry, row))
+        if isinstance(found, str):
+            return replace(row, reasons=[" ".join(found.split())[:LONGEST]])
+        gaps = [check["measured"] for check in found["checks"] if check["name"] == "weights"]
+        return replace(
+            row,
+            exactness=found["verdict"],
+            reasons=found["reasons"],
+            check_steps=found["steps"],
+            gap=max(gaps, default=None),
+        )
+
+    def _exactness(self, entry: Entry, row: Row) -> Tree:
+        """Measure one mode against one device, or take what its parity.json says."""
+        first = next(trial for trial in row.trials if not trial.error)
+        path = self.folder_of(first.folder or first.name).path / PARITY
+        of: Tree = {"config_sha256": first.config_sha256, "steps": self.config.check_steps}
+        found = read(path) if path.is_file() else {}
+        if not of.items() <= found.items():
+            found = of | self._parity(entry)
+            with storing(path):
+                replace_file(path, to_json(found))
+        return found
+
+    def _parity(self, entry: Entry) -> Tree:
+        """Measure one mode against one device."""
+        steps, job = self.config.check_steps, entry.jobs[0]
+        self.say(f"how exact {entry.mode.name} is, over {steps} steps in {PRECISION}")
+        run = run_of(self.config, job.mode, job.changes)
+        of = text_sha256(
+            json.dumps(entry.mode.keys, sort_keys=True, default=str)
+        )  # one device does the same for all modes with these keys
+        report = commands.parity(run, steps, (PRECISION,), self.controls / of)
+        checks = [asdict(check) for check in report.checks]
+        return {"verdict": report.verdict, "reasons": list(report.reasons), "checks": checks}
+
+
+def best_of(trials: Sequence[Trial], count: int) -> tuple[list[Trial], list[str]]:
+    """Choose the best of `count` runs for each seed; say which, and how the others did.
+
+    Where one has no score, the whole seed has its error: the best might be that one.
+    """
+    best, reasons = list[Trial](), list[str]()
+    for seed in dict.fromkeys(trial.seed for trial in trials):
+        group = [trial for trial in trials if trial.seed == seed]
+        failed = next((trial for trial in group if trial.error), None)
+        if failed is not None:
+            best.append(replace(failed, error=f"{failed.name}: {failed.error}"))
+            continue
+        chosen = max(group, key=lambda trial: trial.score or 0.0)
+        scores = ", ".join(f"{trial.score:.3f}" for trial in group)
+        best.append(chosen)
+        reasons.append(
+            f"seed {seed}: client {group.index(chosen)} is the best of {count} on the val split: "
+            f"{scores}"
+        )
+    return best, reasons
+
+
+def units_in(seconds: float, metrics: Mapping[str, Any]) -> int:
+    """Return how many epochs, or rounds, fit into so many seconds; one at least.
+
+    Args:
+        seconds: to train, score and save in, and to score the best weights at the end.
+        metrics: of a run of one, which is scored twice.
+    """
+    rate = metrics["train_images_per_s"]
+    train = metrics["samples"] / rate if rate else 0.0
+    score = max(0.0, metrics["seconds"] - train) / 2
+    return max(1, int((seconds - score) / max(train + score, 1e-9)))
+
+
+def same_config(folder: RunFolder, text: str) -> bool:
+    """Tell whether a run that is complete ran under a config, whatever stages it chose itself."""
+    if not folder.config.is_file():
+        return False
+    if read(folder.metrics).get("config_sha256") != digest_of(folder.config):
+        return False
+    theirs, ours = (load_yaml(t, "config.yaml") for t in (folder.config.read_text(), text))
+    if ours["strategy"].get("stages") == "auto":
+        theirs["strategy"]["stages"] = "auto"
+    return theirs == ours
+
+
+def text_sha256(text: str) -> str:
+    """Return the sha256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def whole_of(folder: RunFolder) -> float | None:
+    """Return how long a run took with the start of its processes, if nothing interrupted it."""
+    path = folder.path / WHOLE
+    if not path.is_file():
+        return None
+    found = read(path)
+    same = found["config_sha256"] == read(folder.metrics).get("config_sha256")
+    return found["seconds"] if same else None
+
+
+def read(path: Path) -> Tree:
+    """Read a JSON file of ours, which is whole or absent."""
+    return json.loads(path.read_text(encoding="utf-8"))
