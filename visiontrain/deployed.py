@@ -52,7 +52,8 @@ from flwr.supernode.cli import flower_supernode
 end_with_parent()
 flower_supernode()
 """
-REFUSED = ("2004", "Failed to activate SuperNode")  # what Flower says where a key is unknown
+REFUSED = "[code: 2004] Failed to activate SuperNode"  # what Flower says where a key is unknown
+REFUSALS = 2  # in a row: a server that has just been started again may mean nothing by one
 POLL_S, AGAIN_S, END_S = 0.5, 5.0, 10.0
 
 Say = Callable[[str], Any]
@@ -219,15 +220,25 @@ class Joined:
         (scratch / "client.json").write_text(config.model_dump_json())
 
     def run(self) -> int:
-        """Stay until it is over; start Flower's program again where it ends."""
-        process, waits = self._start(), False
+        """Stay until it is over; start Flower's program again where it ends.
+
+        Raises:
+            ConfigError: the server refuses the key.
+        """
+        process, waits, refused = self._start(), False, 0
         try:
             while not self._over.exists() or self._config.stay:
                 time.sleep(POLL_S)
                 self._show()
                 if process.poll() is None:
                     continue
-                self._refuse()
+                refused = refused + 1 if self._refused() else 0
+                if refused == REFUSALS:
+                    raise ConfigError(
+                        f"key: {self._config.server} does not know {self._config.key}; give "
+                        f"{self._config.key}.pub to whoever runs it, for `visiontrain federated "
+                        "register`"
+                    )
                 if not waits:
                     waits = True
                     self._say(f"{self._config.server} takes no calls yet; goes on trying")
@@ -269,18 +280,9 @@ class Joined:
                 start_new_session=True,  # Ctrl-C is for this program, which ends it
             )
 
-    def _refuse(self) -> None:
-        """End where the server does not know the key.
-
-        Raises:
-            ConfigError: it does not.
-        """
-        said = self._program.read_text(errors="replace")
-        if any(text in said for text in REFUSED):
-            raise ConfigError(
-                f"key: {self._config.server} does not know {self._config.key}; give "
-                f"{self._config.key}.pub to whoever runs it, for `visiontrain federated register`"
-            )
+    def _refused(self) -> bool:
+        """Tell whether Flower's program ended since the server does not know the key."""
+        return REFUSED in self._program.read_text(errors="replace")
 
     def _show(self) -> None:
         """Say what was done since the last look."""
