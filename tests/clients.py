@@ -21,8 +21,8 @@ class Calls:
     def open(self, stopping):
         pass
 
-    def clients(self, seconds):
-        del seconds
+    def clients(self, count, seconds):
+        del count, seconds
         return list(range(self.config.clients))
 
     def ask(self, messages, seconds, enough):

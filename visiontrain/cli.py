@@ -143,12 +143,11 @@ def _data(words: Sequence[str]) -> int:
 
 def _federated(words: Sequence[str]) -> int:
     from visiontrain.core.errors import ConfigError  # noqa: PLC0415
-    from visiontrain.federated_config import CONFIGS, SERVER, USES  # noqa: PLC0415
+    from visiontrain.federated_config import CONFIGS, SERVE, USES  # noqa: PLC0415
 
     what, rest = next(iter(words), "nothing"), words[1:]
     if what == "server":
-        given = {word.lstrip("-").partition("=")[0] for word in rest}
-        return _train([*(f"{k}={v}" for k, v in SERVER.items() if k not in given), *rest])
+        return _serve(["strategy=federated", *rest], SERVE)
     if what not in CONFIGS:
         raise ConfigError(f"federated: {what}; write one of server, {', '.join(CONFIGS)}")
     from visiontrain.core.config import load  # noqa: PLC0415
@@ -158,6 +157,15 @@ def _federated(words: Sequence[str]) -> int:
     from visiontrain.federated_commands import federated  # noqa: PLC0415
 
     return federated(config, partial(print, flush=True))
+
+
+def _serve(words: Sequence[str], default: str) -> int:
+    """Train as a server, at an address that a YAML or the run that goes on may know."""
+    run = _load_run("train", words)
+    goes_on = run.resume and run.out and (Path(run.out) / "config.yaml").is_file()
+    if not goes_on and getattr(run.strategy, "serve", None) is None:
+        words = [*words, f"strategy.serve={default}"]
+    return _train(words)
 
 
 def _parity(words: Sequence[str]) -> int:

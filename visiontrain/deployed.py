@@ -48,13 +48,16 @@ from visiontrain.strategies.federated.apps import client_program
 client_program("visiontrain.worker")"""
 SUPERNODE = """\
 from visiontrain.strategies.federated.programs import end_with_parent
-from flwr.supernode.cli import flower_supernode
 end_with_parent()
+from flwr.supernode.cli import flower_supernode
 flower_supernode()
 """
 REFUSED = "[code: 2004] Failed to activate SuperNode"  # what Flower says where a key is unknown
-REFUSALS = 2  # in a row: a server that has just been started again may mean nothing by one
+# Flower says so, too, of a client that ended without a word, until it misses that.
+REFUSED_S = 90.0
 POLL_S, AGAIN_S, END_S = 0.5, 5.0, 10.0
+
+CERTIFICATE, PRIVATE = b"-----BEGIN CERTIFICATE", b"-----BEGIN OPENSSH PRIVATE KEY"
 
 Say = Callable[[str], Any]
 
@@ -122,6 +125,10 @@ def client_of(config: ClientConfig, message: Bytes, number: int) -> Client:
     """
     meta = read_meta(message)
     run = agreed(config, meta.get("run"))
+    assert isinstance(run.strategy, Federated)
+    number_of_round, rounds = meta.get("round"), run.strategy.rounds or 0
+    if not isinstance(number_of_round, int) or not 0 <= number_of_round <= rounds:
+        raise DataError(f"federated: round {number_of_round} of {rounds}")
     spec = open_dataset(run.data, run.task.kind)
     if list(spec.names) != meta.get("names"):
         raise DataError(
@@ -149,6 +156,9 @@ def answer(config: ClientConfig, message: Bytes, number: int) -> Bytes:
         VisiontrainError: with one line for the server, which is noted too.
     """
     meta = read_meta(message)
+    if meta.get("kind") == "over":
+        replace_file(Path(config.out) / OVER, b"")
+        return message
     began = time.monotonic()
     try:
         client = client_of(config, message, number)
@@ -158,8 +168,6 @@ def answer(config: ClientConfig, message: Bytes, number: int) -> Bytes:
         raise
     seconds = time.monotonic() - began
     note(config, f"{what(meta)}: done in {seconds:.0f} s, {found.nbytes / 1e6:.3g} MB go back")
-    if meta.get("kind") == "score" and meta.get("last") is True:
-        replace_file(Path(config.out) / OVER, b"")
     return found
 
 
@@ -184,16 +192,31 @@ def read_config() -> ClientConfig:
     return ClientConfig.model_validate_json(Path(os.environ[CONFIG]).read_text())
 
 
+def check_client_files(ca: Path, key: Path) -> None:
+    """Refuse files that are missing, or something else.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    for name, path, head in (("ca", ca, CERTIFICATE), ("key", key, PRIVATE)):
+        if not path.is_file():
+            advice = "make it with `visiontrain federated key`" if name == "key" else "ask for it"
+            raise ConfigError(f"{name}: no file {path}; {advice}")
+        if not path.read_bytes().startswith(head):
+            wanted = "the server's ca.crt" if name == "ca" else "the file without .pub"
+            raise ConfigError(f"{name}: {path} is something else; give {wanted}")
+
+
 def join_server(config: ClientConfig, say: Say) -> int:
     """Be a client until the run is over, or for ever; return the exit code.
 
     Raises:
         ConfigError: a file is missing, the data cannot be used, or the server refuses the key.
     """
-    for key, path in (("ca", config.ca), ("key", config.key)):
-        if not Path(path).is_file():
-            advice = "make it with `visiontrain federated key`" if key == "key" else "ask for it"
-            raise ConfigError(f"{key}: no file {path}; {advice}")
+    host, _, port = config.server.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"server: {config.server!r}; write HOST:PORT, as fed.example.org:9092")
+    check_client_files(Path(config.ca), Path(config.key))
     spec = open_dataset(config.data)
     spec.table("train")
     folder = Path(config.out).absolute()
@@ -225,23 +248,24 @@ class Joined:
         Raises:
             ConfigError: the server refuses the key.
         """
-        process, waits, refused = self._start(), False, 0
+        process, waits, refused = self._start(), "", None
         try:
             while not self._over.exists() or self._config.stay:
                 time.sleep(POLL_S)
                 self._show()
                 if process.poll() is None:
                     continue
-                refused = refused + 1 if self._refused() else 0
-                if refused == REFUSALS:
+                now = time.monotonic()
+                refused = (refused or now) if self._refused() else None
+                if refused is not None and now - refused > REFUSED_S:
                     raise ConfigError(
                         f"key: {self._config.server} does not know {self._config.key}; give "
                         f"{self._config.key}.pub to whoever runs it, for `visiontrain federated "
                         "register`"
                     )
-                if not waits:
-                    waits = True
-                    self._say(f"{self._config.server} takes no calls yet; goes on trying")
+                if waits != (why := self._why()):
+                    waits = why
+                    self._say(f"{self._config.server} cannot be joined yet, goes on trying: {why}")
                 time.sleep(AGAIN_S)
                 process = self._start()
             # The answer to the last message is on its way.
@@ -274,7 +298,7 @@ class Joined:
         with self._program.open("wb") as log:
             return subprocess.Popen(  # noqa: S603 - ours
                 words,
-                env=os.environ | flower_environment() | told,
+                env=flower_environment() | told,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for this program, which ends it
@@ -283,6 +307,12 @@ class Joined:
     def _refused(self) -> bool:
         """Tell whether Flower's program ended since the server does not know the key."""
         return REFUSED in self._program.read_text(errors="replace")
+
+    def _why(self) -> str:
+        """Return what Flower's program said of why it ended."""
+        lines = self._program.read_text(errors="replace").splitlines()
+        code = next((k for k, line in enumerate(lines) if "Exit Code" in line), None)
+        return " ".join(lines[code + 1 : code + 3]) if code is not None else "no reason given"
 
     def _show(self) -> None:
         """Say what was done since the last look."""

@@ -11,7 +11,6 @@ from visiontrain.data.config import DataConfig
 from visiontrain.strategies.federated.config import PARTS
 
 SERVE = "127.0.0.1:9092"  # the world is let in by a word of the user's
-SERVER = {"strategy": "federated", "strategy.serve": SERVE}  # what the server adds to train's keys
 
 
 class CertConfig(Section):

@@ -64,9 +64,9 @@ class Sockets:
                 connection.settimeout(None)
                 self._connections[int(received(connection)[0])] = connection
 
-    def clients(self, seconds: float) -> list[int]:
+    def clients(self, count: int, seconds: float) -> list[int]:
         """Return their numbers."""
-        del seconds
+        del count, seconds
         return sorted(self._connections)
 
     def ask(self, messages: Mapping[int, Bytes], seconds: float, enough: int) -> dict[int, Answer]:

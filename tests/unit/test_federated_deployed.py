@@ -18,7 +18,7 @@ import pytest
 import visiontrain as vt
 from visiontrain import deployed
 from visiontrain.core.config import build
-from visiontrain.core.errors import ConfigError, RankError, Stopped, VisiontrainError
+from visiontrain.core.errors import ConfigError, DataError, RankError, Stopped, VisiontrainError
 from visiontrain.federated_config import ClientConfig
 from visiontrain.recipe import Run
 from visiontrain.strategies import registry
@@ -45,8 +45,8 @@ class Elsewhere(clients.Calls):
     present = None
     calls = 0
 
-    def clients(self, seconds):
-        del seconds
+    def clients(self, count, seconds):
+        del count, seconds
         self.calls += 1
         return list(self.present(self.calls) if self.present else range(len(self.settings)))
 
@@ -112,7 +112,7 @@ def test_what_is_sent_says_nothing_of_places_and_holds_no_weights():
 REFUSALS = {
     "models": ({"models": ["yolo_n"]}, "models: this client trains yolo_n, not resnet_tiny"),
     "rounds": ({"max_rounds": 1}, "max_rounds: this client trains 1, not 2"),
-    "clients": ({"min_clients": 4}, "min_clients: this client wants 4 results in a round, not 3"),
+    "clients": ({"min_clients": 4}, "min_clients: this client wants 4 results in a round, not 2"),
     "share": ({"share": ["backbone", "norm"]}, "share: this client keeps head"),
     "classes": ({"data": {"source": "ours"}}, "ours has the classes cat, dog, not those of"),
 }
@@ -128,7 +128,7 @@ def test_a_client_that_does_not_agree_trains_nothing(trained, tmp_path, monkeypa
             folder.mkdir(parents=True)
             cv2.imwrite(str(folder / "0.png"), np.full((32, 32, 3), 99, np.uint8))
     others = [client(tmp_path, name) for name in "ab"]
-    run = trained([*others, client(tmp_path, "c", **keys_of)])
+    run = trained([*others, client(tmp_path, "c", **keys_of)], mode={"min_fit": 2})
     assert "client 2: left out: " in caplog.text
     assert said in caplog.text
     assert run.metrics["clients"].keys() == {"0", "1"}
@@ -145,8 +145,20 @@ def test_parts_that_stay_may_be_shared_by_nobody(trained, tmp_path):
 def test_clients_may_come_later_and_go(trained, tmp_path, caplog):
     turns = {1: [0, 1], 2: [0, 1, 2], 3: [2, 0]}
     settings = [client(tmp_path, name) for name in "abc"]
-    run = trained(settings, lambda call: turns[min(call, 3)], mode={"rounds": 3})
-    assert [run.metrics["clients"][k]["rounds"] for k in "012"] == [3, 2, 2]
+    mode = {"rounds": 3, "min_fit": 2}
+    run = trained(settings, lambda call: turns[min(call, 3)], mode=mode)
+    rounds = [run.metrics["clients"][k]["rounds"] for k in "012"]
+    assert rounds[0] == 3
+    assert rounds[1] + rounds[2] >= 3
+    assert (tmp_path / "c" / "over").exists()
+    assert not (tmp_path / "b" / "over").exists()  # it had left
+
+
+def test_no_round_is_made_of_fewer_than_clients_were_told(trained, tmp_path):
+    settings = [client(tmp_path, name) for name in "abc"]
+    turns = {1: [0], 2: [1], 3: [0, 1]}
+    with pytest.raises(RankError, match="fewer than 3 results"):
+        trained(settings, lambda call: turns[min(call, 3)], mode={"timeout_s": 0.1})
 
 
 @pytest.mark.parametrize("spec", [None, {}, {"out": "/"}, {"model": {"kind": "none"}}, [1], 3])
@@ -180,6 +192,7 @@ def shaken(server, client, name):
     theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     theirs.load_cert_chain(server / keys.CERTIFICATE, server / keys.KEY)
     ours = ssl.create_default_context(cafile=client / keys.CA)
+    ours.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python 3.13 does
     a, b, c, d = (ssl.MemoryBIO() for _ in range(4))
     here = ours.wrap_bio(a, b, server_hostname=name)
     there = theirs.wrap_bio(c, d, server_side=True)
@@ -222,10 +235,11 @@ def test_the_door_lets_only_clients_calls_in_from_elsewhere(tmp_path, monkeypatc
     monkeypatch.setenv(superlink.READY, str(ready))
     listening = socket.create_server(("127.0.0.1", 0))
     with listening, socket.create_connection(listening.getsockname()) as ours:
-        here = ours.getsockname()
+        here, there = ours.getsockname(), listening.getsockname()
 
         def refused(path, host=here):
-            return superlink.refusal({"path": path, "client": host})
+            scope = {"path": path, "client": host, "server": there}
+            return superlink.refusal(scope)
 
         assert refused("/v1/fleet/pull-messages", ("10.0.0.9", 5)) == 503
         ready.touch()
@@ -234,10 +248,12 @@ def test_the_door_lets_only_clients_calls_in_from_elsewhere(tmp_path, monkeypatc
             assert refused(path, ("10.0.0.9", 5)) == 403
             assert refused(path, None) == 403
             assert refused(path) is None
-        assert superlink.user_of(*here) == os.getuid()
+        assert superlink.user_of(here, there) == os.getuid()
+        assert superlink.user_of(here, ("127.0.0.1", 1)) == -1
+        assert superlink.user_of(there, ("0.0.0.0", 0)) == -1  # not of a call
         monkeypatch.setattr(os, "getuid", lambda: 54321)
         assert refused("/v1/control/start-run") == 403  # of another user of this machine
-    assert superlink.user_of("127.0.0.1", 1) == -1
+    assert superlink.user_of(here, there) == -1
 
 
 def test_addresses_are_written_as_the_kernel_writes_them():
@@ -295,8 +311,12 @@ def test_a_server_process_that_ends_is_named():
 
 WRONG = {
     "serve": ({"serve": "9092"}, "write HOST:PORT"),
+    "host": ({"serve": "192.168.1.5:9092"}, "take 0.0.0.0 or 127.0.0.1"),
     "keys": ({"keys": "k"}, "add strategy.serve"),
-    "partition": ({"serve": "h:1", "partition": "dirichlet"}, "images and machines of their own"),
+    "partition": (
+        {"serve": "0.0.0.0:1", "partition": "dirichlet"},
+        "images and machines of their own",
+    ),
 }
 
 
@@ -305,3 +325,32 @@ def test_keys_that_do_nothing_are_refused(tmp_path, what):
     mode, said = WRONG[what]
     with pytest.raises(ConfigError, match=said):
         vt.train(**RUN, strategy={"kind": "federated", **mode}, epochs=1, out=tmp_path / "run")
+
+
+FILES = {
+    "server": ({"server": "fed.example.org"}, "server: 'fed.example.org'; write HOST:PORT"),
+    "ca": ({"ca": "a.key"}, "ca: a.key is something else"),
+    "public": ({"key": "a.key.pub"}, "key: a.key.pub is something else; give the file without"),
+    "none": ({"key": "b.key"}, "key: no file b.key; make it with"),
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_files_of_a_client_are_looked_at_before_it_waits(tmp_path, monkeypatch, what):
+    monkeypatch.chdir(tmp_path)
+    keys.make_certificates(tmp_path / "keys", [])
+    keys.make_key(tmp_path / "a.key")
+    given, said = FILES[what]
+    tree = {"server": "h:1", "ca": "keys/ca.crt", "key": "a.key"} | given
+    with pytest.raises(ConfigError, match=said):
+        deployed.join_server(build(ClientConfig, tree), print)
+
+
+def test_a_round_that_there_is_not_is_not_trained(tmp_path):
+    config = client(tmp_path, "a")
+    mode = {"kind": "federated", "serve": "0.0.0.0:1", "rounds": 2}
+    run = Run.model_validate({"data": {"source": "digits"}, "strategy": mode})
+    told = {"kind": "train", "round": 3, "run": messages.run_for(run.model_dump_json())}
+    message = messages.write(messages.schema_of({}, (), ()), {}, {}, told)
+    with pytest.raises(DataError, match="round 3 of 2"):
+        deployed.answer(config, message, 0)

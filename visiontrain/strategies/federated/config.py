@@ -179,6 +179,11 @@ def check_served(config: Federated) -> None:
     host, _, port = config.serve.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ConfigError(f"strategy.serve: {config.serve!r}; write HOST:PORT, as 0.0.0.0:9092")
+    if host not in ("0.0.0.0", "127.0.0.1", "localhost"):  # noqa: S104 - the server's own programs
+        raise ConfigError(
+            f"strategy.serve: {config.serve!r}; Flower's programs here have to reach it, too: take "
+            "0.0.0.0 or 127.0.0.1, and let a firewall choose networks"
+        )
     for key in HERE:
         if getattr(config, key) != fields[key].default:
             raise ConfigError(

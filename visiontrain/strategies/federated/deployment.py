@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 
 from visiontrain.core.durable import replace_file, to_json
 from visiontrain.core.errors import ConfigError, RankError
@@ -29,7 +29,7 @@ from visiontrain.strategies.federated.relay import Relayed
 from visiontrain.strategies.federated.superlink import READY
 
 _tell = logging.getLogger(__name__).warning
-START_S, COMMAND_S, END_S, LOOK_S = 120.0, 120.0, 10.0, 5.0
+START_S, COMMAND_S, END_S, LOOK_S = 120.0, 300.0, 10.0, 5.0
 POLL_S = 0.2
 CONNECTION = "server"  # Flower's name for the way to the link
 PROJECT = """\
@@ -97,6 +97,7 @@ class Deployment:
                 f"strategy.clients: {self._config.clients}, but {len(clients)} are registered in "
                 f"{self._keys}; add theirs with `visiontrain federated register key=FILE.pub`"
             )
+        self._refuse_taken()
         path = str(self._scratch / "relay")
         self._listener.bind(path)
         self._listener.listen(1)
@@ -107,6 +108,18 @@ class Deployment:
         self._ready.touch()
         self._stopping = stopping
         self._relayed = Relayed(self._accepted(), self._numbered(clients), stopping)
+
+    def _refuse_taken(self) -> None:
+        """Refuse a port that another program has: its answers would be taken for the link's.
+
+        Raises:
+            ConfigError: it has.
+        """
+        try:
+            with socket.create_server((self._host, self._port)):
+                pass
+        except OSError as error:
+            raise ConfigError(f"strategy.serve: {self._config.serve}; {error.strerror}") from error
 
     def _numbered(self, clients: list[Path]) -> list[str]:
         """Return the clients' keys in the order of their numbers, which they keep in a run."""
@@ -126,7 +139,7 @@ class Deployment:
         home = str(self._scratch / "home")
         here = os.pathsep.join(sys.path)
         told = {"PATH": path, "FLWR_HOME": home, "PYTHONPATH": here}
-        return os.environ | flower_environment() | told | more
+        return flower_environment() | told | more
 
     def _start(self, relay: str) -> None:
         """Start the link and wait until it answers.
@@ -154,10 +167,11 @@ class Deployment:
                 start_new_session=True,  # Ctrl-C is for the training
             )
         context = ssl.create_default_context(cafile=str(self._keys / CA))
+        direct = build_opener(ProxyHandler({}), HTTPSHandler(context=context))
         end = time.monotonic() + START_S
         while time.monotonic() < end and self._process.poll() is None:
             try:
-                with urlopen(f"https://{self._here()}/health", context=context, timeout=5):
+                with direct.open(f"https://{self._here()}/health", timeout=5):
                     return
             except (URLError, OSError):
                 time.sleep(POLL_S)
@@ -200,14 +214,20 @@ class Deployment:
         Raises:
             RankError: one fails.
         """
-        done = subprocess.run(  # noqa: S603 - ours
-            [sys.executable, "-c", FLWR, json.dumps(commands)],
-            env=self._environment(),
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_S,
-            check=False,
-        )
+        try:
+            done = subprocess.run(  # noqa: S603 - ours
+                [sys.executable, "-c", FLWR, json.dumps(commands)],
+                env=self._environment(),
+                capture_output=True,
+                text=True,
+                timeout=COMMAND_S,
+                check=False,
+                start_new_session=True,  # Ctrl-C is for the training
+            )
+        except subprocess.TimeoutExpired:
+            raise RankError(
+                f"strategy: federated; Flower's link took no commands in {COMMAND_S:g} s"
+            ) from None
         if done.returncode:
             said = (done.stdout + done.stderr).strip()
             raise RankError(f"strategy: federated; Flower's link refuses: {said[-500:]}")
@@ -231,17 +251,17 @@ class Deployment:
 
     # -- while it goes on ---------------------------------------------------------
 
-    def clients(self, seconds: float) -> list[int]:
+    def clients(self, count: int, seconds: float) -> list[int]:
         """Return the numbers of the clients that are there, ascending; tell who came or went."""
-        end, wanted = time.monotonic() + seconds, self._config.clients
+        end = time.monotonic() + seconds
         while True:
             left = max(0.0, end - time.monotonic())
-            there = self._relayed.find(wanted if left else 0, min(LOOK_S, left))
+            there = self._relayed.find(count if left else 0, min(LOOK_S, left))
             if there != self._seen:
                 who = ", ".join(map(str, there)) or "none"
-                _tell(f"{len(there)} of {wanted} clients are there: {who}")
+                _tell(f"{len(there)} of {self._config.clients} clients are there: {who}")
                 self._seen = there
-            if len(there) >= wanted or not left or self._stopping():
+            if len(there) >= count or not left or self._stopping():
                 return there
 
     def ask(self, messages: Mapping[int, Bytes], seconds: float, enough: int) -> dict[int, Answer]:

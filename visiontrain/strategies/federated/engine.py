@@ -26,10 +26,10 @@ class Engine(Protocol):
         """
         ...
 
-    def clients(self, seconds: float) -> list[int]:
+    def clients(self, count: int, seconds: float) -> list[int]:
         """Return the numbers of the clients that are there, ascending.
 
-        Waits for as many as there are to be, that long at most.
+        Waits for so many, that long at most.
         """
         ...
 

@@ -18,6 +18,7 @@ from visiontrain.strategies.federated.engine import Answer, Bytes
 logging.getLogger("flwr").setLevel(logging.ERROR)
 POLL_S = 0.1
 DIED = "ActorDiedError"  # in what Ray says, with a page about it
+LONGEST = 300  # letters of what a client says of itself
 ARRAYS, SAID, ERROR, NUMBER = "arrays", "said", "error", "partition-id"
 
 
@@ -70,22 +71,34 @@ class Clients:
 
     def _exchange(
         self, asked: Mapping[int, RecordDict], kind: str, seconds: float, enough: int
-    ) -> dict[int, Message]:
-        """Send, and collect until enough have answered or the time is up."""
-        end, found = time.monotonic() + seconds, dict[int, Message]()
-        waiting = set(
-            self._grid.push_messages(
-                [Message(record, node, kind, ttl=seconds + 60) for node, record in asked.items()]
-            )
-        )
+    ) -> dict[int, Message | str]:
+        """Send, and collect until enough have answered or the time is up.
+
+        Whose a reply is says the message that it is to: what a reply says of itself was written by
+        a client, or by Flower's link where a node has left.
+        """
+        end, found = time.monotonic() + seconds, dict[int, Message | str]()
+        sent = [Message(record, node, kind, ttl=seconds + 60) for node, record in asked.items()]
+        told = dict(zip(asked, self._grid.push_messages(sent), strict=False))
+        waiting = {told[node]: node for node in asked if told.get(node)}
+        found |= {node: "Flower's link took no message" for node in asked if not told.get(node)}
         good = 0
         while waiting and good < enough and time.monotonic() < end and not self._stopping():
-            for reply in self._grid.pull_messages(waiting):
-                found[reply.metadata.src_node_id] = reply
-                waiting.discard(reply.metadata.reply_to_message_id)
+            for name in list(waiting):
+                reply = self._reply(name)
+                if reply is None:
+                    continue
+                found[waiting.pop(name)] = reply
                 good += not isinstance(answer_in(reply), str)
             time.sleep(POLL_S)
         return found
+
+    def _reply(self, name: str) -> Message | str | None:
+        """Return the reply to a message, if there is one, or why it cannot be read."""
+        try:
+            return next(iter(self._grid.pull_messages([name])), None)
+        except Exception as error:  # noqa: BLE001 - a client wrote it, Flower reads it
+            return f"an answer that is none ({type(error).__name__})"
 
 
 def record_of(message: Bytes, number: int | None = None) -> RecordDict:
@@ -108,9 +121,9 @@ def bytes_in(record: RecordDict) -> Bytes:
     return found
 
 
-def number_in(message: Message) -> int | None:
+def number_in(message: Message | str) -> int | None:
     """Return the client's number in a message; None where there is none."""
-    if message.has_error():
+    if isinstance(message, str) or message.has_error():
         return None
     try:
         number = message.content[SAID][NUMBER]
@@ -119,20 +132,28 @@ def number_in(message: Message) -> int | None:
     return number if isinstance(number, int) else None
 
 
-def answer_in(reply: Message) -> Answer:
-    """Return what a client answers, or why it does not."""
+def answer_in(reply: Message | str) -> Answer:
+    """Return what a client answers, or in a short line why it does not."""
+    if isinstance(reply, str):
+        return reply
     if reply.has_error():
         reason = reply.error.reason or f"Flower's error {reply.error.code}"
         if DIED in reason:
             return "its process ended without a word; was it killed?"
-        return reason.splitlines()[0]
+        return short(reason)
     if SAID in reply.content:
         said = reply.content[SAID]
-        return str(said[ERROR]) if ERROR in said else ""
+        return short(str(said[ERROR])) if ERROR in said else "an answer that is none"
     try:
         return bytes_in(reply.content)
     except (KeyError, ValueError, TypeError, AttributeError, EOFError, MemoryError) as error:
         return f"an answer that is none ({type(error).__name__})"
+
+
+def short(text: str) -> str:
+    """Return what fits into a line of a person's terminal, without what would steer that."""
+    line = " ".join(text.split())
+    return "".join(c for c in line if c.isprintable())[:LONGEST] or "no reason given"
 
 
 def client_app(answer: Callable[[Bytes, int], Bytes]) -> ClientApp:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_ssh_public_key,
 )
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from visiontrain.core.durable import replace_file
 from visiontrain.core.errors import ConfigError
@@ -52,10 +52,17 @@ def make_certificates(folder: Path, names: Sequence[str]) -> list[str]:
     signed = root.add_extension(x509.KeyUsage(**usage), critical=True).sign(
         authority, hashes.SHA384()
     )
+    usage = dict.fromkeys(USAGES, False) | {"digital_signature": True}
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
-    made = _certificate(subject, name, server.public_key()).add_extension(
-        x509.SubjectAlternativeName([_named(host) for host in hosts]), critical=False
-    )
+    made = _certificate(subject, name, server.public_key())
+    for extension, critical in (
+        (x509.SubjectAlternativeName([_named(host) for host in hosts]), False),
+        (x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), False),
+        (x509.BasicConstraints(ca=False, path_length=None), True),
+        (x509.KeyUsage(**usage), True),
+        (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
+    ):
+        made = made.add_extension(extension, critical=critical)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CLIENTS).mkdir(exist_ok=True)
     (folder / CA).write_bytes(signed.public_bytes(Encoding.PEM))
@@ -84,6 +91,7 @@ def _certificate(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=DAYS))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
 

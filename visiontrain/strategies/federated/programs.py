@@ -10,12 +10,16 @@ import time
 from pathlib import Path
 
 OTHERS = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
+PARENT = "VISIONTRAIN_PARENT"  # in the environment: who started a program
 LOOK_S = 1.0
 
 
 def end_with_parent() -> None:
-    """End this program when the one that started it has ended, however that was."""
-    parent = os.getppid()
+    """End this program when the one that started it has ended, however that was.
+
+    Its number is in the environment: it may have ended before this one looks.
+    """
+    parent = int(os.environ[PARENT])
 
     def watch() -> None:
         while os.getppid() == parent:

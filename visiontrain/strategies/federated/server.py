@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from visiontrain.core.errors import RankError, Stopped
-from visiontrain.core.interfaces import StateDict, Updatable, VisionModel
+from visiontrain.core.interfaces import Fitter, StateDict, Updatable, VisionModel
 from visiontrain.core.seed import generator
-from visiontrain.core.types import Batch, Loss, Place
+from visiontrain.core.types import Batch, Loss, Outcome, Place
 from visiontrain.data.loader import Step
 from visiontrain.strategies.base import NamedParts, Strategy, on_cpu
 from visiontrain.strategies.federated.algorithms import Scaffold, Update, algorithm_of
@@ -37,7 +37,8 @@ from visiontrain.strategies.remote import Remote
 from visiontrain.strategies.tensor_message import Bytes, RefusedError, number_of
 
 _tell = logging.getLogger(__name__).warning
-TRIES = 3  # of a round without any result
+TRIES = 3  # of a round without enough results
+HELLO_S = 600.0  # in which a client says whether it takes part
 OWN = "federated/"  # of names in a checkpoint
 NEW_ALGORITHM = "what the server remembered of earlier rounds is left out: another algorithm now"
 
@@ -67,6 +68,7 @@ class Server(Strategy):
         self.figures = Rounds()
         self._known: dict[int, bool] = {}  # clients, and whether they hold parts of their own
         self._there: Sequence[int] = ()  # those that can be reached
+        self._refused: set[int] = set()  # of those, who takes no part
         self._updates: Sequence[Update] = ()
         self._images = 0  # that were trained on in a round
         self._began = 0.0
@@ -108,6 +110,15 @@ class Server(Strategy):
         finally:
             self.engine.close()
 
+    def drive(self, fitter: Fitter) -> Outcome:
+        """Run the whole training; tell clients elsewhere when it is complete."""
+        with self.running():
+            outcome = fitter.fit()
+            if self.engine.joins and not outcome.exit_code:
+                over = write(schema_of({}, (), ()), {}, {}, {"kind": "over"})
+                self.engine.ask(dict.fromkeys(self._there, over), HELLO_S, len(self._there))
+            return outcome
+
     def steps(
         self,
         local: Callable[[], Iterator[Step]],
@@ -118,39 +129,64 @@ class Server(Strategy):
         del local, rests
         return blank()
 
+    @property
+    def _needed(self) -> int:
+        """Return how many results a round takes, at least where clients were told so."""
+        if not self.engine.joins:
+            return least_updates(self.config)
+        return self.config.min_fit or takers(self.config)
+
     def _meet(self, learner: Updatable) -> None:
-        """Learn who is there; where clients come and go, before every round.
+        """Learn who is there; where clients come and go, wait for as many as a round takes.
 
         Raises:
             RankError: nobody.
+            Stopped: this process was asked to stop.
         """
         if self._known and not self.engine.joins:
             return
-        seconds = self.config.timeout_s
-        self._there = self.engine.clients(0.0 if self._known else seconds)
-        new = [client for client in self._there if client not in self._known]
-        hello = self._message(learner, {"kind": "hello", "round": learner.step})
-        answers = self.engine.ask(dict.fromkeys(new, hello), seconds, len(new)) if new else {}
-        for client in new:
-            answer = answers.get(client, f"no answer in {seconds:g} s")
-            if isinstance(answer, str):
-                _tell(f"client {client}: left out: {answer}")
-                continue
-            self._known[client] = bool(read_meta(answer).get("has_state"))
-        if self.stopping():
-            raise Stopped
+        end, needed = time.monotonic() + self.config.timeout_s, self._needed
+        while True:
+            left = max(0.0, end - time.monotonic())
+            self._there = self.engine.clients(needed + len(self._refused), left)
+            self._greet(learner)
+            if self.stopping():
+                raise Stopped
+            able = [client for client in self._there if client in self._known]
+            if len(able) >= needed or not left or not self.engine.joins:
+                break
         if not self._known:
             raise RankError("strategy.clients: none can train; see the lines above")
+
+    def _greet(self, learner: Updatable) -> None:
+        """Ask those who came whether they take part; who does not is asked when it comes again."""
+        self._refused &= set(self._there)
+        new = [k for k in self._there if k not in self._known and k not in self._refused]
+        if not new:
+            return
+        hello = self._message(learner, {"kind": "hello", "round": learner.step})
+        seconds = min(HELLO_S, self.config.timeout_s)
+        answers = self.engine.ask(dict.fromkeys(new, hello), seconds, len(new))
+        for client in new:
+            answer = answers.get(client)
+            if answer is None:  # it is asked again
+                _tell(f"client {client}: left out: no answer in {seconds:g} s")
+                continue
+            if isinstance(answer, str):
+                _tell(f"client {client}: left out: {answer}")
+                self._refused.add(client)
+                continue
+            self._known[client] = bool(read_meta(answer).get("has_state"))
 
     # -- a round ------------------------------------------------------------------
 
     def forward_backward(self, learner: Updatable, micro_batches: Sequence[Batch]) -> Loss:
         """Let clients train; return the mean of their losses, and leave what they made."""
         del micro_batches
-        self._meet(learner)
         self._began, number = time.monotonic(), learner.step
-        least = least_updates(self.config)
+        least = self._needed
         for _ in range(TRIES):
+            self._meet(learner)
             chosen = self._chosen(learner.seed, number)
             answers = self._train(learner, chosen)
             if self.stopping():  # nothing is changed yet: whoever goes on asks again
@@ -160,7 +196,7 @@ class Server(Strategy):
                 break
             _tell(
                 f"round {number + 1}: {len(self._updates)} results of {len(chosen)} clients, "
-                f"{self.config.algorithm} takes {least}; asking again"
+                f"it takes {least}; asking again"
             )
         else:
             raise RankError(
@@ -276,8 +312,7 @@ class Server(Strategy):
 
     def _score(self, learner: Updatable) -> None:
         """Let every client score the new weights on images of its own."""
-        last = learner.step + 1 == self.config.rounds
-        meta = {"kind": "score", "round": learner.step + 1, "last": last}
+        meta = {"kind": "score", "round": learner.step + 1}
         later = self._message(learner, meta)
         first = self._message(learner, meta, whole=True) if self.shared.own else later
         asked = {k: later if self._known[k] else first for k in self._there if k in self._known}

@@ -88,8 +88,9 @@ class Simulation:
         except BaseException as error:  # noqa: BLE001 - the main thread raises it
             grids.put(error)
 
-    def clients(self, seconds: float) -> list[int]:
+    def clients(self, count: int, seconds: float) -> list[int]:
         """Return the clients' numbers."""
+        del count  # all of them start with it
         return self._clients.find(self._config.clients, seconds)
 
     def ask(self, messages: Mapping[int, Bytes], seconds: float, enough: int) -> dict[int, Answer]:

@@ -10,6 +10,7 @@ are let in when it is known who they may be: before, they would be told that the
 from __future__ import annotations
 
 import os
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from visiontrain.strategies.federated.programs import end_with_parent
 
 OPEN = "/v1/fleet"  # what clients call
 READY = "VISIONTRAIN_READY"  # in the environment: a file that is there when they may
+OPENED = "01"  # state of a connection, as the kernel writes it
 SOCKETS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))  # a line for each, with its user
 REFUSED = {403: b"only clients' calls are taken here\n", 503: b"not yet\n"}
 
@@ -53,25 +55,38 @@ def refusal(scope: Any) -> int | None:
         return None if Path(os.environ[READY]).exists() else 503
     if client is None or not ip_address(client[0]).is_loopback:
         return 403
-    return None if user_of(client[0], int(client[1])) in (None, os.getuid()) else 403
+    return None if user_of(client, scope["server"]) in (None, os.getuid()) else 403
 
 
-def user_of(host: str, port: int) -> int | None:
-    """Return the number of the user whose socket this is, -1 if there is no such socket.
+def user_of(near: tuple[str, int], far: tuple[str, int]) -> int | None:
+    """Return the number of the user whose end of an open connection this is, -1 if there is none.
 
     None where the system does not tell (elsewhere than on Linux).
+
+    Args:
+        near: that end's address and port.
+        far: those of the other end.
     """
     if not any(table.exists() for table in SOCKETS):
         return None
-    wanted = {named(ip_address(host).packed, port)}
-    if ip_address(host).version == 4:
-        wanted.add(named(bytes(10) + b"\xff\xff" + ip_address(host).packed, port))
+    wanted = [forms(*near), forms(*far), {OPENED}]
     for table in SOCKETS:
         for line in table.read_text().splitlines()[1:] if table.exists() else ():
             words = line.split()
-            if words[1] in wanted:
+            # A socket that its program has closed has no inode, and is said to be root's.
+            ends = all(word in some for word, some in zip(words[1:4], wanted, strict=True))
+            if ends and words[9] != "0":
                 return int(words[7])
     return -1
+
+
+def forms(host: str, port: int) -> set[str]:
+    """Return how the kernel may write an address: one of IPv4 is also seen in a socket of both."""
+    packed = ip_address(host).packed
+    found = {named(packed, port)}
+    if len(packed) == 4:
+        found.add(named(bytes(10) + b"\xff\xff" + packed, port))
+    return found
 
 
 def named(packed: bytes, port: int) -> str:
@@ -82,13 +97,16 @@ def named(packed: bytes, port: int) -> str:
 
 def main() -> None:
     """Run Flower's program with the door in it."""
+    end_with_parent()  # at once: imports take seconds
+    import uvicorn  # noqa: PLC0415
     from flwr.superlink import extensions  # noqa: PLC0415 - after the environment
     from flwr.superlink.cli import flower_superlink  # noqa: PLC0415
     from starlette.middleware import Middleware  # noqa: PLC0415
 
-    end_with_parent()
     before = extensions.get_middleware
     extensions.get_middleware = lambda: (Middleware(Door), *before())
+    # A header may not say where a call comes from: the door looks at that.
+    uvicorn.run = partial(uvicorn.run, proxy_headers=False)
     flower_superlink()
 
 
