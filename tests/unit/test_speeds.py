@@ -102,11 +102,36 @@ def test_sending_delays_stages_one_after_the_other_each_way():
 def test_pipelines_side_by_side_sum_their_stages():
     alone = play(orders("gpipe", 2, 2), [1, 1], [2, 2])
     slow = play(orders("gpipe", 2, 2), [1, 1], [2, 2], [(1, 1)])
-    staged = Staged("pipeline, gpipe", 2, alone, slow, sent=60.0, gradients=400)
+    staged = Staged("pipeline, gpipe", 2, alone, slow, sent=60.0, gradients=[400, 100])
     one, four = (speeds.pipeline(WORK, SLOW, devices, staged) for devices in (2, 8))
     assert one.seconds == pytest.approx(slow.seconds + 1)
     assert four.seconds == pytest.approx(one.seconds + all_reduce(SLOW, 4, 400))
     assert four.sent == 60 + 2 * 400 * 3 / 4
+
+
+@pytest.mark.parametrize(
+    ("per_node", "devices", "seconds"),
+    [
+        (8, 8, 2 * 3 * (600 / 4 / 1e6)),  # one machine: the largest stage, on its fast links
+        (4, 8, 2 * 3 * (0.1 + 1000 / 4 / 100)),  # both stages in every machine
+        (1, 8, 2 * 3 * (0.1 + 600 / 4 / 100)),  # one device a machine
+        (2, 2, 0.0),  # one pipeline
+    ],
+)
+def test_stages_of_one_machine_share_its_link(per_node, devices, seconds):
+    alone = play(orders("gpipe", 2, 2), [1, 1], [2, 2])
+    staged = Staged("pipeline, gpipe", 2, alone, alone, sent=60.0, gradients=[600, 400])
+    network = Network(LINK, Link("fast", 0.0, 1e6), per_node)
+    found = speeds.pipeline(WORK, network, devices, staged)
+    assert found.seconds == pytest.approx(alone.seconds + 1 + seconds)
+
+
+def test_a_machine_of_fewer_devices_than_stages_carries_those_that_stand_there():
+    alone = play(orders("gpipe", 3, 3), [1] * 3, [2] * 3)
+    staged = Staged("pipeline, gpipe", 3, alone, alone, sent=0.0, gradients=[100, 200, 400])
+    # Machines have stages 0 and 1, 2 and 0, 1 and 2.
+    found = speeds.pipeline(WORK, Network(LINK, LINK, 2), 6, staged)
+    assert found.slowest == pytest.approx(alone.seconds + 1 + 2 * (0.1 + 600 / 2 / 100))
 
 
 # -- published figures ------------------------------------------------------------------------

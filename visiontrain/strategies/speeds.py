@@ -7,6 +7,7 @@ that could. Each function says what travels and when.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from visiontrain.strategies.links import Network, all_reduce, pass_round
@@ -153,19 +154,22 @@ class Staged:
     alone: Timeline  # sending takes no time
     sending: Timeline  # with it, on the network in question
     sent: float  # bytes per step, by the process that sends most
-    gradients: int  # bytes of the process that has most
+    gradients: Sequence[int]  # bytes, of each process
 
 
 def pipeline(work: Work, network: Network, devices: int, staged: Staged) -> Speed:
     """Activations go from stage to stage, their gradients back, as `timeline.play` has it.
 
     Pipelines side by side sum each stage's gradients after the step: nothing of that hides.
+    Copies of a stage are `depth` devices apart. So on several machines every ring goes through
+    all that have a copy, and a machine's link carries the rings of all stages that stand there.
     `images_per_s` counts the images of all pipelines.
     """
     copies = devices // staged.depth
-    summing = all_reduce(network, copies, staged.gradients)
+    ring = Network(network.slowest(devices))
+    summing = all_reduce(ring, copies, _sharing_a_link(staged.gradients, network, devices))
     talking = staged.sending.seconds - staged.alone.seconds + summing
-    sent = staged.sent + 2 * staged.gradients * (copies - 1) / copies
+    sent = staged.sent + 2 * max(staged.gradients) * (copies - 1) / copies
     computing = staged.alone.seconds + work.rest
     costs = Costs(computing, talking, 0.0, sent)
     return speed(staged.name, network, devices, work, costs)
@@ -211,6 +215,15 @@ def federated(work: Work, network: Network, clients: int, steps: int) -> Speed:
     name = f"federated, {steps} steps a round"
     costs = Costs(work.seconds, talking, 0.0, sent)
     return speed(name, network, clients, work, costs)
+
+
+def _sharing_a_link(sizes: Sequence[int], network: Network, devices: int) -> int:
+    """Return the bytes of the stages whose rings share a link: a machine's, or a device's own."""
+    if devices <= network.per_node:
+        return max(sizes)
+    depth, each = len(sizes), network.per_node
+    machines = (range(begin, min(begin + each, devices)) for begin in range(0, devices, each))
+    return max(sum(sizes[n] for n in {rank % depth for rank in ranks}) for ranks in machines)
 
 
 def _buckets(size: int, bucket: int) -> int:

@@ -54,5 +54,5 @@ def staged_of(
         alone=play(plans, forward, backward),
         sending=play(plans, forward, backward, sending),
         sent=forecast.pipeline(facts, depth, schedule, first).sent,
-        gradients=max(held),
+        gradients=held,
     )
