@@ -98,7 +98,8 @@ def extrapolate(
         devices: that its batch is dealt to; a pipeline has as many stages.
         scale: what is asked.
         facts: of the run's blocks, where they were measured already.
-        step_s: seconds of a step of one device on its share, where that was measured elsewhere.
+        step_s: seconds of a step of one device on its share, where that was measured elsewhere:
+            all parts of a step here are brought to it.
 
     Raises:
         ConfigError: a link is none.
@@ -107,7 +108,9 @@ def extrapolate(
     networks = scale.networks()
     share = -(-run.batch // devices)
     facts = facts or facts_of(run)
-    work = work_of(run, facts, share, step_s)
+    work = work_of(run, facts, share)
+    if step_s is not None:
+        work = work.at(step_s)
     config = run.strategy if isinstance(run.strategy, Pipeline) else Pipeline()
     found = [
         known

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from visiontrain import extrapolation
 from visiontrain.core.errors import ConfigError
+from visiontrain.extrapolation import Scale, extrapolate
+from visiontrain.recipe import Run
 from visiontrain.strategies import speeds
+from visiontrain.strategies.forecast import Facts
 from visiontrain.strategies.links import Link, Network, all_reduce, link_of, pass_round
+from visiontrain.strategies.profile import BlockCost
 from visiontrain.strategies.speeds import Staged, Work
 from visiontrain.strategies.timeline import orders, play
 
@@ -132,6 +137,41 @@ def test_a_machine_of_fewer_devices_than_stages_carries_those_that_stand_there()
     # Machines have stages 0 and 1, 2 and 0, 1 and 2.
     found = speeds.pipeline(WORK, Network(LINK, LINK, 2), 6, staged)
     assert found.slowest == pytest.approx(alone.seconds + 1 + 2 * (0.1 + 600 / 2 / 100))
+
+
+# -- all modes of a training -----------------------------------------------------------------
+
+MEASURED = replace(WORK, low_rank_s=3.0)  # here
+BLOCKS = [
+    BlockCost(name, 1.0, 2.0, 8, 8, 0, kept=100, given=50, passed=50, passed_back=50)
+    for name in ("stem", "wide", "head")
+]
+FACTS = Facts(
+    costs=BLOCKS,
+    images=8,
+    loss=0,
+    image=3,
+    states=2.0,
+    average=False,
+    recompute=False,
+    batch=16,
+    accumulate=1,
+)
+
+
+def test_a_step_that_was_measured_elsewhere_scales_all_that_is_computed(monkeypatch):
+    monkeypatch.setattr(extrapolation, "work_of", lambda *_: MEASURED)
+    run, scale = Run(batch=16), Scale(["nvlink"], [2])
+    here, there = (
+        {known.mode: known for known in extrapolate(run, 2, scale, FACTS, step).speeds}
+        for step in (None, 0.6)
+    )
+    assert here["ddp, powersgd"].slowest == pytest.approx(6 + 3, rel=1e-3)
+    assert there["ddp, powersgd"].slowest == pytest.approx(0.6 + 0.3, rel=1e-3)
+    # Of a link that is too slow, backward passes hide 4 s of 6; loss and optimizer none.
+    slow = extrapolate(run, 2, Scale(["0.001kbit"], [2]), FACTS, 0.6).speeds
+    (ddp,) = [known for known in slow if known.mode == "ddp"]
+    assert ddp.slowest - ddp.fastest == pytest.approx(0.4)
 
 
 # -- published figures ------------------------------------------------------------------------

@@ -43,7 +43,10 @@ class Work:
         return self.forward + self.backward + self.rest
 
     def at(self, seconds: float) -> Work:
-        """Return the same where a step takes other time."""
+        """Return the same where a step takes other time: every part is as much longer or shorter.
+
+        A device that is faster at all of it is what that stands for.
+        """
         fit = seconds / self.seconds
         return replace(
             self,
