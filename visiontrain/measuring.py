@@ -118,6 +118,7 @@ def work_of(run: Run, facts: Facts, share: int) -> Work:
         images=share,
         gradients=sum(cost.trained for cost in facts.costs),
         weights=sum(cost.parameters for cost in facts.costs),
+        gathered=facts.gathered,
         message=sum(live[name].nbytes for name in shared(learner.model, ()).down),
         blocks=len(facts.costs),
         parts=run.accumulate,

@@ -22,7 +22,14 @@ from visiontrain.strategies.timeline import orders, play
 LINK = Link("slow", 0.1, 100.0)
 SLOW = Network(LINK)
 WORK = Work(
-    *(1.0, 4.0, 1.0), images=8, gradients=800, weights=1000, message=1200, blocks=3, low_rank=80
+    *(1.0, 4.0, 1.0),
+    images=8,
+    gradients=800,
+    weights=1000,
+    gathered=2000,
+    message=1200,
+    blocks=3,
+    low_rank=80,
 )
 
 
@@ -77,6 +84,8 @@ def test_sharding_gathers_twice_and_scatters_once():
     assert speeds.fsdp(WORK, SLOW, 4, gloo=True).sent == 3600 * 3 / 4
     parts = speeds.fsdp(replace(WORK, parts=2), SLOW, 4)
     assert parts.slowest == pytest.approx(6 + 3 * (15 * 0.1 + 12))
+    half = speeds.fsdp(replace(WORK, gathered=1000), SLOW, 4)
+    assert half.sent == 1800 * 3 / 4
 
 
 def test_servers_share_what_all_workers_want_at_once():
@@ -191,7 +200,7 @@ ROCE = Network(link_of("25gbit"), link_of("nvlink"), per_node=4)
 def work_of(seconds, backward, images, size):
     gradients = round(size * MILLION)
     rest = seconds - backward
-    return Work(rest, backward, 0.0, images, gradients, gradients, gradients, blocks=1)
+    return Work(rest, backward, 0.0, images, *[gradients] * 2, 2 * gradients, gradients, blocks=1)
 
 
 @pytest.mark.parametrize("model", HOROVOD)

@@ -32,6 +32,15 @@ class Facts:
     base: int = 0  # bytes of a process that has no model yet
     gather: float = 1.0  # bytes of gathered weights, over those of weights that are kept
 
+    @property
+    def gathered(self) -> float:
+        """Bytes of weights that fsdp gathers for both passes of a micro-batch.
+
+        Blocks that do not train have no backward pass.
+        """
+        both = sum(cost.parameters * (2 if cost.trained else 1) for cost in self.costs)
+        return self.gather * both
+
     def kept(self, cost: BlockCost) -> int:
         """Return what a block keeps of the measured images until its backward pass begins."""
         return cost.given if self.recompute else cost.kept
@@ -90,10 +99,8 @@ def ddp(facts: Facts, devices: int) -> Forecast:
 def fsdp(facts: Facts, devices: int) -> Forecast:
     """Shares of everything, and of the blocks at work all of it."""
     images = -(-facts.batch // (facts.accumulate * devices))
-    weights = sum(cost.parameters for cost in facts.costs)
     trained = sum(cost.trained for cost in facts.costs)
-    backward = sum(cost.parameters for cost in facts.costs if cost.trained)
-    sent = round(facts.accumulate * (weights + backward) * facts.gather) + trained
+    sent = round(facts.accumulate * facts.gathered) + trained
     need = _whole(facts, images, devices)
     return Forecast("fsdp", [need], ring_bytes(sent, devices))
 

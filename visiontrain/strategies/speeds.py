@@ -31,6 +31,7 @@ class Work:
     images: int  # of its share
     gradients: int  # bytes
     weights: int  # bytes
+    gathered: float  # bytes of weights that fsdp gathers for a micro-batch's two passes
     message: int  # bytes of what federated clients and servers send: weights and float buffers
     blocks: int  # that fsdp gathers one by one
     parts: int = 1  # micro-batches one after the other, each of which fsdp gathers weights for
@@ -136,11 +137,12 @@ def local_sgd(work: Work, network: Network, devices: int, every: int) -> Speed:
 def fsdp(work: Work, network: Network, devices: int, *, gloo: bool = False) -> Speed:
     """Weights are gathered for each block's two passes, gradients scattered (Zhao et al. 2023).
 
-    (W - 1) / W (2 A P + G) bytes, A being micro-batches, in 2 A + 1 collectives per block; the next
-    block's weights travel while one is computed, so all of both passes can hide it. On CPUs gloo
-    scatters by summing everywhere (torch 2.14.1, measured), which sends 2 G in place of G.
+    (W - 1) / W (A P + G) bytes, A being micro-batches and P what one gathers, twice the weights if
+    all train in their own format. In 2 A + 1 collectives per block; the next block's weights travel
+    while one is computed, so all of both passes can hide it. On CPUs gloo scatters by summing
+    everywhere (torch 2.14.1, measured), which sends 2 G in place of G.
     """
-    whole = 2 * work.parts * work.weights + (2 if gloo else 1) * work.gradients
+    whole = work.parts * work.gathered + (2 if gloo else 1) * work.gradients
     talking = pass_round(network, devices, whole, (2 * work.parts + 1) * work.blocks)
     hidden = min(talking, work.forward + work.backward)
     sent = whole * (devices - 1) / devices
