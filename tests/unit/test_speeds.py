@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from visiontrain import extrapolation
+from visiontrain import extrapolation, planning
 from visiontrain.core.errors import ConfigError
 from visiontrain.extrapolation import Scale, extrapolate
+from visiontrain.plan_config import PlanConfig
 from visiontrain.recipe import Run
-from visiontrain.strategies import speeds
+from visiontrain.strategies import forecast, speeds
+from visiontrain.strategies.config import Pipeline
 from visiontrain.strategies.forecast import Facts
 from visiontrain.strategies.links import Link, Network, all_reduce, link_of, pass_round
 from visiontrain.strategies.profile import BlockCost
@@ -116,7 +118,7 @@ def test_sending_delays_stages_one_after_the_other_each_way():
 def test_pipelines_side_by_side_sum_their_stages():
     alone = play(orders("gpipe", 2, 2), [1, 1], [2, 2])
     slow = play(orders("gpipe", 2, 2), [1, 1], [2, 2], [(1, 1)])
-    staged = Staged("pipeline, gpipe", 2, alone, slow, sent=60.0, gradients=[400, 100])
+    staged = Staged("pipeline, gpipe", 2, alone, slow, sent=60.0, summed=[800, 200])
     one, four = (speeds.pipeline(WORK, SLOW, devices, staged) for devices in (2, 8))
     assert one.seconds == pytest.approx(slow.seconds + 1)
     assert four.seconds == pytest.approx(one.seconds + all_reduce(SLOW, 4, 400))
@@ -134,7 +136,7 @@ def test_pipelines_side_by_side_sum_their_stages():
 )
 def test_stages_of_one_machine_share_its_link(per_node, devices, seconds):
     alone = play(orders("gpipe", 2, 2), [1, 1], [2, 2])
-    staged = Staged("pipeline, gpipe", 2, alone, alone, sent=60.0, gradients=[600, 400])
+    staged = Staged("pipeline, gpipe", 2, alone, alone, sent=60.0, summed=[1200, 800])
     network = Network(LINK, Link("fast", 0.0, 1e6), per_node)
     found = speeds.pipeline(WORK, network, devices, staged)
     assert found.seconds == pytest.approx(alone.seconds + 1 + seconds)
@@ -142,7 +144,7 @@ def test_stages_of_one_machine_share_its_link(per_node, devices, seconds):
 
 def test_a_machine_of_fewer_devices_than_stages_carries_those_that_stand_there():
     alone = play(orders("gpipe", 3, 3), [1] * 3, [2] * 3)
-    staged = Staged("pipeline, gpipe", 3, alone, alone, sent=0.0, gradients=[100, 200, 400])
+    staged = Staged("pipeline, gpipe", 3, alone, alone, sent=0.0, summed=[200, 400, 800])
     # Machines have stages 0 and 1, 2 and 0, 1 and 2.
     found = speeds.pipeline(WORK, Network(LINK, LINK, 2), 6, staged)
     assert found.slowest == pytest.approx(alone.seconds + 1 + 2 * (0.1 + 600 / 2 / 100))
@@ -181,6 +183,55 @@ def test_a_step_that_was_measured_elsewhere_scales_all_that_is_computed(monkeypa
     slow = extrapolate(run, 2, Scale(["0.001kbit"], [2]), FACTS, 0.6).speeds
     (ddp,) = [known for known in slow if known.mode == "ddp"]
     assert ddp.slowest - ddp.fastest == pytest.approx(0.4)
+
+
+def test_pipelines_that_share_gather_weights_and_scatter_gradients(monkeypatch):
+    monkeypatch.setattr(extrapolation, "work_of", lambda *_: replace(WORK, images=4))
+    facts = replace(FACTS, costs=[replace(BLOCKS[0], trained=0), *BLOCKS[1:]])
+    scale, found = Scale(["0.008kbit@10ms"], [4, 6]), {}  # a byte per second
+    for sharded in (False, True):
+        config = Pipeline(processes=4, data_parallel=2, stages=["head"], sharded=sharded)
+        told = extrapolate(Run(batch=16, strategy=config), 4, scale, facts).speeds
+        mine = [known for known in told if known.mode.startswith("pipeline")]
+        assert [known.devices for known in mine] == [4, 6]
+        found[sharded] = mine[0]
+        known = forecast.pipeline(facts, 4, "gpipe", [0, 2], 2, sharded=sharded)
+        assert mine[0].sent == known.sent
+    assert found[True].mode == "pipeline of 2, gpipe, sharded"
+    # The first stage: 16 bytes gathered and 8 scattered, or 8 both ways; half of it by each. Of two
+    # blocks each is gathered and scattered by itself.
+    more = (24 - 16) / 2 + (4 - 2) * 0.01
+    assert found[True].seconds - found[False].seconds == pytest.approx(more)
+
+
+@pytest.mark.parametrize(("mib", "cut"), [(28, "b"), (26, "c"), (17, None)])
+def test_the_pipeline_is_that_of_the_table_above(mib, cut, monkeypatch):
+    """Less memory moves the cut, and lets no pipeline be."""
+    monkeypatch.setattr(extrapolation, "work_of", lambda *_: replace(WORK, images=2))
+    weights = 2**20
+    costs = [
+        BlockCost(name, seconds, 2 * seconds, weights, weights, 0, weights, weights, passed, passed)
+        for name, seconds, passed in (("a", 9.0, 1), ("b", 1.0, 2), ("c", 1.0, 3), ("d", 1.0, 4))
+    ]
+    facts = replace(FACTS, costs=costs, images=1, image=0, average=True, batch=4, accumulate=4)
+    monkeypatch.setattr(planning, "facts_of", lambda _: facts)
+    config = PlanConfig(
+        batch=4,
+        accumulate=4,
+        devices=2,
+        links=["nvlink"],
+        counts=[2],
+        device="cpu",
+        strategy=Pipeline(kind="pipeline", memory=mib / 1024),
+    )
+    found = planning.plan(config)
+    known = [mode.known for mode in found.modes if mode.known.mode == "pipeline, gpipe"]
+    predicted = [known for known in found.speeds.speeds if known.mode == "pipeline of 2, gpipe"]
+    assert [list(each.stages) for each in known] == ([[cut]] if cut else [])
+    assert [each.sent for each in predicted] == [each.sent for each in known]
+    assert any(line.startswith("pipeline: strategy.memory: ") for line in found.left_out) != bool(
+        cut
+    )
 
 
 # -- published figures ------------------------------------------------------------------------

@@ -139,13 +139,20 @@ def pipeline(
         needs.append(staged(facts, flow, [(*bounds[s], line.held[s]) for s in mine]))
         crossed = sum(_crossing(parts, s, rank, schedule, depth) for s in mine)
         blocks = [cost for s in mine for cost in parts[s]]
-        summed = 2 * sum(cost.trained for cost in blocks)
-        if sharded:
-            summed = sum(round(c.parameters * facts.gather) + c.trained for c in blocks)
         travel = round(flow.micro * scale * crossed)
-        sent.append(travel + ring_bytes(summed, copies))
+        sent.append(travel + ring_bytes(summed(facts, blocks, sharded=sharded), copies))
     names = [facts.costs[place].name for place in first[1:]]
     return Forecast(f"pipeline, {schedule}", needs, max(sent), line.bubble, names)
+
+
+def summed(facts: Facts, blocks: Sequence[BlockCost], *, sharded: bool) -> int:
+    """Return the bytes that go round among pipelines side by side for a process's blocks.
+
+    A sum is a reduce-scatter and an all-gather; who shares gathers weights in place of gradients.
+    """
+    if sharded:
+        return sum(round(cost.parameters * facts.gather) + cost.trained for cost in blocks)
+    return 2 * sum(cost.trained for cost in blocks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,22 +159,25 @@ class Staged:
     alone: Timeline  # sending takes no time
     sending: Timeline  # with it, on the network in question
     sent: float  # bytes per step, by the process that sends most
-    gradients: Sequence[int]  # bytes, of each process
+    summed: Sequence[int]  # bytes of each process that go round: scattered, and gathered
+    times: int = 1  # scatters, and gathers, into which that is cut
 
 
 def pipeline(work: Work, network: Network, devices: int, staged: Staged) -> Speed:
     """Activations go from stage to stage, their gradients back, as `timeline.play` has it.
 
-    Pipelines side by side sum each stage's gradients after the step: nothing of that hides.
+    Pipelines side by side sum each stage's gradients after the step, or gather its weights before
+    and scatter its gradients where they share what they hold: nothing of that hides.
     Copies of a stage are `depth` devices apart. So on several machines every ring goes through
     all that have a copy, and a machine's link carries the rings of all stages that stand there.
     `images_per_s` counts the images of all pipelines.
     """
     copies = devices // staged.depth
     ring = Network(network.slowest(devices))
-    summing = all_reduce(ring, copies, _sharing_a_link(staged.gradients, network, devices))
+    size = _sharing_a_link(staged.summed, network, devices)
+    summing = pass_round(ring, copies, size, 2 * staged.times)
     talking = staged.sending.seconds - staged.alone.seconds + summing
-    sent = staged.sent + 2 * max(staged.gradients) * (copies - 1) / copies
+    sent = staged.sent + max(staged.summed) * (copies - 1) / copies
     computing = staged.alone.seconds + work.rest
     costs = Costs(computing, talking, 0.0, sent)
     return speed(staged.name, network, devices, work, costs)
