@@ -1,7 +1,6 @@
 """Predicted speeds: the formulas on round numbers, and published figures from their own inputs."""
 
 import json
-import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +9,13 @@ import pytest
 from visiontrain import extrapolation, planning
 from visiontrain.core.errors import ConfigError
 from visiontrain.extrapolation import Scale, extrapolate
+from visiontrain.models.config import ResNetTiny
+from visiontrain.models.registry import build_model
 from visiontrain.plan_config import PlanConfig
 from visiontrain.recipe import Run
-from visiontrain.strategies import forecast, speeds
+from visiontrain.strategies import forecast, low_rank, speeds
 from visiontrain.strategies.config import Pipeline
+from visiontrain.strategies.federated.messages import shared
 from visiontrain.strategies.forecast import Facts
 from visiontrain.strategies.links import Link, Network, all_reduce, link_of, pass_round
 from visiontrain.strategies.profile import BlockCost
@@ -284,20 +286,10 @@ def test_imagenet_in_an_hours_figure_is_met_within_15_percent():
 # -- measured here ----------------------------------------------------------------------------
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
-LOOPBACK = Network(Link("loopback", 1e-4, 1e9))
 
 
 def lines_of(name):
     return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
-
-
-def test_two_processes_here_keep_the_speed_that_is_predicted():
-    """tools/scaling: yolo_n (7.75 MB), 16 images each; two processes over two that train alone."""
-    *rounds, found = lines_of("scaling.jsonl")
-    step = 2 * 16 / statistics.median(r["independent"] for r in rounds)
-    known = speeds.ddp(work_of(step, 2 / 3 * step, 16, 7.75 / 4), LOOPBACK, 2)
-    assert known.efficiency == pytest.approx(found["together"], rel=0.05)
-    assert 1 - known.efficiency == pytest.approx(found["communication"], abs=0.01)
 
 
 def test_a_pipeline_here_is_as_fast_as_is_predicted_of_equal_stages():
@@ -309,12 +301,29 @@ def test_a_pipeline_here_is_as_fast_as_is_predicted_of_equal_stages():
     assert 8 * 6 / line.seconds == pytest.approx(found, rel=0.15)
 
 
-def test_modes_on_a_slow_link_were_in_the_order_and_near_the_times_that_are_predicted():
-    """tools/slow_link on 10 Mbit/s."""
-    rows = lines_of("links.jsonl")
-    assert {"ddp", "powersgd", "sync_every=20", "federated"} <= {row["mode"] for row in rows}
-    for row in rows:
-        assert row["predicted_s"] == pytest.approx(row["measured_s"], rel=0.25), row["mode"]
-        assert row["predicted_bytes"] == pytest.approx(row["bytes"], rel=0.001)
-    by = [sorted(rows, key=lambda row: row[key]) for key in ("predicted_s", "measured_s")]
-    assert by[0] == by[1]
+def test_modes_on_a_slow_link_send_and_take_what_is_predicted_of_their_link(monkeypatch):
+    """tools/slow_link on 10 Mbit/s: its measured link and step, the model's bytes."""
+    model = build_model(ResNetTiny(widths=[16, 128, 448], norm="group"), 10, "classify")
+    monkeypatch.setattr(low_rank, "ROUNDS", 1)  # only bytes are asked for
+    size = sum(p.nbytes for p in model.parameters())
+    message = sum(model.state_dict()[n].nbytes for n in shared(model, ()).down)
+    low = low_rank.low_rank(model, 2).size
+    rows = {row["mode"]: row for row in lines_of("links.jsonl")}
+    assert rows.keys() == {"ddp", "powersgd", "sync_every=20", "federated"}
+    for mode, row in rows.items():
+        network = Network(Link("measured", row["latency_s"], row["bytes_per_s"]))
+        # How a step divides is not in the rows: a backward pass may hide what it can, or nothing.
+        step = row["alone_s"]
+        work = Work(0.0, step, 0.0, 2, size, size, 2 * size, message, blocks=1, low_rank=low)
+        known = {
+            "ddp": speeds.ddp(work, network, 2),
+            "powersgd": speeds.powersgd(work, network, 2),
+            "sync_every=20": speeds.local_sgd(work, network, 2, 20),
+            "federated": speeds.federated(work, network, 2, 20),
+        }[mode]
+        assert known.sent == pytest.approx(row["bytes"], rel=1e-3), mode
+        # Nor is what powersgd computes, which was a quarter of a step.
+        seconds = known.seconds + (step / 4 if mode == "powersgd" else 0)
+        assert seconds == pytest.approx(row["measured_s"], rel=0.15), mode
+        if mode in ("sync_every=20", "federated"):  # nothing is unknown
+            assert seconds == pytest.approx(row["predicted_s"], rel=1e-3)
