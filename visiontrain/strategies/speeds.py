@@ -18,7 +18,7 @@ from visiontrain.strategies.timeline import Timeline
 OVERLAP = 0.5
 BUCKET = 25 * 2**20  # bytes that torch's DDP sums at once
 EVERY = 20  # steps between meetings of local SGD, and of a federated client in a round
-PER_SERVER = 8  # workers for which there is a parameter server, unless it is said
+PER_SERVER = 8  # workers for which there is a parameter server
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +183,10 @@ def pipeline(work: Work, network: Network, devices: int, staged: Staged) -> Spee
     return speed(staged.name, network, devices, work, costs)
 
 
-def parameter_server(
-    work: Work, network: Network, workers: int, servers: int | None = None
-) -> Speed:
+def parameter_server(work: Work, network: Network, workers: int) -> Speed:
     """Workers read all weights, then push all gradients, each step (bsp; Li et al. 2014).
 
-    A server's link carries W / N of P and of G, a worker's all of P and of G; whichever takes
+    There is a server for every eight of them. A server's link carries W / N of P and of G, a worker's all of P and of G; whichever takes
     longer counts. Reading comes before the forward pass and pushing after the backward pass, so
     nothing hides.
 
@@ -196,13 +194,11 @@ def parameter_server(
         work: of one worker.
         network: where each server has a link of its own.
         workers: W, which are what is counted as devices.
-        servers: N; default: one for every eight workers.
     """
-    name = "parameter_server, 1:8" if servers is None else f"parameter_server, {servers}"
-    servers = servers or -(-workers // PER_SERVER)
-    link, crowd = network.slowest(workers), max(1.0, workers / servers)
+    link, crowd = network.slowest(workers), workers / -(-workers // PER_SERVER)
     talking = link.seconds(crowd * work.weights) + link.seconds(crowd * work.gradients)
-    costs = Costs(work.seconds, talking, 0.0, workers / servers * work.weights)
+    costs = Costs(work.seconds, talking, 0.0, crowd * work.weights)
+    name = f"parameter_server, 1:{PER_SERVER}"
     return speed(name, network, workers, work, costs)
 
 
