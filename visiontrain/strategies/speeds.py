@@ -186,9 +186,9 @@ def pipeline(work: Work, network: Network, devices: int, staged: Staged) -> Spee
 def parameter_server(work: Work, network: Network, workers: int) -> Speed:
     """Workers read all weights, then push all gradients, each step (bsp; Li et al. 2014).
 
-    There is a server for every eight of them. A server's link carries W / N of P and of G, a worker's all of P and of G; whichever takes
-    longer counts. Reading comes before the forward pass and pushing after the backward pass, so
-    nothing hides.
+    There is a server for every eight of them. A server's link carries W / N of P and of G, and a
+    worker's all of P and of G, which is never longer. Reading comes before the forward pass and
+    pushing after the backward pass, so nothing hides.
 
     Args:
         work: of one worker.
