@@ -9,7 +9,6 @@ from typing import Any
 from visiontrain.core.errors import ConfigError
 from visiontrain.measuring import facts_of, work_of
 from visiontrain.recipe import Run
-from visiontrain.staging import cheapest
 from visiontrain.strategies import speeds
 from visiontrain.strategies.config import Pipeline
 from visiontrain.strategies.cuts import starts
@@ -94,11 +93,12 @@ def extrapolate(
     """Measure a step of one device, and predict every mode on many with as large shares.
 
     Args:
-        run: the training; a pipeline's own keys count where it is one.
-        devices: that its batch is dealt to; a pipeline has as many stages.
+        run: the training; pipelines are predicted if it is one, with its stages named.
+        devices: that its batch is dealt to, of all pipelines together.
         scale: what is asked.
         facts: of the run's blocks, where they were measured already.
-        step_s: seconds of a step of one device on its share, where that was measured elsewhere.
+        step_s: seconds of a step of one device on its share, where that was measured elsewhere:
+            all parts of a step here are brought to it.
 
     Raises:
         ConfigError: a link is none.
@@ -107,16 +107,15 @@ def extrapolate(
     networks = scale.networks()
     share = -(-run.batch // devices)
     facts = facts or facts_of(run)
-    work = work_of(run, facts, share, step_s)
-    config = run.strategy if isinstance(run.strategy, Pipeline) else Pipeline()
-    found = [
-        known
-        for network in networks
-        for known in (
-            *_data_parallel(work, network, scale.counts),
-            *_pipelines(work, network, scale.counts, facts, (devices, config)),
-        )
-    ]
+    work = work_of(run, facts, share)
+    if step_s is not None:
+        work = work.at(step_s)
+    found = []
+    for network in networks:
+        found += _data_parallel(work, network, scale.counts)
+        if isinstance(run.strategy, Pipeline):
+            depth = devices // run.strategy.data_parallel
+            found += _pipelines(work, network, scale.counts, facts, (depth, run.strategy))
     here = step_s is None
     return Extrapolation(share, work.seconds, here, scale.per_node, found)
 
@@ -136,20 +135,16 @@ def _pipelines(
     cut: tuple[int, Pipeline],
 ) -> Iterator[Speed]:
     """Predict pipelines side by side, on counts that are multiples of their depth."""
-    devices, config = cut
-    depth = max(1, devices // config.data_parallel)
+    depth, config = cut
     stages = PER_PROCESS[config.schedule] * depth
-    names = [cost.name for cost in facts.costs]
-    if depth < 2 or stages > len(names):
-        return
-    if config.stages == "auto":
-        first = cheapest(facts.costs, stages)
-        assert first is not None  # any stage may be
-    else:
-        first = starts(names, config.stages, stages)
-    staged = staged_of(facts, work, network, depth, config.schedule, first)
+    assert config.stages != "auto"
+    first = starts([cost.name for cost in facts.costs], config.stages, stages)
     for count in counts:
         if count % depth == 0:
+            # Some pipeline stands on two machines if those have no room for whole ones.
+            whole = count <= network.per_node or network.per_node % depth == 0
+            inside = network if whole else Network(network.between)
+            staged = staged_of(facts, work, inside, depth, config, first)
             yield speeds.pipeline(work, network, count, staged)
 
 

@@ -84,7 +84,7 @@ def loss_bytes(learner: Learner, batch: Batch) -> int:
     return live.peak
 
 
-def work_of(run: Run, facts: Facts, share: int, step_s: float | None = None) -> Work:
+def work_of(run: Run, facts: Facts, share: int) -> Work:
     """Measure a step of one device on its share of a batch, and what modes would send of it.
 
     The step is that of training, loading included; the median of five, but for the first.
@@ -93,7 +93,6 @@ def work_of(run: Run, facts: Facts, share: int, step_s: float | None = None) -> 
         run: the training, in any mode.
         facts: of its blocks: how a step divides into forward and backward pass.
         share: images of one device.
-        step_s: seconds of a step, where that was measured elsewhere.
     """
     alone = {"strategy": Single(), "batch": share}
     place = Place(devices(run.device)[0], 0, 1)
@@ -102,14 +101,11 @@ def work_of(run: Run, facts: Facts, share: int, step_s: float | None = None) -> 
     scale = share / facts.images
     forward = scale * sum(cost.forward for cost in facts.costs)
     backward = scale * sum(cost.backward for cost in facts.costs)
-    if step_s is None:
-        times, began = [], time.perf_counter()
-        while len(times) < 2 or (len(times) <= STEPS and time.perf_counter() - began < SECONDS):
-            times.append(timed_step(learner, steps))
-        step_s = statistics.median(times[1:])
-        rest = step_s - forward - backward
-    else:
-        rest = 0.0
+    times, began = [], time.perf_counter()
+    while len(times) < 2 or (len(times) <= STEPS and time.perf_counter() - began < SECONDS):
+        times.append(timed_step(learner, steps))
+    step_s = statistics.median(times[1:])
+    rest = step_s - forward - backward
     if rest <= 0:  # blocks one by one took longer than all at once
         fit = step_s / (forward + backward)
         forward, backward, rest = fit * forward, fit * backward, 0.0
@@ -122,6 +118,7 @@ def work_of(run: Run, facts: Facts, share: int, step_s: float | None = None) -> 
         images=share,
         gradients=sum(cost.trained for cost in facts.costs),
         weights=sum(cost.parameters for cost in facts.costs),
+        gathered=facts.gathered,
         message=sum(live[name].nbytes for name in shared(learner.model, ()).down),
         blocks=len(facts.costs),
         parts=run.accumulate,

@@ -30,7 +30,9 @@ class PlanConfig(Run):
         1, ge=1, description="for links: devices of a machine, which NVLink joins"
     )
     step_s: float | None = Field(
-        None, gt=0, description="for links: seconds of a device's step; default: measured here"
+        None,
+        gt=0,
+        description="for links: seconds of a step elsewhere, parted as one here; default: as here",
     )
 
 

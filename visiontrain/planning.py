@@ -155,6 +155,8 @@ def plan(config: PlanConfig) -> Plan:
     scale = _scale(config)
     facts = facts_of(run)
     device = devices(run.device)[0]
+    # Speeds are predicted of the pipeline that is counted here, if there is one.
+    staged = run.model_copy(update={"strategy": Single()})
     modes, left_out = [], []
     for mode in modes_of(run, count):
         here = run.model_copy(update={"strategy": mode})
@@ -164,6 +166,8 @@ def plan(config: PlanConfig) -> Plan:
             check_values(here)
             check_group(here)
             known, mode_here = foretold(here, facts)
+            if isinstance(mode_here, Pipeline):
+                staged = run.model_copy(update={"strategy": mode_here})
         except VisiontrainError as error:
             left_out.append(f"{mode.kind}: {error}")
             continue
@@ -176,7 +180,7 @@ def plan(config: PlanConfig) -> Plan:
     parts = f" in {run.accumulate} parts" if run.accumulate > 1 else ""
     precision = resolve(run.precision, device)
     title = f"{run.model.kind}, {run.imgsz} px, batch {run.batch}{parts}, {precision}"
-    found = extrapolate(run, count, scale, facts, config.step_s) if scale else None
+    found = extrapolate(staged, count, scale, facts, config.step_s) if scale else None
     return Plan(title, count, config.memory, modes, left_out, found)
 
 

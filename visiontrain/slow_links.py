@@ -236,7 +236,7 @@ def predicted(name: str, facts: Facts, work: Work, network: Network) -> Speed:
     """Predict a mode on both ends."""
     if name == "pipeline":
         first = cheapest(facts.costs, ENDS) or [0]
-        staged = staged_of(facts, work, network, ENDS, "gpipe", first)
+        staged = staged_of(facts, work, network, ENDS, Pipeline(), first)
         return speeds.pipeline(work, network, ENDS, staged)
     if name == "powersgd":
         return speeds.powersgd(work, network, ENDS)

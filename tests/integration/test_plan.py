@@ -63,6 +63,17 @@ def test_modes_that_cannot_train_are_left_out(capsys):
     assert "yes" in out
 
 
+def test_sharded_bytes_are_the_same_in_both_tables(capsys):
+    """In lower precision, in parts, and of a model that trains in part."""
+    words = ["precision=bf16", "accumulate=2", "freeze=1", "links=10mbit", "counts=[2]", "--json"]
+    code, out, _ = table(capsys, *words)
+    assert code == 0
+    told = json.loads(out)
+    (known,) = [mode for mode in told["modes"] if mode["mode"] == "fsdp"]
+    (found,) = [speed for speed in told["predicted"]["speeds"] if speed["mode"] == "fsdp"]
+    assert found["sent"] == pytest.approx(known["sent"], abs=1)  # of half a byte
+
+
 def test_speeds_are_predicted_on_links_that_are_given(capsys):
     words = ["links=10mbit,100gbit", "counts=[2,4]", "step_s=0.5", "--json"]
     code, out, _ = table(capsys, *words)

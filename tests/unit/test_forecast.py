@@ -114,6 +114,12 @@ def test_half_precision_halves_what_is_gathered():
     assert (whole.sent, half.sent) == (3 * WEIGHTS * 3 // 4, 2 * WEIGHTS * 3 // 4)
 
 
+def test_blocks_that_do_not_train_are_gathered_once():
+    frozen = replace(FACTS, costs=[replace(STEM, trained=0), WIDE, HEAD], gather=0.5)
+    assert frozen.gathered == (8 + 2 * 80 + 2 * 40) / 2
+    assert fsdp(replace(frozen, accumulate=2), 4).sent == (2 * 124 + 120) * 3 // 4
+
+
 def test_what_does_not_fit_is_told():
     known = single(FACTS)
     need = known.needs[0].resident

@@ -32,6 +32,15 @@ class Facts:
     base: int = 0  # bytes of a process that has no model yet
     gather: float = 1.0  # bytes of gathered weights, over those of weights that are kept
 
+    @property
+    def gathered(self) -> float:
+        """Bytes of weights that fsdp gathers for both passes of a micro-batch.
+
+        Blocks that do not train have no backward pass.
+        """
+        both = sum(cost.parameters * (2 if cost.trained else 1) for cost in self.costs)
+        return self.gather * both
+
     def kept(self, cost: BlockCost) -> int:
         """Return what a block keeps of the measured images until its backward pass begins."""
         return cost.given if self.recompute else cost.kept
@@ -90,10 +99,8 @@ def ddp(facts: Facts, devices: int) -> Forecast:
 def fsdp(facts: Facts, devices: int) -> Forecast:
     """Shares of everything, and of the blocks at work all of it."""
     images = -(-facts.batch // (facts.accumulate * devices))
-    weights = sum(cost.parameters for cost in facts.costs)
     trained = sum(cost.trained for cost in facts.costs)
-    backward = sum(cost.parameters for cost in facts.costs if cost.trained)
-    sent = round(facts.accumulate * (weights + backward) * facts.gather) + trained
+    sent = round(facts.accumulate * facts.gathered) + trained
     need = _whole(facts, images, devices)
     return Forecast("fsdp", [need], ring_bytes(sent, devices))
 
@@ -132,13 +139,20 @@ def pipeline(
         needs.append(staged(facts, flow, [(*bounds[s], line.held[s]) for s in mine]))
         crossed = sum(_crossing(parts, s, rank, schedule, depth) for s in mine)
         blocks = [cost for s in mine for cost in parts[s]]
-        summed = 2 * sum(cost.trained for cost in blocks)
-        if sharded:
-            summed = sum(round(c.parameters * facts.gather) + c.trained for c in blocks)
         travel = round(flow.micro * scale * crossed)
-        sent.append(travel + ring_bytes(summed, copies))
+        sent.append(travel + ring_bytes(summed(facts, blocks, sharded=sharded), copies))
     names = [facts.costs[place].name for place in first[1:]]
     return Forecast(f"pipeline, {schedule}", needs, max(sent), line.bubble, names)
+
+
+def summed(facts: Facts, blocks: Sequence[BlockCost], *, sharded: bool) -> int:
+    """Return the bytes that go round among pipelines side by side for a process's blocks.
+
+    A sum is a reduce-scatter and an all-gather; who shares gathers weights in place of gradients.
+    """
+    if sharded:
+        return sum(round(cost.parameters * facts.gather) + cost.trained for cost in blocks)
+    return 2 * sum(cost.trained for cost in blocks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,10 +44,6 @@ class Network:
         """Return what a ring over so many devices waits for."""
         return self.within if self.within and devices <= self.per_node else self.between
 
-    def machines(self, devices: int) -> int:
-        """Return how many machines so many devices are."""
-        return -(-devices // self.per_node)
-
 
 NVLINK = Link("nvlink", LATENCY_NVLINK, RATE_NVLINK)
 

@@ -7,6 +7,7 @@ that could. Each function says what travels and when.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from visiontrain.strategies.links import Network, all_reduce, pass_round
@@ -17,7 +18,7 @@ from visiontrain.strategies.timeline import Timeline
 OVERLAP = 0.5
 BUCKET = 25 * 2**20  # bytes that torch's DDP sums at once
 EVERY = 20  # steps between meetings of local SGD, and of a federated client in a round
-PER_SERVER = 8  # workers for which there is a parameter server, unless it is said
+PER_SERVER = 8  # workers for which there is a parameter server
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Work:
     images: int  # of its share
     gradients: int  # bytes
     weights: int  # bytes
+    gathered: float  # bytes of weights that fsdp gathers for a micro-batch's two passes
     message: int  # bytes of what federated clients and servers send: weights and float buffers
     blocks: int  # that fsdp gathers one by one
     parts: int = 1  # micro-batches one after the other, each of which fsdp gathers weights for
@@ -42,7 +44,10 @@ class Work:
         return self.forward + self.backward + self.rest
 
     def at(self, seconds: float) -> Work:
-        """Return the same where a step takes other time."""
+        """Return the same where a step takes other time: every part is as much longer or shorter.
+
+        A device that is faster at all of it is what that stands for.
+        """
         fit = seconds / self.seconds
         return replace(
             self,
@@ -132,11 +137,12 @@ def local_sgd(work: Work, network: Network, devices: int, every: int) -> Speed:
 def fsdp(work: Work, network: Network, devices: int, *, gloo: bool = False) -> Speed:
     """Weights are gathered for each block's two passes, gradients scattered (Zhao et al. 2023).
 
-    (W - 1) / W (2 A P + G) bytes, A being micro-batches, in 2 A + 1 collectives per block; the next
-    block's weights travel while one is computed, so all of both passes can hide it. On CPUs gloo
-    scatters by summing everywhere (torch 2.14.1, measured), which sends 2 G in place of G.
+    (W - 1) / W (A P + G) bytes, A being micro-batches and P what one gathers, twice the weights if
+    all train in their own format. In 2 A + 1 collectives per block; the next block's weights travel
+    while one is computed, so all of both passes can hide it. On CPUs gloo scatters by summing
+    everywhere (torch 2.14.1, measured), which sends 2 G in place of G.
     """
-    whole = 2 * work.parts * work.weights + (2 if gloo else 1) * work.gradients
+    whole = work.parts * work.gathered + (2 if gloo else 1) * work.gradients
     talking = pass_round(network, devices, whole, (2 * work.parts + 1) * work.blocks)
     hidden = min(talking, work.forward + work.backward)
     sent = whole * (devices - 1) / devices
@@ -153,44 +159,46 @@ class Staged:
     alone: Timeline  # sending takes no time
     sending: Timeline  # with it, on the network in question
     sent: float  # bytes per step, by the process that sends most
-    gradients: int  # bytes of the process that has most
+    summed: Sequence[int]  # bytes of each process that go round: scattered, and gathered
+    times: int = 1  # scatters, and gathers, into which that is cut
 
 
 def pipeline(work: Work, network: Network, devices: int, staged: Staged) -> Speed:
     """Activations go from stage to stage, their gradients back, as `timeline.play` has it.
 
-    Pipelines side by side sum each stage's gradients after the step: nothing of that hides.
+    Pipelines side by side sum each stage's gradients after the step, or gather its weights before
+    and scatter its gradients where they share what they hold: nothing of that hides.
+    Copies of a stage are `depth` devices apart. So on several machines every ring goes through
+    all that have a copy, and a machine's link carries the rings of all stages that stand there.
     `images_per_s` counts the images of all pipelines.
     """
     copies = devices // staged.depth
-    summing = all_reduce(network, copies, staged.gradients)
+    ring = Network(network.slowest(devices))
+    size = _sharing_a_link(staged.summed, network, devices)
+    summing = pass_round(ring, copies, size, 2 * staged.times)
     talking = staged.sending.seconds - staged.alone.seconds + summing
-    sent = staged.sent + 2 * staged.gradients * (copies - 1) / copies
+    sent = staged.sent + max(staged.summed) * (copies - 1) / copies
     computing = staged.alone.seconds + work.rest
     costs = Costs(computing, talking, 0.0, sent)
     return speed(staged.name, network, devices, work, costs)
 
 
-def parameter_server(
-    work: Work, network: Network, workers: int, servers: int | None = None
-) -> Speed:
+def parameter_server(work: Work, network: Network, workers: int) -> Speed:
     """Workers read all weights, then push all gradients, each step (bsp; Li et al. 2014).
 
-    A server's link carries W / N of P and of G, a worker's all of P and of G; whichever takes
-    longer counts. Reading comes before the forward pass and pushing after the backward pass, so
-    nothing hides.
+    There is a server for every eight of them. A server's link carries W / N of P and of G, and a
+    worker's all of P and of G, which is never longer. Reading comes before the forward pass and
+    pushing after the backward pass, so nothing hides.
 
     Args:
         work: of one worker.
         network: where each server has a link of its own.
         workers: W, which are what is counted as devices.
-        servers: N; default: one for every eight workers.
     """
-    name = "parameter_server, 1:8" if servers is None else f"parameter_server, {servers}"
-    servers = servers or -(-workers // PER_SERVER)
-    link, crowd = network.slowest(workers), max(1.0, workers / servers)
+    link, crowd = network.slowest(workers), workers / -(-workers // PER_SERVER)
     talking = link.seconds(crowd * work.weights) + link.seconds(crowd * work.gradients)
-    costs = Costs(work.seconds, talking, 0.0, workers / servers * work.weights)
+    costs = Costs(work.seconds, talking, 0.0, crowd * work.weights)
+    name = f"parameter_server, 1:{PER_SERVER}"
     return speed(name, network, workers, work, costs)
 
 
@@ -211,6 +219,15 @@ def federated(work: Work, network: Network, clients: int, steps: int) -> Speed:
     name = f"federated, {steps} steps a round"
     costs = Costs(work.seconds, talking, 0.0, sent)
     return speed(name, network, clients, work, costs)
+
+
+def _sharing_a_link(sizes: Sequence[int], network: Network, devices: int) -> int:
+    """Return the bytes of the stages whose rings share a link: a machine's, or a device's own."""
+    if devices <= network.per_node:
+        return max(sizes)
+    depth, each = len(sizes), network.per_node
+    machines = (range(begin, min(begin + each, devices)) for begin in range(0, devices, each))
+    return max(sum(sizes[n] for n in {rank % depth for rank in ranks}) for ranks in machines)
 
 
 def _buckets(size: int, bucket: int) -> int:

@@ -7,15 +7,17 @@ from dataclasses import replace
 from itertools import pairwise
 
 from visiontrain.strategies import forecast
+from visiontrain.strategies.config import Pipeline
 from visiontrain.strategies.forecast import Facts, flow_of
 from visiontrain.strategies.links import Network
+from visiontrain.strategies.profile import BlockCost
 from visiontrain.strategies.speeds import Staged, Work
 from visiontrain.strategies.stage import owner
 from visiontrain.strategies.timeline import orders, play
 
 
 def staged_of(
-    facts: Facts, work: Work, network: Network, depth: int, schedule: str, first: Sequence[int]
+    facts: Facts, work: Work, network: Network, depth: int, config: Pipeline, first: Sequence[int]
 ) -> Staged:
     """Play a step of one pipeline of `depth` processes.
 
@@ -25,9 +27,10 @@ def staged_of(
             pipeline's batch is `depth` shares.
         network: what it runs on.
         depth: processes.
-        schedule: as `strategy.schedule`.
+        config: its schedule, and whether pipelines side by side share what they hold.
         first: the first block of each stage.
     """
+    schedule, sharded = config.schedule, config.sharded
     facts = replace(facts, batch=depth * work.images)
     flow = flow_of(facts, schedule, depth, 1, sharded=False)
     bounds = list(pairwise([*first, len(facts.costs)]))
@@ -45,14 +48,15 @@ def staged_of(
         for stage, part in enumerate(parts[:-1])
     ]
     plans = orders(schedule, depth, flow.micro)
-    held = [0] * depth
+    mine: list[list[BlockCost]] = [[] for _ in range(depth)]
     for stage, part in enumerate(parts):
-        held[owner(stage, schedule, depth)] += sum(cost.trained for cost in part)
+        mine[owner(stage, schedule, depth)] += part
     return Staged(
-        name=f"pipeline of {depth}, {schedule}",
+        name=f"pipeline of {depth}, {schedule}{', sharded' if sharded else ''}",
         depth=depth,
         alone=play(plans, forward, backward),
         sending=play(plans, forward, backward, sending),
         sent=forecast.pipeline(facts, depth, schedule, first).sent,
-        gradients=max(held),
+        summed=[forecast.summed(facts, blocks, sharded=sharded) for blocks in mine],
+        times=max(map(len, mine)) if sharded else 1,
     )
