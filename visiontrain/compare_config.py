@@ -185,16 +185,16 @@ def _varied(entry: Mapping[str, Any], shared: Tree) -> Mode:
     own = tree.pop("strategy", {})
     mode = _mode({"kind": own.get("kind", "single"), **own}, shared)
     if name is None:
-        words = "+".join(f"{key}={_text(value)}" for key, value in _flat(tree))
+        words = "+".join(f"{key}={_text(value)}" for key, value in flat(tree))
         name = "-".join(part for part in (mode.name if own else "", words) if part) or mode.name
     return replace(mode, name=_plain(str(name)), keys=tree)
 
 
-def _flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted keys and their values."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{key}.")
+            yield from flat(value, f"{before}{key}.")
         else:
             yield before + key, value
 

@@ -64,8 +64,10 @@ def compare(config: CompareConfig, say: Say) -> Comparison:
         halting() as stopped,
         tempfile.TemporaryDirectory(prefix="visiontrain-") as controls,
     ):
+        series = Series(config, folder, Path(controls), stopped, say)
+        series.refuse_changed(entries)
         _write_asked(folder, asked)
-        return run_all(Series(config, folder, Path(controls), stopped, say), entries)
+        return run_all(series, entries)
 
 
 def below(given: Tree) -> Mapping[str, Any]:

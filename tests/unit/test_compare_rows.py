@@ -213,3 +213,26 @@ def test_a_finished_run_is_known_by_its_config_wherever_it_lies(tmp_path):
     assert not series.same_config(folder, config_text(other))
     folder.write_metrics({"config_sha256": "of an earlier config"})
     assert not series.same_config(folder, config_text(run))
+
+
+def test_weights_are_not_taken_for_those_of_another_config(tmp_path):
+    def again(**keys):
+        config = asked(strategies=["single", "pipeline"], **keys)
+        entries = planned(config)
+        folder = RunFolder(tmp_path)
+        return series.Series(config, folder, tmp_path, lambda: 0, lambda _: None), entries
+
+    first, entries = again()
+    for entry in entries:
+        (job,) = entry.jobs
+        folder = first.folder_of(job.name)
+        folder.path.mkdir()
+        folder.config.write_text(config_text(job.run))
+        folder.write_metrics({"config_sha256": config_sha256(job.run)})
+    for same in ({}, {"epochs": 3, "patience": 5, "data.workers": 1, "strategy.timeout_s": 60.0}):
+        later, more = again(**same)
+        later.refuse_changed(more)
+    later, more = again(**{"optim.lr": 0.5})
+    with pytest.raises(ConfigError, match=r"optim.lr: 0.5, .*single was trained with .*out="):
+        later.refuse_changed(more)
+    assert "optim.lr" in (later.row(more[0], control=True, seconds=None).error or "")
