@@ -132,7 +132,7 @@ def _line(row: Row, scores: Sequence[str], *, many: bool) -> list[Cell | str]:
 
 
 def _noise(row: Row) -> Cell:
-    """Tell whether a difference is larger than chance allows, and what that is."""
+    """Tell whether a difference is larger than the noise, and what that is."""
     if row.word is None or row.noise is None:
         return row.word or DASH, None
     return f"{'within' if row.word == 'within noise' else 'beyond'} {row.noise:.3f}", row.noise
@@ -148,11 +148,12 @@ def _meaning(found: Comparison, *, many: bool) -> str:
     if many:
         seeds = (
             " Scores are means over seeds ± their standard deviation. Noise: a difference counts "
-            "when it is larger than 2 s √(1/n + 1/m), s the control's deviation, of n and m seeds."
+            "when it is larger than 2 s √(1/n + 1/m), s the control's deviation, of n and m seeds: "
+            "more than twice the standard error that the control's seeds give."
         )
     return (
         f"{budget}, from the same weights.{seeds} W: processes. Speed-up: in images/s of training, "
-        "over the control; efficiency: that per process. MB sent: by the main process to others "
+        "over one device; efficiency: that per process. MB sent: by the main process to others "
         "(of parameter servers, per worker, both ways). Memory: of the largest process that tells "
         "(of federated runs, the server). Click on a title to sort."
     )
