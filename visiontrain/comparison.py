@@ -213,7 +213,7 @@ def _folder(config: CompareConfig) -> RunFolder:
 
 
 def run_all(series: Series, entries: Sequence[Entry]) -> Comparison:
-    """Train and measure what is not done yet; write the table after each row."""
+    """Train and measure what is not done yet; write table and page after each row."""
     rows: list[Row] = []
     first = next((e for e in entries if e.mode.strategy.kind == "single"), entries[0])
     timed, hours = series.config.budget == "seconds", series.config.time
@@ -228,7 +228,9 @@ def run_all(series: Series, entries: Sequence[Entry]) -> Comparison:
             if timed and entry is first:
                 seconds = seconds or rows[0].seconds
             code = FAILED if any(row.error for row in rows) else 0
-            result(series, rows, entries, code).write()
+            found = result(series, rows, entries, code)
+            found.write()
+            write_page(found)  # without pictures, so that it never is older than the table
         found = result(series, rows, entries, code)
         write_page(found, look(entries[0].jobs[0].run, series.folder, found.rows))
     except Halt as halt:

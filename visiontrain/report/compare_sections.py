@@ -234,7 +234,9 @@ def shown_samples(samples: Sequence[Sample]) -> Content:
             tag(
                 "figure",
                 [
-                    tag("img", attributes={"src": shot.url, "alt": f"{shot.mode}: {shot.text}"}),
+                    tag("img", attributes={"src": shot.url, "alt": f"{shot.mode}: {shot.text}"})
+                    if shot.url
+                    else None,
                     tag("figcaption", [tag("b", shot.mode), f" {shot.text}"]),
                 ],
             )
