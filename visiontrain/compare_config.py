@@ -68,6 +68,7 @@ class Mode:
     strategy: StrategyConfig  # keys that nobody gave are unset
     keys: Tree = field(default_factory=dict)  # other keys of its own, nested
     rivals: Sequence[StrategyConfig] = ()  # of a row that shows the best of these instead
+    beside: str = ""  # the federated mode that has to beat it, and says how long it trains
 
     def members(self) -> list[Mode]:
         """Return what is trained for the row: itself, or each of those it shows the best of."""
@@ -214,7 +215,7 @@ def _alone(found: Sequence[Mode]) -> Iterator[Mode]:
         rivals = [Client(number=number, **dealt) for number in range(given["clients"])]
         given = {key: value for key, value in given.items() if key in unset}
         name = f"{mode.name}-alone" if mode.keys else _name({"kind": "alone", **given})
-        yield Mode(name, rivals[0], mode.keys, rivals)
+        yield Mode(name, rivals[0], mode.keys, rivals, mode.name)
 
 
 def _kinds() -> list[type[Section]]:

@@ -131,7 +131,10 @@ def planned(config: CompareConfig) -> list[Entry]:
     chosen = modes(config)
     control = _first(config, chosen)
     starts: dict[str, str] = {}
-    entries = [_entry(config, mode, control, starts) for mode in chosen]
+    entries: list[Entry] = []
+    for mode in chosen:
+        beside = (e.jobs[0].run for e in entries if e.mode.name == mode.beside)
+        entries.append(_entry(config, mode, next(beside, control), starts))
     runs = [job.run for entry in entries for job in entry.jobs]
     names = [job.name for entry in entries for job in entry.jobs]
     for number, run in enumerate(runs):
@@ -148,6 +151,7 @@ def _first(config: CompareConfig, chosen: Sequence[Mode]) -> Run:
 
 
 def _entry(config: CompareConfig, mode: Mode, control: Run, starts: dict[str, str]) -> Entry:
+    """Return a row that is to be; `control` is what it is given as much as."""
     every = seeds(config)
     jobs = []
     for member in mode.members():
@@ -172,11 +176,16 @@ def _changes(config: CompareConfig, mode: Mode, seed: int) -> Tree:
 
 
 def _epochs(config: CompareConfig, mode: Mode, run: Run, control: Run) -> int:
-    """Return how long a run is to be: under budget=samples, for as many images as the control."""
+    """Return how long a run is to be: under budget=samples, for as many images as the control.
+
+    Clients alone train as long as in the federated run beside them: rounds x local_epochs.
+    """
+    if mode.beside:
+        return control.epochs
     own = "epochs" in mode.keys or "rounds" in mode.strategy.model_fields_set
     if config.budget != "samples" or own or isinstance(run.strategy, Client):
         return run.epochs
-    if run.data == control.data and _share(run) == 1:
+    if run.data == control.data and _share(run) == 1 and run.epochs == control.epochs:
         return run.epochs
     unit = getattr(run.strategy, "local_epochs", 1)
     wanted = control.epochs * _images(control) / (_images(run) * _share(run))

@@ -132,6 +132,14 @@ def test_the_page_says_what_the_figures_are(written):
     assert len(commands_of(written)) == 1 + 24 + 6
 
 
+def test_it_says_when_not_all_saw_as_many_images(tmp_path):
+    found = comparisons.comparison(tmp_path)
+    assert "All trained on as many images" in write_page(found).read_text(encoding="utf-8")
+    fewer = replace(found, rows=[replace(found.rows[0], samples=400), *found.rows[1:]])
+    text = write_page(fewer).read_text(encoding="utf-8")
+    assert "Not all trained on as many images, but on 400 to 800" in text
+
+
 def test_csv_and_json_lie_beside_it(written):
     whole = json.loads((written.folder / "compare.json").read_text())
     assert whole["verdict"] == written.verdict()

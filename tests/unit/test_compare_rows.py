@@ -243,6 +243,13 @@ def test_federated_brings_its_clients_alone_once_for_each_dealing():
     assert len(modes(asked(strategies=text, alone=False))) == 3
 
 
+def test_clients_alone_train_as_long_as_in_the_federated_run():
+    mode = {"kind": "federated", "clients": 2, "rounds": 3, "local_epochs": 2}
+    entries = planned(asked(strategies=["single", mode]))
+    lengths = [{job.run.epochs for job in entry.jobs} for entry in entries]
+    assert lengths[1:] == [{6}, {6}] != [lengths[0]] * 2
+
+
 def test_placement_takes_the_cpu_twice_and_one_device_the_first():
     entries = planned(asked(strategies=["single", "placement"]))
     assert [entry.jobs[0].run.device for entry in entries] == ["cpu", "cpu,cpu"]

@@ -139,8 +139,12 @@ def _noise(row: Row) -> Cell:
 
 
 def _meaning(found: Comparison, *, many: bool) -> str:
+    counts = found.samples()
+    alike = "All trained on as many images"
+    if len(counts) > 1:
+        alike = f"Not all trained on as many images, but on {counts[0]:,} to {counts[-1]:,}"
     budget = {
-        "samples": "All trained on as many images (a client alone, as often on its own)",
+        "samples": f"{alike} (a client alone: its own, in as many epochs as the federated run)",
         "epochs": "All trained for as many epochs",
         "seconds": "All trained for as long",
     }[found.budget]
