@@ -59,6 +59,10 @@ FIXED = (  # what a run that goes on cannot change: its state and its place in t
     ("optim", "kind"),
     ("weights",),
 )
+KEEPING: Mapping[type[Section], Sequence[str]] = {  # modes whose clients keep their images
+    Federated: KEPT,
+    Client: ("number", "clients", "partition", "alpha", "classes"),
+}
 
 
 class Run(Section):
@@ -360,17 +364,20 @@ def check_batch(run: Run) -> None:
 
 
 def check_same_clients(old: StrategyConfig, new: StrategyConfig) -> None:
-    """Refuse to go on with a federated run whose clients would have other images.
+    """Refuse to go on with clients, together or alone, that would have other images.
 
     Raises:
         ConfigError: naming the key.
     """
-    if isinstance(old, Federated) != isinstance(new, Federated):
-        raise ConfigError(
-            f"strategy: {new.kind}, but the run is {old.kind}; steps of one are rounds of the "
-            "other, start anew with weights=FILE"
+    kinds = {type(old), type(new)}
+    if len(kinds) > 1 and kinds & KEEPING.keys():
+        why = (
+            "steps of one are rounds of the other" if Federated in kinds else "their images differ"
         )
-    for key in KEPT if isinstance(old, Federated) else ():
+        raise ConfigError(
+            f"strategy: {new.kind}, but the run is {old.kind}; {why}, start anew with weights=FILE"
+        )
+    for key in KEEPING.get(type(old), ()):
         was, now = getattr(old, key), getattr(new, key)
         if was != now:
             raise ConfigError(

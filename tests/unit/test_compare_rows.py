@@ -18,8 +18,11 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.engine.run_folder import RunFolder
 from visiontrain.engine.trace import Trace
 from visiontrain.prepare import config_sha256, config_text
+from visiontrain.recipe import check_same_clients
 from visiontrain.report.rows import Row, Trial, measured, related, together
 from visiontrain.report.verdict import verdict
+from visiontrain.strategies.config import Client, Single
+from visiontrain.strategies.federated.config import Federated
 
 SMALL = {"data": {"source": "tiny", "train_images": 12, "val_images": 4}, "imgsz": 64, "batch": 4}
 
@@ -293,3 +296,14 @@ def test_weights_are_not_taken_for_those_of_another_config(tmp_path):
     with pytest.raises(ConfigError, match=r"optim.lr: 0.5, .*single was trained with .*out="):
         later.refuse_changed(more)
     assert "optim.lr" in (later.row(more[0], control=True, seconds=None).error or "")
+
+
+def test_a_client_alone_goes_on_with_its_own_images_only():
+    old = Client(clients=3)
+    check_same_clients(old, Client(clients=3))
+    for key, value in {"number": 1, "clients": 2, "partition": "classes", "alpha": 0.1}.items():
+        with pytest.raises(ConfigError, match=f"strategy.{key}: "):
+            check_same_clients(old, old.model_copy(update={key: value}))
+    for one, other in ((old, Single()), (Single(), old), (old, Federated())):
+        with pytest.raises(ConfigError, match=f"strategy: {other.kind}, but the run is"):
+            check_same_clients(one, other)
