@@ -130,6 +130,7 @@ def planned(config: CompareConfig) -> list[Entry]:
     """
     chosen = modes(config)
     control = _first(config, chosen)
+    _refuse_lengths(config, chosen)
     starts: dict[str, str] = {}
     entries: list[Entry] = []
     for mode in chosen:
@@ -144,9 +145,30 @@ def planned(config: CompareConfig) -> list[Entry]:
     return entries
 
 
+def _refuse_lengths(config: CompareConfig, chosen: Sequence[Mode]) -> None:
+    """Refuse lengths of single runs where a time is shared out.
+
+    Raises:
+        ConfigError: naming the run.
+    """
+    control = _control(chosen)
+    for mode in chosen if config.budget == "seconds" else ():
+        own = "epochs" in mode.keys or "rounds" in mode.strategy.model_fields_set
+        if own and (mode is not control or config.time is not None):
+            key = "epochs" if "epochs" in mode.keys else "strategy.rounds"
+            raise ConfigError(
+                f"{key}: of {mode.name}, with budget=seconds, where each run has as many as fit "
+                "into the time; leave it out"
+            )
+
+
+def _control(chosen: Sequence[Mode]) -> Mode:
+    return next((mode for mode in chosen if mode.strategy.kind == "single"), chosen[0])
+
+
 def _first(config: CompareConfig, chosen: Sequence[Mode]) -> Run:
     """Return the run that others are given as much as."""
-    mode = next((mode for mode in chosen if mode.strategy.kind == "single"), chosen[0])
+    mode = _control(chosen)
     return settled(run_of(config, mode, _changes(config, mode, seeds(config)[0])))
 
 

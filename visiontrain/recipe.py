@@ -37,7 +37,8 @@ from visiontrain.strategies.config import (
     check_data_parallel,
     check_servers,
 )
-from visiontrain.strategies.federated.config import KEPT, Federated, check_federated
+from visiontrain.strategies.federated.config import Federated, check_federated
+from visiontrain.strategies.keeping import check_same_clients
 from visiontrain.tasks.config import DetectConfig, TaskConfig
 
 FIXED = (  # what a run that goes on cannot change: its state and its place in the data hang on it
@@ -59,10 +60,6 @@ FIXED = (  # what a run that goes on cannot change: its state and its place in t
     ("optim", "kind"),
     ("weights",),
 )
-KEEPING: Mapping[type[Section], Sequence[str]] = {  # modes whose clients keep their images
-    Federated: KEPT,
-    Client: ("number", "clients", "partition", "alpha", "classes"),
-}
 
 
 class Run(Section):
@@ -361,29 +358,6 @@ def check_batch(run: Run) -> None:
             f"accumulate: {run.accumulate}; a batch of {run.batch} images has no more than "
             f"{run.batch} parts"
         )
-
-
-def check_same_clients(old: StrategyConfig, new: StrategyConfig) -> None:
-    """Refuse to go on with clients, together or alone, that would have other images.
-
-    Raises:
-        ConfigError: naming the key.
-    """
-    kinds = {type(old), type(new)}
-    if len(kinds) > 1 and kinds & KEEPING.keys():
-        why = (
-            "steps of one are rounds of the other" if Federated in kinds else "their images differ"
-        )
-        raise ConfigError(
-            f"strategy: {new.kind}, but the run is {old.kind}; {why}, start anew with weights=FILE"
-        )
-    for key in KEEPING.get(type(old), ()):
-        was, now = getattr(old, key), getattr(new, key)
-        if was != now:
-            raise ConfigError(
-                f"strategy.{key}: {now}, but the run has {was}; what clients keep belongs to it, "
-                "leave it out"
-            )
 
 
 def check_fixed(old: Run, new: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -219,11 +220,14 @@ class Series:
             return job
         unit = getattr(job.run.strategy, "local_epochs", 1)
         folder = RunFolder(self.folder.path / PACE / job.mode.name)
+        one = settled(run_of(self.config, job.mode, {**job.changes, "epochs": unit}))
+        if folder.metrics.is_file() and not same_config(folder, config_text(one)):
+            shutil.rmtree(folder.path)  # the pace of another config
         if not folder.metrics.is_file():
             self.say(f"{job.mode.name}: an epoch to learn its pace")
             place = {"out": str(folder.path), "resume": folder.config.is_file()}
-            one = {**job.changes, "epochs": unit, **place}
-            code = commands.train(run_of(self.config, job.mode, one))[1]
+            changes = {**job.changes, "epochs": unit, **place}
+            code = commands.train(run_of(self.config, job.mode, changes))[1]
             if code:
                 raise Halt(self.stopped() or code)
         epochs = unit * units_in(seconds, read(folder.metrics))
@@ -258,7 +262,7 @@ class Series:
         """Measure one mode against one device, or take what its parity.json says."""
         first = next(trial for trial in row.trials if not trial.error)
         path = self.folder_of(first.folder or first.name).path / PARITY
-        of: Tree = {"config_sha256": first.config_sha256, "steps": self.config.check_steps}
+        of: Tree = {"config_sha256": first.config_sha256, "asked_steps": self.config.check_steps}
         found = read(path) if path.is_file() else {}
         if not of.items() <= found.items():
             found = of | self._parity(entry)
@@ -270,13 +274,17 @@ class Series:
         """Measure one mode against one device."""
         steps, job = self.config.check_steps, entry.jobs[0]
         self.say(f"how exact {entry.mode.name} is, over {steps} steps in {PRECISION}")
-        run = run_of(self.config, job.mode, job.changes)
+        mode = job.mode
+        if getattr(mode.strategy, "memory", None) is not None:  # it changes no result
+            mode = replace(mode, strategy=mode.strategy.model_copy(update={"memory": None}))
+        run = run_of(self.config, mode, job.changes)
         of = text_sha256(
             json.dumps(entry.mode.keys, sort_keys=True, default=str)
         )  # one device does the same for all modes with these keys
         report = commands.parity(run, steps, (PRECISION,), self.controls / of)
         checks = [asdict(check) for check in report.checks]
-        return {"verdict": report.verdict, "reasons": list(report.reasons), "checks": checks}
+        found = {"verdict": report.verdict, "reasons": list(report.reasons), "checks": checks}
+        return {**found, "steps": report.steps}
 
 
 def best_of(trials: Sequence[Trial], count: int) -> tuple[list[Trial], list[str]]:

@@ -126,10 +126,14 @@ def test_the_page_says_what_the_figures_are(written):
         "clients sent 30.0 MB",
         "score 0.440 on the images of the client that they serve worst",
         "weights differ by 1.0e-13 at most",
+        "memory of the main process and the largest worker, without servers: 900, 882 MB",
+        "visiontrain parity takes longer",
         f"visiontrain parity {written.folder}/ddp-seed=0/config.yaml",
     ):
         assert wanted in text, wanted
     assert len(commands_of(written)) == 1 + 24 + 6
+    unmeasured = [replace(row, gap=None) for row in written.rows]
+    assert len(commands_of(replace(written, rows=unmeasured))) == 1 + 24
 
 
 def test_it_says_when_not_all_saw_as_many_images(tmp_path):

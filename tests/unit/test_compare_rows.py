@@ -18,11 +18,11 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.engine.run_folder import RunFolder
 from visiontrain.engine.trace import Trace
 from visiontrain.prepare import config_sha256, config_text
-from visiontrain.recipe import check_same_clients
 from visiontrain.report.rows import Row, Trial, measured, related, together
 from visiontrain.report.verdict import verdict
 from visiontrain.strategies.config import Client, Single
 from visiontrain.strategies.federated.config import Federated
+from visiontrain.strategies.keeping import check_same_clients
 
 SMALL = {"data": {"source": "tiny", "train_images": 12, "val_images": 4}, "imgsz": 64, "batch": 4}
 
@@ -251,6 +251,16 @@ def test_clients_alone_train_as_long_as_in_the_federated_run():
     entries = planned(asked(strategies=["single", mode]))
     lengths = [{job.run.epochs for job in entry.jobs} for entry in entries]
     assert lengths[1:] == [{6}, {6}] != [lengths[0]] * 2
+
+
+def test_lengths_of_their_own_do_not_go_with_equal_time():
+    def plan(**keys):
+        runs = [{"strategy": "ddp", "epochs": 3}]
+        return planned(asked(strategies=["single"], runs=runs, **keys))
+
+    with pytest.raises(ConfigError, match=r"epochs: of ddp.*, with budget=seconds.* leave it out"):
+        plan(budget="seconds")
+    assert len(plan(budget="epochs")) == 2
 
 
 def test_placement_takes_the_cpu_twice_and_one_device_the_first():

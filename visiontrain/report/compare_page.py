@@ -159,7 +159,8 @@ def _meaning(found: Comparison, *, many: bool) -> str:
         f"{budget}, from the same weights.{seeds} W: processes. Speed-up: in images/s of training, "
         "over one device; efficiency: that per process. MB sent: by the main process to others "
         "(of parameter servers, per worker, both ways). Memory: of the largest process that tells "
-        "(of federated runs, the server). Click on a title to sort."
+        "(of federated runs, the server; of parameter servers, the main process or a worker). "
+        "Click on a title to sort."
     )
 
 
@@ -240,7 +241,7 @@ def commands_of(found: Comparison) -> list[str]:
     configs = (found.folder / trial.folder / "config.yaml" for trial in trials)
     lines += [f"visiontrain train {_quoted(path)}" for path in configs]
     for row in found.rows:
-        if row.check_steps and row.trials and row.trials[0].folder:
+        if row.gap is not None and row.trials and row.trials[0].folder:
             path = found.folder / row.trials[0].folder / "config.yaml"
             lines.append(f"visiontrain parity {_quoted(path)}")
     return lines
@@ -251,7 +252,14 @@ def _quoted(path: Path) -> str:
 
 
 def _repeat(found: Comparison) -> Content:
-    return [tag("h2", "Repeat it"), tag("pre", "\n".join(commands_of(found)))]
+    lines = commands_of(found)
+    longer = "visiontrain parity takes longer: more steps, and in more precisions than here."
+    measured = any(line.startswith("visiontrain parity") for line in lines)
+    return [
+        tag("h2", "Repeat it"),
+        tag("pre", "\n".join(lines)),
+        tag("p", longer, {"class": "soft"}) if measured else None,
+    ]
 
 
 def _facts(found: Comparison) -> Content:

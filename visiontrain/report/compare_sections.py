@@ -115,7 +115,9 @@ def _facts_of(row: Row) -> list[str]:
         found.append(f"clients sent {row.bytes_received / 1e6:,.1f} MB")
     if len(row.peaks_rss_mb) > 1:
         peaks = ", ".join(f"{peak:,.0f}" for peak in row.peaks_rss_mb)
-        found.append(f"memory of each process: {peaks} MB")
+        servers = row.strategy["kind"] == "parameter_server"
+        whose = "the main process and the largest worker, without servers"
+        found.append(f"memory of {whose if servers else 'each process'}: {peaks} MB")
     return found
 
 
