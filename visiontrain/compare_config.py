@@ -68,6 +68,7 @@ class Mode:
     strategy: StrategyConfig  # keys that nobody gave are unset
     keys: Tree = field(default_factory=dict)  # other keys of its own, nested
     rivals: Sequence[StrategyConfig] = ()  # of a row that shows the best of these instead
+    beside: str = ""  # the federated mode that has to beat it, and says how long it trains
 
     def members(self) -> list[Mode]:
         """Return what is trained for the row: itself, or each of those it shows the best of."""
@@ -185,16 +186,16 @@ def _varied(entry: Mapping[str, Any], shared: Tree) -> Mode:
     own = tree.pop("strategy", {})
     mode = _mode({"kind": own.get("kind", "single"), **own}, shared)
     if name is None:
-        words = "+".join(f"{key}={_text(value)}" for key, value in _flat(tree))
+        words = "+".join(f"{key}={_text(value)}" for key, value in flat(tree))
         name = "-".join(part for part in (mode.name if own else "", words) if part) or mode.name
     return replace(mode, name=_plain(str(name)), keys=tree)
 
 
-def _flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted keys and their values."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{key}.")
+            yield from flat(value, f"{before}{key}.")
         else:
             yield before + key, value
 
@@ -214,7 +215,7 @@ def _alone(found: Sequence[Mode]) -> Iterator[Mode]:
         rivals = [Client(number=number, **dealt) for number in range(given["clients"])]
         given = {key: value for key, value in given.items() if key in unset}
         name = f"{mode.name}-alone" if mode.keys else _name({"kind": "alone", **given})
-        yield Mode(name, rivals[0], mode.keys, rivals)
+        yield Mode(name, rivals[0], mode.keys, rivals, mode.name)
 
 
 def _kinds() -> list[type[Section]]:

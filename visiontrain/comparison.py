@@ -64,8 +64,10 @@ def compare(config: CompareConfig, say: Say) -> Comparison:
         halting() as stopped,
         tempfile.TemporaryDirectory(prefix="visiontrain-") as controls,
     ):
+        series = Series(config, folder, Path(controls), stopped, say)
+        series.refuse_changed(entries)
         _write_asked(folder, asked)
-        return run_all(Series(config, folder, Path(controls), stopped, say), entries)
+        return run_all(series, entries)
 
 
 def below(given: Tree) -> Mapping[str, Any]:
@@ -128,8 +130,12 @@ def planned(config: CompareConfig) -> list[Entry]:
     """
     chosen = modes(config)
     control = _first(config, chosen)
+    _refuse_lengths(config, chosen)
     starts: dict[str, str] = {}
-    entries = [_entry(config, mode, control, starts) for mode in chosen]
+    entries: list[Entry] = []
+    for mode in chosen:
+        beside = (e.jobs[0].run for e in entries if e.mode.name == mode.beside)
+        entries.append(_entry(config, mode, next(beside, control), starts))
     runs = [job.run for entry in entries for job in entry.jobs]
     names = [job.name for entry in entries for job in entry.jobs]
     for number, run in enumerate(runs):
@@ -139,13 +145,35 @@ def planned(config: CompareConfig) -> list[Entry]:
     return entries
 
 
+def _refuse_lengths(config: CompareConfig, chosen: Sequence[Mode]) -> None:
+    """Refuse lengths of single runs where a time is shared out.
+
+    Raises:
+        ConfigError: naming the run.
+    """
+    control = _control(chosen)
+    for mode in chosen if config.budget == "seconds" else ():
+        own = "epochs" in mode.keys or "rounds" in mode.strategy.model_fields_set
+        if own and (mode is not control or config.time is not None):
+            key = "epochs" if "epochs" in mode.keys else "strategy.rounds"
+            raise ConfigError(
+                f"{key}: of {mode.name}, with budget=seconds, where each run has as many as fit "
+                "into the time; leave it out"
+            )
+
+
+def _control(chosen: Sequence[Mode]) -> Mode:
+    return next((mode for mode in chosen if mode.strategy.kind == "single"), chosen[0])
+
+
 def _first(config: CompareConfig, chosen: Sequence[Mode]) -> Run:
     """Return the run that others are given as much as."""
-    mode = next((mode for mode in chosen if mode.strategy.kind == "single"), chosen[0])
+    mode = _control(chosen)
     return settled(run_of(config, mode, _changes(config, mode, seeds(config)[0])))
 
 
 def _entry(config: CompareConfig, mode: Mode, control: Run, starts: dict[str, str]) -> Entry:
+    """Return a row that is to be; `control` is what it is given as much as."""
     every = seeds(config)
     jobs = []
     for member in mode.members():
@@ -170,11 +198,16 @@ def _changes(config: CompareConfig, mode: Mode, seed: int) -> Tree:
 
 
 def _epochs(config: CompareConfig, mode: Mode, run: Run, control: Run) -> int:
-    """Return how long a run is to be: under budget=samples, for as many images as the control."""
+    """Return how long a run is to be: under budget=samples, for as many images as the control.
+
+    Clients alone train as long as in the federated run beside them: rounds x local_epochs.
+    """
+    if mode.beside:
+        return control.epochs
     own = "epochs" in mode.keys or "rounds" in mode.strategy.model_fields_set
     if config.budget != "samples" or own or isinstance(run.strategy, Client):
         return run.epochs
-    if run.data == control.data and _share(run) == 1:
+    if run.data == control.data and _share(run) == 1 and run.epochs == control.epochs:
         return run.epochs
     unit = getattr(run.strategy, "local_epochs", 1)
     wanted = control.epochs * _images(control) / (_images(run) * _share(run))
@@ -211,7 +244,7 @@ def _folder(config: CompareConfig) -> RunFolder:
 
 
 def run_all(series: Series, entries: Sequence[Entry]) -> Comparison:
-    """Train and measure what is not done yet; write the table after each row."""
+    """Train and measure what is not done yet; write table and page after each row."""
     rows: list[Row] = []
     first = next((e for e in entries if e.mode.strategy.kind == "single"), entries[0])
     timed, hours = series.config.budget == "seconds", series.config.time
@@ -226,7 +259,9 @@ def run_all(series: Series, entries: Sequence[Entry]) -> Comparison:
             if timed and entry is first:
                 seconds = seconds or rows[0].seconds
             code = FAILED if any(row.error for row in rows) else 0
-            result(series, rows, entries, code).write()
+            found = result(series, rows, entries, code)
+            found.write()
+            write_page(found)  # without pictures, so that it never is older than the table
         found = result(series, rows, entries, code)
         write_page(found, look(entries[0].jobs[0].run, series.folder, found.rows))
     except Halt as halt:

@@ -37,7 +37,8 @@ from visiontrain.strategies.config import (
     check_data_parallel,
     check_servers,
 )
-from visiontrain.strategies.federated.config import KEPT, Federated, check_federated
+from visiontrain.strategies.federated.config import Federated, check_federated
+from visiontrain.strategies.keeping import check_same_clients
 from visiontrain.tasks.config import DetectConfig, TaskConfig
 
 FIXED = (  # what a run that goes on cannot change: its state and its place in the data hang on it
@@ -357,26 +358,6 @@ def check_batch(run: Run) -> None:
             f"accumulate: {run.accumulate}; a batch of {run.batch} images has no more than "
             f"{run.batch} parts"
         )
-
-
-def check_same_clients(old: StrategyConfig, new: StrategyConfig) -> None:
-    """Refuse to go on with a federated run whose clients would have other images.
-
-    Raises:
-        ConfigError: naming the key.
-    """
-    if isinstance(old, Federated) != isinstance(new, Federated):
-        raise ConfigError(
-            f"strategy: {new.kind}, but the run is {old.kind}; steps of one are rounds of the "
-            "other, start anew with weights=FILE"
-        )
-    for key in KEPT if isinstance(old, Federated) else ():
-        was, now = getattr(old, key), getattr(new, key)
-        if was != now:
-            raise ConfigError(
-                f"strategy.{key}: {now}, but the run has {was}; what clients keep belongs to it, "
-                "leave it out"
-            )
 
 
 def check_fixed(old: Run, new: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from visiontrain import commands
-from visiontrain.compare_config import CompareConfig, Mode, run_of
+from visiontrain.compare_config import CompareConfig, Mode, flat, run_of
 from visiontrain.core.durable import digest_of, replace_file, storing, to_json
-from visiontrain.core.errors import CheckpointError, VisiontrainError
+from visiontrain.core.errors import CheckpointError, ConfigError, VisiontrainError
+from visiontrain.core.explain import short
 from visiontrain.core.yaml_loader import load_yaml
 from visiontrain.engine.run_folder import RunFolder
 from visiontrain.engine.signals import Halt
@@ -35,6 +37,10 @@ from visiontrain.strategies.config import Client, Single
 PARITY = "parity.json"  # in a run's folder: how exact its mode is
 WHOLE = "whole.json"  # likewise: how long it took with the start of its processes
 PACE = "pace"  # in the comparison's: runs of one epoch, under budget=seconds
+FREE = (  # what a run may be given anew when it goes on: none of it changes a step that was made
+    *("epochs", "time", "patience", "save", "log", "data.workers", "data.cache"),
+    *("data.cache_dir", "strategy.rounds", "strategy.timeout_s", "strategy.max_restarts"),
+)
 LONGEST = 300  # letters of why something could not be measured
 PRECISION = "fp64"  # in which rounding cannot hide behind chaos
 
@@ -105,6 +111,17 @@ class Series:
             return replace(together(row, best), exactness=ONE_DEVICE, reasons=reasons)
         return self._checked(entry, together(row, trials), control=control)
 
+    def refuse_changed(self, entries: Sequence[Entry]) -> None:
+        """Refuse to go on with runs whose weights were trained under another config.
+
+        Raises:
+            ConfigError: naming the folder, the key, and both values.
+        """
+        for job in (job for entry in entries for job in entry.jobs):
+            own = self.folder_of(job.name)
+            if own.config.is_file():
+                refuse_other(own, settled(self._typed(job, own)))
+
     # -- training -----------------------------------------------------------------
 
     def _trial(self, job: Job, seconds: float | None) -> Trial:
@@ -161,10 +178,16 @@ class Series:
         return run_of(self.config, job.mode, {**job.changes, **place})
 
     def _complete(self, job: Job) -> RunFolder | None:
-        """Return where a run came to its end under this very config, if anywhere."""
+        """Return where a run came to its end under this very config, if anywhere.
+
+        Raises:
+            ConfigError: its own folder holds a run of another config.
+        """
         own = self.folder_of(job.name)
         if own.config.is_file():
-            sha256 = config_sha256(settled(self._typed(job, own)))
+            wanted = settled(self._typed(job, own))
+            refuse_other(own, wanted)
+            sha256 = config_sha256(wanted)
             if own.metrics.is_file() and read(own.metrics).get("config_sha256") == sha256:
                 return own
             return None  # it goes on
@@ -197,11 +220,14 @@ class Series:
             return job
         unit = getattr(job.run.strategy, "local_epochs", 1)
         folder = RunFolder(self.folder.path / PACE / job.mode.name)
+        one = settled(run_of(self.config, job.mode, {**job.changes, "epochs": unit}))
+        if folder.metrics.is_file() and not same_config(folder, config_text(one)):
+            shutil.rmtree(folder.path)  # the pace of another config
         if not folder.metrics.is_file():
             self.say(f"{job.mode.name}: an epoch to learn its pace")
             place = {"out": str(folder.path), "resume": folder.config.is_file()}
-            one = {**job.changes, "epochs": unit, **place}
-            code = commands.train(run_of(self.config, job.mode, one))[1]
+            changes = {**job.changes, "epochs": unit, **place}
+            code = commands.train(run_of(self.config, job.mode, changes))[1]
             if code:
                 raise Halt(self.stopped() or code)
         epochs = unit * units_in(seconds, read(folder.metrics))
@@ -236,7 +262,7 @@ class Series:
         """Measure one mode against one device, or take what its parity.json says."""
         first = next(trial for trial in row.trials if not trial.error)
         path = self.folder_of(first.folder or first.name).path / PARITY
-        of: Tree = {"config_sha256": first.config_sha256, "steps": self.config.check_steps}
+        of: Tree = {"config_sha256": first.config_sha256, "asked_steps": self.config.check_steps}
         found = read(path) if path.is_file() else {}
         if not of.items() <= found.items():
             found = of | self._parity(entry)
@@ -248,13 +274,17 @@ class Series:
         """Measure one mode against one device."""
         steps, job = self.config.check_steps, entry.jobs[0]
         self.say(f"how exact {entry.mode.name} is, over {steps} steps in {PRECISION}")
-        run = run_of(self.config, job.mode, job.changes)
+        mode = job.mode
+        if getattr(mode.strategy, "memory", None) is not None:  # it changes no result
+            mode = replace(mode, strategy=mode.strategy.model_copy(update={"memory": None}))
+        run = run_of(self.config, mode, job.changes)
         of = text_sha256(
             json.dumps(entry.mode.keys, sort_keys=True, default=str)
         )  # one device does the same for all modes with these keys
         report = commands.parity(run, steps, (PRECISION,), self.controls / of)
         checks = [asdict(check) for check in report.checks]
-        return {"verdict": report.verdict, "reasons": list(report.reasons), "checks": checks}
+        found = {"verdict": report.verdict, "reasons": list(report.reasons), "checks": checks}
+        return {**found, "steps": report.steps}
 
 
 def best_of(trials: Sequence[Trial], count: int) -> tuple[list[Trial], list[str]]:
@@ -302,6 +332,29 @@ def same_config(folder: RunFolder, text: str) -> bool:
     if ours["strategy"].get("stages") == "auto":
         theirs["strategy"]["stages"] = "auto"
     return theirs == ours
+
+
+def refuse_other(folder: RunFolder, wanted: Run) -> None:
+    """Refuse to take a run for one of another config, but for what changes no step.
+
+    Args:
+        folder: where it lies.
+        wanted: the config that it would get.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    texts = folder.config.read_text(encoding="utf-8"), config_text(wanted)
+    old, new = (dict(flat(load_yaml(text, str(folder.config)))) for text in texts)
+    for key in sorted(old.keys() | new.keys()):
+        was, now = old.get(key), new.get(key)
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE)
+        chosen = key == "strategy.stages" and now == "auto"  # the run chose them itself
+        if was != now and not free and not chosen:
+            raise ConfigError(
+                f"{key}: {short(repr(now))}, but the run in {folder.path} was trained with "
+                f"{short(repr(was))}; take another out="
+            )
 
 
 def text_sha256(text: str) -> str:

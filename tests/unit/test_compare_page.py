@@ -8,10 +8,15 @@ from dataclasses import replace
 
 import browser
 import comparisons
+import numpy as np
 import pytest
+import torch
 
+from visiontrain.core.types import Detections
 from visiontrain.report.compare_page import commands_of, write_page
+from visiontrain.report.compare_sections import shown_samples
 from visiontrain.report.page import Extras, page
+from visiontrain.report.side_by_side import samples
 
 NUMBERS = "[...document.querySelector('table.sortable').tBodies[0].rows].map(r => r.cells[{}]"
 PATHS = "document.querySelectorAll('.plot path.curve').length"
@@ -121,10 +126,22 @@ def test_the_page_says_what_the_figures_are(written):
         "clients sent 30.0 MB",
         "score 0.440 on the images of the client that they serve worst",
         "weights differ by 1.0e-13 at most",
+        "memory of the main process and the largest worker, without servers: 900, 882 MB",
+        "visiontrain parity takes longer",
         f"visiontrain parity {written.folder}/ddp-seed=0/config.yaml",
     ):
         assert wanted in text, wanted
     assert len(commands_of(written)) == 1 + 24 + 6
+    unmeasured = [replace(row, gap=None) for row in written.rows]
+    assert len(commands_of(replace(written, rows=unmeasured))) == 1 + 24
+
+
+def test_it_says_when_not_all_saw_as_many_images(tmp_path):
+    found = comparisons.comparison(tmp_path)
+    assert "All trained on as many images" in write_page(found).read_text(encoding="utf-8")
+    fewer = replace(found, rows=[replace(found.rows[0], samples=400), *found.rows[1:]])
+    text = write_page(fewer).read_text(encoding="utf-8")
+    assert "Not all trained on as many images, but on 400 to 800" in text
 
 
 def test_csv_and_json_lie_beside_it(written):
@@ -145,3 +162,57 @@ def test_one_row_without_anything_is_a_page_too(tmp_path):
     text = write_page(alone).read_text(encoding="utf-8")
     assert "Nothing can be said" in text
     assert "2 rows are still to come" in text
+
+
+def test_a_picture_that_cannot_be_made_costs_only_itself_and_is_said(caplog):
+    class Images:
+        def __len__(self):
+            return 2
+
+        def name(self, row):
+            return f"{row}.jpg"
+
+        def read(self, row):
+            return np.full((8, 8, 3), 10 * row, np.uint8)
+
+    class Split:
+        task, names, images = "detect", ("cat",), Images()
+        boxes, classes = np.zeros((0, 4)), np.zeros(0, np.int64)
+
+        def __len__(self):
+            return 2
+
+        def rows(self, _):
+            return slice(0, 0)
+
+    loaded = []
+
+    def foreign():
+        """Of weights with more classes than the data."""
+        loaded.append("foreign")
+        box, score, label = torch.tensor([[1.0, 1, 6, 6]]), torch.tensor([0.9]), torch.tensor([7])
+        return lambda _: Detections(box, score, label, ("zebra",))
+
+    def full():
+        loaded.append("full")
+
+        def predict(pixels):
+            if pixels.any():
+                raise torch.OutOfMemoryError("no memory")
+            none = torch.zeros(0)
+            return Detections(torch.zeros(0, 4), none, none.long())
+
+        return predict
+
+    def absent():
+        raise OSError("no such file")
+
+    found = samples(Split(), {"absent": absent, "foreign": foreign, "full": full})
+    assert loaded == ["foreign", "full"]
+    made = [[bool(shot.url) for shot in sample.shots] for sample in found]
+    assert made == [[True, False, True, True], [True, False, True, False]]
+    assert found[1].shots[3].text == "no picture: OutOfMemoryError: no memory"
+    assert len(caplog.records) == 2
+    shown = "".join(map(str, shown_samples(found)))
+    assert shown.count("<img") == 5
+    assert "no picture: OSError: no such file" in shown

@@ -20,6 +20,9 @@ from visiontrain.engine.trace import Trace
 from visiontrain.prepare import config_sha256, config_text
 from visiontrain.report.rows import Row, Trial, measured, related, together
 from visiontrain.report.verdict import verdict
+from visiontrain.strategies.config import Client, Single
+from visiontrain.strategies.federated.config import Federated
+from visiontrain.strategies.keeping import check_same_clients
 
 SMALL = {"data": {"source": "tiny", "train_images": 12, "val_images": 4}, "imgsz": 64, "batch": 4}
 
@@ -110,6 +113,56 @@ def test_the_verdict_takes_only_what_the_figures_allow():
     ]
 
 
+def said(*rows):
+    return verdict(related(rows), "mAP")
+
+
+def test_exact_is_as_good_only_with_the_settings_and_samples_of_the_control():
+    single = row_of("single", "single", [0.5], exactness="control", peak_rss_mb=900.0)
+    fast = {"rate": 30.0, "exactness": "exact", "peak_rss_mb": 100.0}
+    same = row_of("ddp", "ddp", [0.5], **fast)
+    assert said(single, same)[0].startswith("Take ddp: 3.00 times")
+    assert any("ddp is the exact mode that needs least" in text for text in said(single, same))
+    for keys in ({"keys": {"imgsz": 32}}, {"samples": 7}):
+        other = row_of("small", "ddp", [0.2], **fast, **keys)
+        assert said(single, other)[0].startswith("Take single: ")
+        assert not any("needs least" in text for text in said(single, other))
+    many = row_of("single", "single", [0.48, 0.5, 0.52], exactness="control")
+    near = row_of("small", "ddp", [0.5, 0.5], **fast, keys={"imgsz": 32})
+    assert "not more than twice the standard error" in said(many, near)[0]
+
+
+def test_without_one_device_speeds_are_compared_with_the_control():
+    slow = row_of("fsdp", "fsdp", [0.5], exactness="exact")
+    fast = row_of("ddp", "ddp", [0.5], rate=20.0, exactness="exact")
+    answer = said(slow, fast)[0]
+    assert answer.startswith("Take ddp: 2.00 times as fast")
+    assert answer.endswith("No control of one device was run: compared with fsdp.")
+    loose = replace(slow, exactness="approximate")
+    assert said(loose, fast)[0].startswith("Take fsdp: ")  # what ddp equals did not run
+
+
+def test_scores_of_next_to_nothing_and_of_exact_modes_are_not_called_worse_or_good():
+    low = row_of("single", "single", [0.04, 0.041, 0.042], exactness="control")
+    fast = row_of("local", "ddp", [0.05, 0.05], rate=30.0, exactness="approximate")
+    worse = row_of("bad", "ddp", [0.01, 0.01], exactness="approximate")
+    assert said(low, fast, worse)[0].startswith("Take single: ")
+    assert not any("worse" in text for text in said(low, fast, worse))
+    high = row_of("single", "single", [0.50, 0.501, 0.502], exactness="control")
+    exact = row_of("ddp", "ddp", [0.4, 0.4], rate=30.0, exactness="exact")
+    assert said(high, exact)[0].startswith("Take ddp: ")
+    assert not any("worse" in text for text in said(high, exact))
+
+
+def test_seeds_that_all_score_the_same_give_no_bound():
+    same = row_of("single", "single", [0.1, 0.1, 0.1], exactness="control")
+    other = row_of("local", "ddp", [0.11, 0.11], rate=30.0, exactness="approximate")
+    _, row = related([same, other])
+    assert (row.word, row.noise) == ("no spread", None)
+    assert said(same, other)[0].startswith("Take single: ")
+    assert said(same, other)[1].startswith("With seeds that all score the same")
+
+
 def test_the_best_client_is_chosen_for_each_seed():
     def trial(number, seed, score, error=None):
         return Trial(f"alone-number={number}", seed, scores={"map": score}, error=error)
@@ -193,6 +246,23 @@ def test_federated_brings_its_clients_alone_once_for_each_dealing():
     assert len(modes(asked(strategies=text, alone=False))) == 3
 
 
+def test_clients_alone_train_as_long_as_in_the_federated_run():
+    mode = {"kind": "federated", "clients": 2, "rounds": 3, "local_epochs": 2}
+    entries = planned(asked(strategies=["single", mode]))
+    lengths = [{job.run.epochs for job in entry.jobs} for entry in entries]
+    assert lengths[1:] == [{6}, {6}] != [lengths[0]] * 2
+
+
+def test_lengths_of_their_own_do_not_go_with_equal_time():
+    def plan(**keys):
+        runs = [{"strategy": "ddp", "epochs": 3}]
+        return planned(asked(strategies=["single"], runs=runs, **keys))
+
+    with pytest.raises(ConfigError, match=r"epochs: of ddp.*, with budget=seconds.* leave it out"):
+        plan(budget="seconds")
+    assert len(plan(budget="epochs")) == 2
+
+
 def test_placement_takes_the_cpu_twice_and_one_device_the_first():
     entries = planned(asked(strategies=["single", "placement"]))
     assert [entry.jobs[0].run.device for entry in entries] == ["cpu", "cpu,cpu"]
@@ -213,3 +283,37 @@ def test_a_finished_run_is_known_by_its_config_wherever_it_lies(tmp_path):
     assert not series.same_config(folder, config_text(other))
     folder.write_metrics({"config_sha256": "of an earlier config"})
     assert not series.same_config(folder, config_text(run))
+
+
+def test_weights_are_not_taken_for_those_of_another_config(tmp_path):
+    def again(**keys):
+        config = asked(strategies=["single", "pipeline"], **keys)
+        entries = planned(config)
+        folder = RunFolder(tmp_path)
+        return series.Series(config, folder, tmp_path, lambda: 0, lambda _: None), entries
+
+    first, entries = again()
+    for entry in entries:
+        (job,) = entry.jobs
+        folder = first.folder_of(job.name)
+        folder.path.mkdir()
+        folder.config.write_text(config_text(job.run))
+        folder.write_metrics({"config_sha256": config_sha256(job.run)})
+    for same in ({}, {"epochs": 3, "patience": 5, "data.workers": 1, "strategy.timeout_s": 60.0}):
+        later, more = again(**same)
+        later.refuse_changed(more)
+    later, more = again(**{"optim.lr": 0.5})
+    with pytest.raises(ConfigError, match=r"optim.lr: 0.5, .*single was trained with .*out="):
+        later.refuse_changed(more)
+    assert "optim.lr" in (later.row(more[0], control=True, seconds=None).error or "")
+
+
+def test_a_client_alone_goes_on_with_its_own_images_only():
+    old = Client(clients=3)
+    check_same_clients(old, Client(clients=3))
+    for key, value in {"number": 1, "clients": 2, "partition": "classes", "alpha": 0.1}.items():
+        with pytest.raises(ConfigError, match=f"strategy.{key}: "):
+            check_same_clients(old, old.model_copy(update={key: value}))
+    for one, other in ((old, Single()), (Single(), old), (old, Federated())):
+        with pytest.raises(ConfigError, match=f"strategy: {other.kind}, but the run is"):
+            check_same_clients(one, other)

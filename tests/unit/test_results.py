@@ -25,6 +25,9 @@ from visiontrain.report.results import (
     score_lines,
     write_results,
 )
+from visiontrain.strategies import devices
+from visiontrain.strategies.config import ParameterServer, Single
+from visiontrain.strategies.federated.config import Federated
 
 NAN = float("nan")
 
@@ -119,3 +122,17 @@ def test_what_cannot_be_drawn_costs_a_warning(tmp_path, monkeypatch, caplog, err
     assert [record.getMessage() for record in caplog.records] == [
         f"plots: {error}; the run is complete without them"
     ]
+
+
+def test_threads_are_those_of_the_processes_that_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "cores", lambda: 12)
+    modes = {
+        4: ParameterServer(processes=3),
+        5: ParameterServer(processes=3, threads=5),
+        6: Federated(clients=2),
+        torch.get_num_threads(): Single(),
+    }
+    for threads, mode in modes.items():
+        one = scored(tmp_path)
+        one = replace(one, run=one.run.model_copy(update={"strategy": mode}))
+        assert results.summary(one, "0")["threads"] == threads

@@ -52,6 +52,11 @@ class Comparison:
         """Say in words which mode to take, and why; the first sentence is the answer."""
         return verdict(self.rows, next(iter(SCORES[self.task].values())))
 
+    def samples(self) -> list[int]:
+        """Return how many images rows trained on, each number once; clients alone have fewer."""
+        rows = [row for row in self.rows if row.strategy["kind"] != "client"]
+        return sorted({row.samples for row in rows if row.samples is not None})
+
     def as_json(self) -> dict[str, Any]:
         """Return what compare.json holds."""
         return {
@@ -166,10 +171,9 @@ class Comparison:
     def _notes(self) -> list[str]:
         """Say what the table has no room for."""
         notes = [note for row in self.rows for note in _notes_of(row)]
-        rows = [row for row in self.rows if row.strategy["kind"] != "client"]  # which has fewer
-        counts = {row.samples for row in rows if row.samples is not None}
-        if len(counts) > 1:
-            notes.append(f"not all saw as many samples: {', '.join(map(str, sorted(counts)))}")
+        if len(self.samples()) > 1:
+            counts = ", ".join(map(str, self.samples()))
+            notes.append(f"not all saw as many samples: {counts}")
         machine = ", ".join(f"{key} {value}" for key, value in self.machine.items())
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         notes += [*([LEGEND] if self.rows else []), f"{machine}; {versions}"]

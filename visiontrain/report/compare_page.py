@@ -132,15 +132,19 @@ def _line(row: Row, scores: Sequence[str], *, many: bool) -> list[Cell | str]:
 
 
 def _noise(row: Row) -> Cell:
-    """Tell whether a difference is larger than chance allows, and what that is."""
+    """Tell whether a difference is larger than the noise, and what that is."""
     if row.word is None or row.noise is None:
         return row.word or DASH, None
     return f"{'within' if row.word == 'within noise' else 'beyond'} {row.noise:.3f}", row.noise
 
 
 def _meaning(found: Comparison, *, many: bool) -> str:
+    counts = found.samples()
+    alike = "All trained on as many images"
+    if len(counts) > 1:
+        alike = f"Not all trained on as many images, but on {counts[0]:,} to {counts[-1]:,}"
     budget = {
-        "samples": "All trained on as many images (a client alone, as often on its own)",
+        "samples": f"{alike} (a client alone: its own, in as many epochs as the federated run)",
         "epochs": "All trained for as many epochs",
         "seconds": "All trained for as long",
     }[found.budget]
@@ -148,13 +152,15 @@ def _meaning(found: Comparison, *, many: bool) -> str:
     if many:
         seeds = (
             " Scores are means over seeds ± their standard deviation. Noise: a difference counts "
-            "when it is larger than 2 s √(1/n + 1/m), s the control's deviation, of n and m seeds."
+            "when it is larger than 2 s √(1/n + 1/m), s the control's deviation, of n and m seeds: "
+            "more than twice the standard error that the control's seeds give."
         )
     return (
         f"{budget}, from the same weights.{seeds} W: processes. Speed-up: in images/s of training, "
-        "over the control; efficiency: that per process. MB sent: by the main process to others "
+        "over one device; efficiency: that per process. MB sent: by the main process to others "
         "(of parameter servers, per worker, both ways). Memory: of the largest process that tells "
-        "(of federated runs, the server). Click on a title to sort."
+        "(of federated runs, the server; of parameter servers, the main process or a worker). "
+        "Click on a title to sort."
     )
 
 
@@ -235,7 +241,7 @@ def commands_of(found: Comparison) -> list[str]:
     configs = (found.folder / trial.folder / "config.yaml" for trial in trials)
     lines += [f"visiontrain train {_quoted(path)}" for path in configs]
     for row in found.rows:
-        if row.check_steps and row.trials and row.trials[0].folder:
+        if row.gap is not None and row.trials and row.trials[0].folder:
             path = found.folder / row.trials[0].folder / "config.yaml"
             lines.append(f"visiontrain parity {_quoted(path)}")
     return lines
@@ -246,7 +252,14 @@ def _quoted(path: Path) -> str:
 
 
 def _repeat(found: Comparison) -> Content:
-    return [tag("h2", "Repeat it"), tag("pre", "\n".join(commands_of(found)))]
+    lines = commands_of(found)
+    longer = "visiontrain parity takes longer: more steps, and in more precisions than here."
+    measured = any(line.startswith("visiontrain parity") for line in lines)
+    return [
+        tag("h2", "Repeat it"),
+        tag("pre", "\n".join(lines)),
+        tag("p", longer, {"class": "soft"}) if measured else None,
+    ]
 
 
 def _facts(found: Comparison) -> Content:

@@ -115,7 +115,9 @@ def _facts_of(row: Row) -> list[str]:
         found.append(f"clients sent {row.bytes_received / 1e6:,.1f} MB")
     if len(row.peaks_rss_mb) > 1:
         peaks = ", ".join(f"{peak:,.0f}" for peak in row.peaks_rss_mb)
-        found.append(f"memory of each process: {peaks} MB")
+        servers = row.strategy["kind"] == "parameter_server"
+        whose = "the main process and the largest worker, without servers"
+        found.append(f"memory of {whose if servers else 'each process'}: {peaks} MB")
     return found
 
 
@@ -234,7 +236,9 @@ def shown_samples(samples: Sequence[Sample]) -> Content:
             tag(
                 "figure",
                 [
-                    tag("img", attributes={"src": shot.url, "alt": f"{shot.mode}: {shot.text}"}),
+                    tag("img", attributes={"src": shot.url, "alt": f"{shot.mode}: {shot.text}"})
+                    if shot.url
+                    else None,
                     tag("figcaption", [tag("b", shot.mode), f" {shot.text}"]),
                 ],
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,7 +138,7 @@ def grid(pictures: Sequence[Picture], names: Sequence[str], columns: int) -> Ima
     return sheet
 
 
-def cell(picture: Picture, names: Sequence[str]) -> Image.Image:
+def cell(picture: Picture, names: Sequence[str] | Mapping[int, str]) -> Image.Image:
     """Fit a picture into a cell and draw its boxes, the best ones on top."""
     height, width = picture.pixels.shape[:2]
     scale = CELL / max(height, width)

@@ -20,6 +20,7 @@ from visiontrain.data.table import Table
 from visiontrain.engine.run_folder import RunFolder
 from visiontrain.recipe import Run
 from visiontrain.report.detections import write_json
+from visiontrain.strategies.devices import threads_started
 
 PAIR = {"precision": "P", "recall": "R"}
 COLUMNS = {  # of the table at the end, by what is scored: keys of metrics.json and titles
@@ -71,7 +72,8 @@ def summary(scored: Scored, version: str) -> dict[str, Any]:
         **scored.outcome.metrics,
         "strategy": run.strategy.kind,
         "processes": scored.processes,
-        "threads": torch.get_num_threads(),
+        # Of the processes that trained, where this one only led them.
+        "threads": threads_started(run.strategy) or torch.get_num_threads(),
         "peak_rss_mb": round(max(scored.peaks_rss_mb), 1),
         "peaks_rss_mb": [round(peak, 1) for peak in scored.peaks_rss_mb],
         "seed": run.seed,

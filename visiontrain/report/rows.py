@@ -99,8 +99,8 @@ class Row:
     spread: float | None = None  # standard deviation of the main score over seeds
     seeds: Sequence[int] = ()  # those that came to their end
     difference: float | None = None  # of the main score, to the control's
-    noise: float | None = None  # what that may be by chance
-    word: str | None = None  # of both: within noise, better, worse, one seed
+    noise: float | None = None  # twice the standard error that the control's seeds give
+    word: str | None = None  # of both: within noise, better, worse, one seed, no spread
     seconds: float | None = None  # training, scoring and saving; not starting
     steps: int | None = None
     samples: int | None = None
@@ -329,6 +329,8 @@ def _spread(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     if len(known) < 2:
         return None
+    if min(known) == max(known):
+        return 0.0  # not what is left of rounding their mean
     middle = sum(known) / len(known)
     return math.sqrt(sum((value - middle) ** 2 for value in known) / (len(known) - 1))
 
@@ -344,7 +346,8 @@ def control_of(rows: Sequence[Row]) -> Row | None:
 def related(rows: Sequence[Row]) -> list[Row]:
     """Add what only other rows tell: difference, noise and speed-up.
 
-    Noise is 2 s sqrt(1/n + 1/m) of n and m seeds, s the control's standard deviation.
+    Noise is 2 s sqrt(1/n + 1/m) of n and m seeds, s the control's standard deviation: twice the
+    standard error of a difference of means, as far as the control's seeds tell it.
     """
     control = control_of(rows)
     return [_related(row, control) for row in rows] if control else []
@@ -357,9 +360,9 @@ def _related(row: Row, control: Row) -> Row:
     difference = score - theirs if score is not None and theirs is not None else None
     if difference is not None and math.isnan(difference):  # no label decides the score
         difference = None
-    noise, word = chance(control, control, row), None
+    noise, word = noise_of(control, control, row), None
     if difference is not None and row.name != control.name:
-        word = _word(difference, noise)
+        word = _word(difference, noise, control)
     return replace(
         row,
         difference=difference,
@@ -370,16 +373,19 @@ def _related(row: Row, control: Row) -> Row:
     )
 
 
-def chance(control: Row, one: Row, other: Row) -> float | None:
-    """Return how far the scores of two rows may be apart by chance; None where nothing tells."""
-    if control.spread is None or not one.seeds or not other.seeds:
+def noise_of(control: Row, one: Row, other: Row) -> float | None:
+    """Return twice the standard error that the control's seeds give a difference of two rows.
+
+    None where they tell nothing: of one seed, or of seeds that all score the same.
+    """
+    if not control.spread or not one.seeds or not other.seeds:
         return None
     return 2 * control.spread * math.sqrt(1 / len(one.seeds) + 1 / len(other.seeds))
 
 
-def _word(difference: float, noise: float | None) -> str:
+def _word(difference: float, noise: float | None, control: Row) -> str:
     if noise is None:
-        return "one seed"
+        return "one seed" if control.spread is None else "no spread"
     if abs(difference) <= noise:
         return "within noise"
     return "better" if difference > 0 else "worse"

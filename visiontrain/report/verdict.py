@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from visiontrain.report.rows import CONTROL, Row, chance, control_of
+from visiontrain.report.rows import Row, control_of, noise_of
 
 FASTER = 1.05  # times the control's speed: less is no reason to take another mode
 SMALLER = 0.9  # of the control's memory, likewise
+ERROR = "twice the standard error that the control's seeds give"
 LITTLE = 0.1  # a score of the control below which differences say nothing yet
-AS_GOOD = ("exact", CONTROL)  # classes whose results are the control's but for rounding
 
 
 def verdict(rows: Sequence[Row], title: str) -> list[str]:
@@ -33,32 +34,55 @@ def verdict(rows: Sequence[Row], title: str) -> list[str]:
     return [sentence for sentence in said if sentence]
 
 
-def good(row: Row) -> bool:
+def alike(row: Row, control: Row) -> bool:
+    """Tell whether a row's results are the control's but for rounding.
+
+    Exactness is measured against one device with the row's own keys, so that it says this only of
+    a row with the control's keys and samples, and only of a control that is one device or exact.
+    """
+    if row is control:
+        return True
+    known = control.strategy["kind"] == "single" or control.exactness == "exact"
+    same = row.keys == control.keys and row.samples == control.samples
+    return known and same and row.exactness == "exact"
+
+
+def good(row: Row, control: Row) -> bool:
     """Tell whether a row's score can stand for the control's."""
-    return row.exactness in AS_GOOD or row.word in ("within noise", "better")
+    told = not _little(control) and row.word in ("within noise", "better")
+    return alike(row, control) or told
+
+
+def _little(control: Row) -> bool:
+    """Tell whether scores say nothing yet."""
+    return control.score is not None and control.score < LITTLE
 
 
 def _choice(modes: Sequence[Row], control: Row, title: str) -> str:
-    candidates = [row for row in modes if good(row) and row.images_per_s]
+    one = control.strategy["kind"] == "single"
+    absent = "" if one else f" No control of one device was run: compared with {control.name}."
+    candidates = [row for row in modes if good(row, control) and row.images_per_s]
     fastest = max(candidates, key=lambda row: row.images_per_s or 0.0, default=control)
-    if fastest is control or (fastest.speedup or 0) < FASTER:
+    times = (fastest.images_per_s or 0.0) / (control.images_per_s or math.inf)
+    if fastest is control or times < FASTER:
         others = "no other mode that is as good trains faster here"
         if len(modes) == 1:
             others = "nothing else came to its end"
-        return f"Take {control.name}: {others} ({title} {score_of(control)})."
-    why = _why(fastest, title)
+        return f"Take {control.name}: {others} ({title} {score_of(control)}).{absent}"
+    why = _why(fastest, control, title)
     share = "" if fastest.efficiency is None else f", {fastest.efficiency:.0%} of ideal"
     many = f" on {fastest.processes} processes" if (fastest.processes or 1) > 1 else ""
     if many and fastest.threads != control.threads:
-        many += f" of {fastest.threads} CPU threads (one device: {control.threads})"
-    return f"Take {fastest.name}: {fastest.speedup:.2f} times as fast{many}{share}, and {why}."
+        whose = "one device" if one else control.name
+        many += f" of {fastest.threads} CPU threads ({whose}: {control.threads})"
+    return f"Take {fastest.name}: {times:.2f} times as fast{many}{share}, and {why}.{absent}"
 
 
-def _why(row: Row, title: str) -> str:
-    if row.exactness == "exact":
+def _why(row: Row, control: Row, title: str) -> str:
+    if alike(row, control):
         steps = f" over {row.check_steps} steps" if row.check_steps else ""
         return f"it trains exactly as one device does{steps} ({title} {score_of(row)})"
-    near = "no worse than chance allows" if row.word == "within noise" else "better"
+    near = f"not more than {ERROR} from {control.name}'s" if row.word != "better" else "better"
     return f"its {title} of {score_of(row)} is {near} (difference {row.difference:+.3f})"
 
 
@@ -70,18 +94,18 @@ def score_of(row: Row) -> str:
 
 
 def _noise(modes: Sequence[Row], control: Row) -> str:
-    if control.score is not None and control.score < LITTLE:
+    if control.score is not None and _little(control):
         return (
             f"After so short a training ({control.score:.3f}) scores say little about the modes; "
             "speed, memory and exactness do."
         )
-    if control.spread is None:
-        others = any(row.exactness not in AS_GOOD for row in modes)
-        if not others:
+    if not control.spread:
+        if all(alike(row, control) for row in modes):
             return ""
+        seeds = "With one seed" if control.spread is None else "With seeds that all score the same"
         return (
-            "With one seed nobody can tell a difference of scores from chance, so only modes that "
-            "are exact count as equal; add seeds=0,1,2."
+            f"{seeds} nobody can tell a difference of scores from chance, so only modes that are "
+            f"exact count as equal, with the settings of {control.name}; add seeds=0,1,2."
         )
     within = [row.name for row in modes if row.word == "within noise"]
     if not within:
@@ -90,7 +114,7 @@ def _noise(modes: Sequence[Row], control: Row) -> str:
 
 
 def _memory(modes: Sequence[Row], control: Row) -> list[str]:
-    known = [row for row in modes if row.peak_rss_mb and row.exactness in AS_GOOD]
+    known = [row for row in modes if row.peak_rss_mb and alike(row, control)]
     least = min(known, key=lambda row: row.peak_rss_mb or 0.0, default=control)
     if least is control or not control.peak_rss_mb or not least.peak_rss_mb:
         return []
@@ -112,9 +136,9 @@ def _federated(row: Row, done: Sequence[Row], control: Row, title: str) -> str:
     if alone is None or alone.score is None:
         return f"{where}; all images in one place give {score_of(control)}."
     gain = "more than" if row.score > alone.score else "not more than"
-    bound = chance(control, row, alone)
+    bound = noise_of(control, row, alone)
     if bound is None:
-        gain += ", by one seed,"
+        gain += ", by one seed," if control.spread is None else ", by seeds that score the same,"
     elif abs(row.score - alone.score) <= bound:
         gain = "within noise of"
     return (
@@ -131,11 +155,11 @@ def _alone(other: Row, row: Row) -> bool:
 
 
 def _worse(modes: Sequence[Row], control: Row, title: str) -> list[str]:
-    if control.spread is None:
+    if _little(control):
         return []
     worse = [row for row in modes if row.word == "worse" and not row.rounds]
     return [
-        f"{row.name} is worse: {title} {row.difference:+.3f}, more than the {row.noise:.3f} that "
-        "chance allows."
+        f"{row.name} is worse: {title} {row.difference:+.3f}, more than {ERROR} ({row.noise:.3f})."
         for row in worse
+        if not alike(row, control)
     ]

@@ -172,6 +172,14 @@ def started_by(config: StrategyConfig) -> int | None:
     return None
 
 
+def threads_started(config: StrategyConfig) -> int | None:
+    """Return how many CPU threads each of the processes gets that a mode starts itself."""
+    if isinstance(config, ParameterServer):
+        return threads(config)
+    count = started_by(config)
+    return max(1, cores() // count) if count else None
+
+
 def _as_told(config: G, told: Launched) -> G:
     here = told.local_world or told.world
     if "processes" in config.model_fields_set and config.processes != here:
