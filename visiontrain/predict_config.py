@@ -50,7 +50,7 @@ class Spread(Group):
 
 
 class Stages(Group):
-    """Model parallel: every process holds a run of the model's blocks; batches go through all."""
+    """Model parallel: every process holds a run of blocks; batches go through all."""
 
     kind: Literal["pipeline"] = "pipeline"
     stages: Literal["auto"] | list[str] = Field(

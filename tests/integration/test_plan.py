@@ -96,7 +96,8 @@ def test_speeds_are_predicted_on_links_that_are_given(capsys):
     pipe = found["100gbit", "pipeline of 2, gpipe", 2]
     (known,) = [mode for mode in json.loads(out)["modes"] if "gpipe" in mode["mode"]]
     assert pipe["sent"] == known["sent"]
-    assert pipe["efficiency"] == pytest.approx(1 - known["bubble"], abs=0.03)
+    # Beside passes, which bubbles stretch, a step has what is done once: loss, optimizer.
+    assert 1 - known["bubble"] - 0.03 < pipe["efficiency"] < 1
 
 
 def test_the_table_of_speeds_says_that_it_is_a_prediction(capsys):
