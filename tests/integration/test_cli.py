@@ -168,8 +168,8 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
 @pytest.mark.parametrize("preset", PRESETS, ids=str)
 def test_every_preset_trains(preset, tmp_path):
     small = SMALL if preset.parent.name != "classify" else ["data=digits", *SMALL[1:]]
-    small += ["device=cpu,cpu"] if preset.stem == "placement" else []
-    assert main(["train", str(preset), *small, f"out={tmp_path}/run"]) == 0
+    device = ["device=cpu,cpu"] if preset.stem == "placement" else []
+    assert main(["train", str(preset), *small, *device, f"out={tmp_path}/run"]) == 0
     assert (tmp_path / "run" / "metrics.json").is_file()
 
 
