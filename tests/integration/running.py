@@ -11,9 +11,9 @@ from pathlib import Path
 class Started:
     """A run as it is typed; what it says goes into a file."""
 
-    def __init__(self, said, *words):
+    def __init__(self, said, *words, verb="train"):
         self.said = said
-        command = [sys.executable, "-m", "visiontrain", "train", *words]
+        command = [sys.executable, "-m", "visiontrain", verb, *words]
         with said.open("w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         self.pid = self.process.pid

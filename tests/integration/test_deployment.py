@@ -6,13 +6,11 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 from http.client import BadStatusLine, HTTPConnection
 from pathlib import Path
 
 import pytest
-from running import children, epochs, wait_for
+from running import Started, children, epochs, wait_for
 
 from visiontrain.strategies.federated import keys
 
@@ -28,26 +26,12 @@ CLIENT = (
 )
 
 
-class Started:
-    """A program as it is typed; what it says goes into a file."""
-
-    def __init__(self, said, *words):
-        self.said = said
-        command = [sys.executable, "-m", "visiontrain", "federated", *words]
-        with said.open("w") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        self.pid = self.process.pid
-
-    def end(self, seconds=400):
-        return self.process.wait(seconds), self.said.read_text()
-
-
 @pytest.fixture
 def start(tmp_path):
     runs = []
 
     def started(*words):
-        runs.append(Started(tmp_path / f"said-{len(runs)}", *words))
+        runs.append(Started(tmp_path / f"said-{len(runs)}", *words, verb="federated"))
         return runs[-1]
 
     yield started
@@ -91,7 +75,7 @@ def test_clients_with_keys_train_over_tls_through_a_crash_and_a_stranger_does_no
     server.process.wait()
     wait_for(lambda: not Path(f"/proc/{link}").exists(), clients["a"])
 
-    code, said = start(*words, f"out={out}", "resume=true").end()
+    code, said = start(*words, f"out={out}", "resume=true").end(400)
     assert code == 0, said
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["steps"] == ROUNDS
@@ -99,12 +83,12 @@ def test_clients_with_keys_train_over_tls_through_a_crash_and_a_stranger_does_no
     assert metrics["samples"] == ROUNDS * 2 * 48
     assert re.search(r"clients may join at 127\.0\.0\.1:\d+: 0 a, 1 b", said)
 
-    code, said = clients["stranger"].end()
+    code, said = clients["stranger"].end(400)
     assert code == 2
     assert f"does not know {tmp_path / 'stranger.key'}" in said
     assert not (tmp_path / "stranger" / "states").exists()
     for name in ("a", "b"):
-        code, said = clients[name].end()
+        code, said = clients[name].end(400)
         assert code == 0, said
         assert f"train, round {ROUNDS}: done" in said
         assert not children(clients[name], "supernode")

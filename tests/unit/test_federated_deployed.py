@@ -154,6 +154,21 @@ def test_clients_may_come_later_and_go(trained, tmp_path, caplog):
     assert not (tmp_path / "b" / "over").exists()  # it had left
 
 
+def test_who_refused_and_left_is_not_waited_for(trained, tmp_path, monkeypatch):
+    waits = []
+
+    def clients_(self, count, seconds):
+        waits.append((count, seconds))
+        return range(3) if len(waits) == 1 else range(2)  # the third refuses, and leaves
+
+    monkeypatch.setattr(Elsewhere, "clients", clients_)
+    refusing = client(tmp_path, "c", models=["yolo_n"])
+    settings = [*(client(tmp_path, name) for name in "ab"), refusing]
+    trained(settings, mode={"min_fit": 2})
+    assert [count for count, _ in waits] == [2, 3]
+    assert max(seconds for _, seconds in waits) <= 10  # then it is seen that it has left
+
+
 def test_no_round_is_made_of_fewer_than_clients_were_told(trained, tmp_path):
     settings = [client(tmp_path, name) for name in "abc"]
     turns = {1: [0], 2: [1], 3: [0, 1]}

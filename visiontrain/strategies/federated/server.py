@@ -38,6 +38,7 @@ from visiontrain.strategies.tensor_message import Bytes, RefusedError, number_of
 
 _tell = logging.getLogger(__name__).warning
 TRIES = 3  # of a round without enough results
+LOOK_S = 10.0  # between looks at who is there
 HELLO_S = 600.0  # in which a client says whether it takes part
 OWN = "federated/"  # of names in a checkpoint
 NEW_ALGORITHM = "what the server remembered of earlier rounds is left out: another algorithm now"
@@ -148,7 +149,9 @@ class Server(Strategy):
         end, needed = time.monotonic() + self.config.timeout_s, self._needed
         while True:
             left = max(0.0, end - time.monotonic())
-            self._there = self.engine.clients(needed + len(self._refused), left)
+            wanted = needed + len(self._refused)  # of whom some may leave meanwhile
+            seconds = min(LOOK_S, left) if self.engine.joins else left
+            self._there = self.engine.clients(wanted, seconds)
             self._greet(learner)
             if self.stopping():
                 raise Stopped
