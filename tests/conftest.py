@@ -1,5 +1,7 @@
 """Fixtures of all tests."""
 
+import os
+
 import pytest
 import torch
 from pool import Ranks, be_process
@@ -43,7 +45,7 @@ def on_ranks(ranks):
     def run(mode, device, entry, text, objects=None):
         if isinstance(mode, Alone):
             return start(mode, device, entry, text, objects or {})
-        codes = ranks(mode.processes).run(be_process, mode, entry, text, objects or {})
+        codes = ranks(mode.processes).run(be_process, mode, entry, text, objects or {}, os.getcwd())
         assert len(set(codes)) == 1
         return codes[0]
 

@@ -37,8 +37,9 @@ def _serve(rank: int, world: int, port: int, pipe: Connection) -> None:
     dist.destroy_process_group()
 
 
-def be_process(mode: Any, entry: Callable[..., int], text: str, objects: Any) -> int:
-    """Be what `launch.run` starts: call `entry` at this rank's place under a mode."""
+def be_process(mode: Any, entry: Callable[..., int], text: str, objects: Any, folder: str) -> int:
+    """Be what `launch.run` starts in `folder`: call `entry` at this rank's place under a mode."""
+    os.chdir(folder)  # a process that is started is where its parent is; this one lives longer
     rank, world = dist.get_rank(), dist.get_world_size()
     place = Place(torch.device("cpu"), rank, world, share_of(mode, rank, world), rank == 0)
     return entry(text, place, objects)
