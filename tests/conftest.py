@@ -1,6 +1,6 @@
 """Fixtures of all tests."""
 
-import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def on_ranks(ranks):
     def run(mode, device, entry, text, objects=None):
         if isinstance(mode, Alone):
             return start(mode, device, entry, text, objects or {})
-        codes = ranks(mode.processes).run(be_process, mode, entry, text, objects or {}, os.getcwd())
+        codes = ranks(mode.processes).run(be_process, mode, entry, text, objects or {}, Path.cwd())
         assert len(set(codes)) == 1
         return codes[0]
 

@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def _serve(rank: int, world: int, port: int, pipe: Connection) -> None:
     dist.destroy_process_group()
 
 
-def be_process(mode: Any, entry: Callable[..., int], text: str, objects: Any, folder: str) -> int:
+def be_process(mode: Any, entry: Callable[..., int], text: str, objects: Any, folder: Path) -> int:
     """Be what `launch.run` starts in `folder`: call `entry` at this rank's place under a mode."""
     os.chdir(folder)  # a process that is started is where its parent is; this one lives longer
     rank, world = dist.get_rank(), dist.get_world_size()

@@ -271,8 +271,9 @@ def page(verb: str) -> str:
 def key_lines(found: Sequence[tuple[str, str, str, str]], first: Sequence[str]) -> list[str]:
     """Write keys with their types, defaults and meanings, those in `first` before the others."""
     lines, section = [], ""
+    order = {name: number for number, name in enumerate(first)}
     for key, kind, default, meaning in sorted(
-        found, key=lambda row: (row[0] not in first, place(row))
+        found, key=lambda row: (order.get(row[0], len(order)), place(row))
     ):
         if "." in main_name(key) and section != key.partition(".")[0]:
             section = key.partition(".")[0]

@@ -109,7 +109,15 @@ class TrainKeys(TypedDict, total=False):
     copy_paste: float
 
 
-class CompareKeys(TrainKeys, total=False):
+class ScaleKeys(TypedDict, total=False):
+    """What `plan` and `compare` predict speeds with."""
+
+    links: Sequence[str]
+    counts: Sequence[int]
+    per_node: int
+
+
+class CompareKeys(TrainKeys, ScaleKeys, total=False):
     """The keys of `compare`: those of `train`, which modes and settings, and how often."""
 
     strategies: Sequence[str | Keys]
@@ -121,15 +129,12 @@ class CompareKeys(TrainKeys, total=False):
     check_steps: int
 
 
-class PlanKeys(TrainKeys, total=False):
+class PlanKeys(TrainKeys, ScaleKeys, total=False):
     """The keys of `plan`: those of `train`, and what to run on."""
 
     devices: int | None
     memory: float | None
     measure: bool
-    links: Sequence[str]
-    counts: Sequence[int]
-    per_node: int
     step_s: float | None
 
 

@@ -14,18 +14,21 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.core.explain import short
 from visiontrain.core.section import Section, all_keys, annotation_of, kind_of, sections
 from visiontrain.recipe import USES as ALL_USES
-from visiontrain.recipe import Run
+from visiontrain.recipe import Run, Scaled
 from visiontrain.strategies.config import Client, Single, StrategyConfig
 from visiontrain.strategies.federated.config import Federated
 
 Tree = dict[str, Any]
 # Keys that no training has.
-OWN = ("strategies", "runs", "seeds", "budget", "alone", "check", "check_steps")
+OWN = (
+    *("strategies", "runs", "seeds", "budget", "alone", "check", "check_steps"),
+    *Scaled.model_fields,
+)
 FOLDER = ("out", "project", "name", "resume")  # of the comparison, not of its runs
 DEALING = ("clients", "partition", "alpha", "classes")  # keys of who has which images
 
 
-class CompareConfig(Run):
+class CompareConfig(Scaled, Run):
     """A training, and the modes and settings to repeat it in."""
 
     strategies: list[str | dict[str, Any]] = Field(

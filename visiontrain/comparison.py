@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,20 @@ from visiontrain import __version__
 from visiontrain.compare_config import CompareConfig, Mode, modes, run_of, seeds, shared_keys
 from visiontrain.core.config import build, merge
 from visiontrain.core.durable import replace_file, storing
-from visiontrain.core.errors import ConfigError
+from visiontrain.core.errors import ConfigError, VisiontrainError
 from visiontrain.core.own import objects_of, with_objects
 from visiontrain.core.yaml_loader import dump_yaml, load_yaml
 from visiontrain.data.open import open_dataset
 from visiontrain.engine.run_folder import RunFolder, claim
 from visiontrain.engine.signals import Halt, halting
+from visiontrain.extrapolation import Scale, extrapolate, scale_of
 from visiontrain.looking import look
 from visiontrain.prepare import below as below_a_run
 from visiontrain.prepare import goes_on, settled
 from visiontrain.recipe import Run
 from visiontrain.report.compare import Comparison
 from visiontrain.report.compare_page import write_page
+from visiontrain.report.extrapolated import Extrapolation
 from visiontrain.report.rows import Row, related
 from visiontrain.series import Entry, Job, Say, Series
 from visiontrain.start import initial_sha256
@@ -55,6 +58,7 @@ def compare(config: CompareConfig, say: Say) -> Comparison:
             "compare: under torchrun; start it without, its runs start their own processes"
         )
     asked, config = _asked_for(config)
+    scale = scale_of(config)
     entries = planned(config)
     start = entries[0].jobs[0].start
     folder = _folder(config)
@@ -67,7 +71,7 @@ def compare(config: CompareConfig, say: Say) -> Comparison:
         series = Series(config, folder, Path(controls), stopped, say)
         series.refuse_changed(entries)
         _write_asked(folder, asked)
-        return run_all(series, entries)
+        return run_all(series, entries, scale)
 
 
 def below(given: Tree) -> Mapping[str, Any]:
@@ -243,8 +247,14 @@ def _folder(config: CompareConfig) -> RunFolder:
 # -- one after another ------------------------------------------------------------------
 
 
-def run_all(series: Series, entries: Sequence[Entry]) -> Comparison:
-    """Train and measure what is not done yet; write table and page after each row."""
+def run_all(series: Series, entries: Sequence[Entry], scale: Scale | None = None) -> Comparison:
+    """Train and measure what is not done yet; write table and page after each row.
+
+    Args:
+        series: of runs.
+        entries: the rows to be.
+        scale: on what speeds are predicted in the end, from the control run's.
+    """
     rows: list[Row] = []
     first = next((e for e in entries if e.mode.strategy.kind == "single"), entries[0])
     timed, hours = series.config.budget == "seconds", series.config.time
@@ -262,11 +272,29 @@ def run_all(series: Series, entries: Sequence[Entry]) -> Comparison:
             found = result(series, rows, entries, code)
             found.write()
             write_page(found)  # without pictures, so that it never is older than the table
-        found = result(series, rows, entries, code)
+        control = next(row for row in rows if row.name == first.mode.name)
+        found = replace(found, predicted=_predicted(first.jobs[0].run, control, scale, series.say))
+        found.write()
         write_page(found, look(entries[0].jobs[0].run, series.folder, found.rows))
     except Halt as halt:
-        code = halt.exit_code
-    return result(series, rows, entries, code)
+        return result(series, rows, entries, halt.exit_code)
+    return found
+
+
+def _predicted(run: Run, row: Row, scale: Scale | None, say: Say) -> Extrapolation | None:
+    """Predict speeds of devices that each take the control's batch, at the pace it had.
+
+    What cannot be measured for it costs a line: the comparison is complete without it.
+    """
+    if scale is None or not row.images_per_s:
+        return None
+    pace = run.batch / row.images_per_s if isinstance(run.strategy, Single) else None
+    alone = run.model_copy(update={"strategy": Single()})
+    try:
+        return replace(extrapolate(alone, 1, scale, step_s=pace), here=True)
+    except VisiontrainError as error:
+        say(f"links: {error}; the comparison is complete without predictions")
+        return None
 
 
 def result(series: Series, rows: Sequence[Row], entries: Sequence[Entry], code: int) -> Comparison:

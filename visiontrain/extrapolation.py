@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.measuring import facts_of, work_of
-from visiontrain.recipe import Run
+from visiontrain.recipe import Run, Scaled
+from visiontrain.report.extrapolated import Extrapolation
 from visiontrain.strategies import speeds
 from visiontrain.strategies.config import Pipeline
 from visiontrain.strategies.cuts import starts
@@ -37,50 +37,6 @@ class Scale:
         """
         within = NVLINK if self.per_node > 1 else None
         return [Network(link_of(text), within, self.per_node) for text in self.links]
-
-
-@dataclass(frozen=True, slots=True)
-class Extrapolation:
-    """Predictions. Nothing of them was measured but the step of one device."""
-
-    images: int  # of each device in a step
-    step_s: float  # of one device
-    here: bool  # whether that was measured on this machine
-    per_node: int
-    speeds: Sequence[Speed]  # by link, then mode, then devices
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
-
-    def lines(self) -> list[str]:
-        """Return tables for people."""
-        where = "measured here" if self.here else "as it was given"
-        nodes = f", {self.per_node} devices on NVLink in a machine" if self.per_node > 1 else ""
-        counts = sorted({each.devices for each in self.speeds})
-        lines = [
-            f"predicted, not measured: images/s and efficiency of W devices with {self.images} "
-            f"images each, from {self.step_s:.3g} s a step of one ({where}){nodes}"
-        ]
-        for link in dict.fromkeys(each.link for each in self.speeds):
-            head = "".join(f"{f'W={count}':>18}" for count in counts)
-            lines.append(f"{link:26}{head}")
-            mine = [each for each in self.speeds if each.link == link]
-            for mode in dict.fromkeys(each.mode for each in mine):
-                of = {each.devices: each for each in mine if each.mode == mode}
-                cells = "".join(_cell(of.get(count)) for count in counts)
-                lines.append(f"  {mode:24}{cells}")
-        return lines
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all of it: seconds, bytes per step, and the bounds of each prediction."""
-        return {
-            "prediction": True,
-            "images": self.images,
-            "step_s": self.step_s,
-            "step_measured_here": self.here,
-            "per_node": self.per_node,
-            "speeds": [asdict(each) for each in self.speeds],
-        }
 
 
 def extrapolate(
@@ -148,17 +104,20 @@ def _pipelines(
             yield speeds.pipeline(work, network, count, staged)
 
 
-def _cell(known: Speed | None) -> str:
-    return f"{'-':>18}" if known is None else f"{known.images_per_s:12.4g}{known.efficiency:6.0%}"
-
-
-def check_scale(scale: Scale) -> None:
-    """Refuse links and counts that mean nothing.
+def scale_of(config: Scaled) -> Scale | None:
+    """Return on what speeds are to be predicted, if anybody asked.
 
     Raises:
-        ConfigError: naming the key.
+        ConfigError: a key that changes nothing without links, or means nothing.
     """
+    if not config.links:
+        key = min(config.model_fields_set & {"counts", "per_node", "step_s"}, default=None)
+        if key is not None:
+            raise ConfigError(f"{key}: it changes nothing without links; add links=10gbit")
+        return None
+    scale = Scale(config.links, config.counts, config.per_node)
     scale.networks()
     for count in scale.counts:
         if count < 2:
             raise ConfigError(f"counts: {count}; take 2 devices or more")
+    return scale

@@ -94,7 +94,8 @@ def work_of(run: Run, facts: Facts, share: int) -> Work:
         facts: of its blocks: how a step divides into forward and backward pass.
         share: images of one device.
     """
-    alone = {"strategy": Single(), "batch": share}
+    # Epochs without end, so that there are as many steps as are timed.
+    alone = {"strategy": Single(), "batch": share, "epochs": 10**6}
     place = Place(devices(run.device)[0], 0, 1)
     small = run.model_copy(update=alone)
     learner, steps = app.build_traced(small.model_dump_json(), place, objects_of(run))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import Field
 
 from visiontrain.recipe import USES as ALL_USES
-from visiontrain.recipe import Run
+from visiontrain.recipe import Run, Scaled
 
 
-class PlanConfig(Run):
+class PlanConfig(Scaled, Run):
     """A training, and what it is to run on."""
 
     devices: int | None = Field(
@@ -20,15 +20,6 @@ class PlanConfig(Run):
     measure: bool = Field(
         False, description="also train a few steps in each mode on this machine, and weigh them"
     )
-    links: list[str] = Field(
-        [], description="predict speeds on links so fast: 10mbit, 100gbit, 50mbit@20ms, nvlink"
-    )
-    counts: list[int] = Field(
-        [8, 64, 512], description="for links: on how many devices, each with its share of the batch"
-    )
-    per_node: int = Field(
-        1, ge=1, description="for links: devices of a machine, which NVLink joins"
-    )
     step_s: float | None = Field(
         None,
         gt=0,
@@ -36,13 +27,5 @@ class PlanConfig(Run):
     )
 
 
-OWN = (
-    "devices",
-    "memory",
-    "measure",
-    "links",
-    "counts",
-    "per_node",
-    "step_s",
-)  # keys that no training has
+OWN = ("devices", "memory", "measure", *Scaled.model_fields, "step_s")  # keys that no training has
 USES = (*OWN, *(key for key in ALL_USES["parity"] if key != "weights"))  # what may be typed

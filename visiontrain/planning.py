@@ -21,11 +21,12 @@ from visiontrain.core.own import Objects, objects_of
 from visiontrain.core.types import Batch, Place
 from visiontrain.engine.autobatch import free_memory
 from visiontrain.engine.step import train_step
-from visiontrain.extrapolation import Extrapolation, Scale, check_scale, extrapolate
+from visiontrain.extrapolation import extrapolate, scale_of
 from visiontrain.measuring import facts_of, used
 from visiontrain.plan_config import OWN, PlanConfig
 from visiontrain.prepare import below, check_group
 from visiontrain.recipe import Run, check_values
+from visiontrain.report.extrapolated import Extrapolation
 from visiontrain.staging import refuse_larger, within
 from visiontrain.strategies import forecast, launch
 from visiontrain.strategies.config import (
@@ -152,7 +153,7 @@ def plan(config: PlanConfig) -> Plan:
         raise ConfigError("plan: under a launcher; start it without, it starts its own processes")
     given = config.strategy.processes if isinstance(config.strategy, Group) else 2
     count, run = config.devices or given, _settled(config)
-    scale = _scale(config)
+    scale = scale_of(config)
     facts = facts_of(run)
     device = devices(run.device)[0]
     # Speeds are predicted of the pipeline that is counted here, if there is one.
@@ -182,22 +183,6 @@ def plan(config: PlanConfig) -> Plan:
     title = f"{run.model.kind}, {run.imgsz} px, batch {run.batch}{parts}, {precision}"
     found = extrapolate(staged, count, scale, facts, config.step_s) if scale else None
     return Plan(title, count, config.memory, modes, left_out, found)
-
-
-def _scale(config: PlanConfig) -> Scale | None:
-    """Return on what speeds are to be predicted, if anybody asked.
-
-    Raises:
-        ConfigError: a key that changes nothing without links, or means nothing.
-    """
-    if not config.links:
-        key = min(config.model_fields_set & {"counts", "per_node", "step_s"}, default=None)
-        if key is not None:
-            raise ConfigError(f"{key}: it changes nothing without links; add links=10gbit")
-        return None
-    scale = Scale(config.links, config.counts, config.per_node)
-    check_scale(scale)
-    return scale
 
 
 def modes_of(run: Run, count: int) -> list[StrategyConfig]:

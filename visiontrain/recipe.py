@@ -62,6 +62,20 @@ FIXED = (  # what a run that goes on cannot change: its state and its place in t
 )
 
 
+class Scaled(Section):
+    """On what speeds are predicted."""
+
+    links: list[str] = Field(
+        [], description="predict speeds on links so fast: 10mbit, 100gbit, 50mbit@20ms, nvlink"
+    )
+    counts: list[int] = Field(
+        [8, 64, 512], description="for links: on how many devices, each with its share of the batch"
+    )
+    per_node: int = Field(
+        1, ge=1, description="for links: devices of a machine, which NVLink joins"
+    )
+
+
 class Run(Section):
     """Everything a run is made from."""
 

@@ -1,5 +1,6 @@
 """Comparisons of modes that drive others, of seeds and settings, and through kills."""
 
+import json
 import os
 import signal
 import subprocess
@@ -57,7 +58,17 @@ def test_seeds_and_modes_are_added_without_repeating_what_is_done(tmp_path, monk
     assert (found.rows[0].spread is None, found.rows[1].steps) == (False, 6)
     assert "±" in str(found)
     monkeypatch.setattr(commands, "train", fails)
-    assert compare(tmp_path, resume=True).rows[1].scores == found.rows[1].scores
+    again = compare(tmp_path, resume=True, links=["1gbit"], counts=[8])
+    assert again.rows[1].scores == found.rows[1].scores
+    predicted = json.loads((tmp_path / "compare.json").read_text())["predicted"]
+    assert predicted["step_s"] == pytest.approx(4 / found.rows[0].images_per_s)
+    ddp = next(speed for speed in predicted["speeds"] if speed["mode"] == "ddp")
+    assert ddp["devices"] == 8
+    assert ddp["images_per_s"] == pytest.approx(32 / ddp["seconds"])
+    assert "predicted, not measured: images/s" in str(again)
+    page = (tmp_path / "report.html").read_text()
+    assert "Predicted for more devices, not measured" in page
+    assert f"{ddp['efficiency']:.0%}" in page
 
 
 def test_equal_time_gives_each_mode_the_epochs_that_fit(tmp_path):

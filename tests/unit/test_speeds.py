@@ -9,7 +9,7 @@ import pytest
 from visiontrain import extrapolation, planning
 from visiontrain.core.errors import ConfigError
 from visiontrain.extrapolation import Scale, extrapolate
-from visiontrain.models.config import ResNetTiny
+from visiontrain.models.config import YoloN
 from visiontrain.models.registry import build_model
 from visiontrain.plan_config import PlanConfig
 from visiontrain.recipe import Run
@@ -303,7 +303,7 @@ def test_a_pipeline_here_is_as_fast_as_is_predicted_of_equal_stages():
 
 def test_modes_on_a_slow_link_send_and_take_what_is_predicted_of_their_link(monkeypatch):
     """tools/slow_link on 10 Mbit/s: its measured link and step, the model's bytes."""
-    model = build_model(ResNetTiny(widths=[16, 128, 448], norm="group"), 10, "classify")
+    model = build_model(YoloN(norm="group"), 10, "detect")
     monkeypatch.setattr(low_rank, "ROUNDS", 1)  # only bytes are asked for
     size = sum(p.nbytes for p in model.parameters())
     message = sum(model.state_dict()[n].nbytes for n in shared(model, ()).down)
@@ -314,7 +314,7 @@ def test_modes_on_a_slow_link_send_and_take_what_is_predicted_of_their_link(monk
         network = Network(Link("measured", row["latency_s"], row["bytes_per_s"]))
         # How a step divides is not in the rows: a backward pass may hide what it can, or nothing.
         step = row["alone_s"]
-        work = Work(0.0, step, 0.0, 2, size, size, 2 * size, message, blocks=1, low_rank=low)
+        work = Work(0.0, step, 0.0, 4, size, size, 2 * size, message, blocks=1, low_rank=low)
         known = {
             "ddp": speeds.ddp(work, network, 2),
             "powersgd": speeds.powersgd(work, network, 2),
@@ -324,6 +324,6 @@ def test_modes_on_a_slow_link_send_and_take_what_is_predicted_of_their_link(monk
         assert known.sent == pytest.approx(row["bytes"], rel=1e-3), mode
         # Nor is what powersgd computes, which was a quarter of a step.
         seconds = known.seconds + (step / 4 if mode == "powersgd" else 0)
-        assert seconds == pytest.approx(row["measured_s"], rel=0.15), mode
+        assert seconds == pytest.approx(row["measured_s"], rel=0.2), mode
         if mode in ("sync_every=20", "federated"):  # nothing is unknown
             assert seconds == pytest.approx(row["predicted_s"], rel=1e-3)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from visiontrain.core.durable import replace_file, storing, to_json
+from visiontrain.report.extrapolated import Extrapolation
 from visiontrain.report.rows import LOST, SCORES, SPLIT, Row
 from visiontrain.report.verdict import verdict
 
@@ -43,6 +44,7 @@ class Comparison:
     exit_code: int  # 0 complete; 1 a row failed; 75 or 130 stopped by a signal
     title: str = ""  # what was trained on what
     budget: str = "samples"  # what all runs got as much of
+    predicted: Extrapolation | None = None  # on more devices, where links were given
 
     def __str__(self) -> str:
         table = [*self._table(), ""] if self.rows else []
@@ -69,6 +71,7 @@ class Comparison:
             "machine": dict(self.machine),
             "versions": dict(self.versions),
             "rows": [_plain(row) for row in self.rows],
+            "predicted": self.predicted.as_json() if self.predicted else None,
         }
 
     def write(self) -> None:
@@ -177,7 +180,8 @@ class Comparison:
         machine = ", ".join(f"{key} {value}" for key, value in self.machine.items())
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         notes += [*([LEGEND] if self.rows else []), f"{machine}; {versions}"]
-        lines = [line for note in notes for line in textwrap.wrap(note, WIDTH, **LOOSE)]
+        lines = [*self.predicted.lines(), ""] if self.predicted else []
+        lines += [line for note in notes for line in textwrap.wrap(note, WIDTH, **LOOSE)]
         lines.append(f"initial weights of all: sha256 {self.initial_sha256}")
         lines.append(f"results: {self.folder}")
         if len(self.rows) < self.planned:
@@ -229,9 +233,9 @@ def _notes_of(row: Row) -> list[str]:
 
 
 def _folded(name: str, width: int) -> list[str]:
-    """Cut a name into lines, where one of its keys ends if that is possible."""
+    """Cut a name into lines, where the mode or one of its keys ends if that is possible."""
     lines = [""]
-    for part in re.findall(r"[^+]*\+|[^+]+", name):
+    for part in re.findall(r"[^+-]*[+-]|[^+-]+", name):
         if lines[-1] and len(lines[-1] + part) > width:
             lines.append("")
         lines[-1] += part

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from visiontrain.core.durable import replace_file, storing
+from visiontrain.report import extrapolated
 from visiontrain.report.compare import Comparison
 from visiontrain.report.compare_sections import (
     DASH,
@@ -48,6 +49,7 @@ def write_page(found: Comparison, samples: Sequence[Sample] = ()) -> Path:
     body = [
         *(section(found) for section in (_headline, _table, _curves)),
         *(section(rows) for section in (times, exactness, faults, clients, classes)),
+        extrapolated.section(found.predicted),
         shown_samples(samples),
         _repeat(found),
         _facts(found),

@@ -210,8 +210,9 @@ class RayEngine:
         except GONE:
             if who is None:
                 return HubEnded()
-        if who is None:
-            return None  # the run is over
+        else:
+            if report is None:
+                return None  # it went home: the run is over
         return WorkerEnded(who, report) if isinstance(who, str) else ServerEnded(who, report)
 
     def _watch(self, ref: Any, who: str | int | None) -> None:
