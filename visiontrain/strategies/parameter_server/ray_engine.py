@@ -204,15 +204,15 @@ class RayEngine:
             return self._ended(told[0])
 
     def _ended(self, ref: Any) -> Event:
-        who, report = self._watched.pop(ref), None
+        who = self._watched.pop(ref)
         try:
             report = ray.get(ref)
-        except GONE:
-            if who is None:
-                return HubEnded()
-        else:
             if report is None:
                 return None  # it went home: the run is over
+        except GONE:
+            report = None
+        if who is None:
+            return HubEnded()
         return WorkerEnded(who, report) if isinstance(who, str) else ServerEnded(who, report)
 
     def _watch(self, ref: Any, who: str | int | None) -> None:
