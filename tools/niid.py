@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="CELL | key=value")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     pairs = (word.split("=", 1) for word in asked.words if "=" in word)
     given = {key: load_yaml(value, key) for key, value in pairs}
     cells = [word for word in asked.words if "=" not in word] or [*PUBLISHED, *SHORT]
