@@ -6,9 +6,8 @@
 CELL is ALGORITHM-PARTITION, such as fedavg-iid, scaffold-dirichlet, fednova-classes; without one,
 the three of 50 rounds and then six of 10. LeNet, ten clients, ten local epochs a round, batches of
 64, SGD with momentum 0.9 at a constant rate of 0.01, crops and flips, as Flower's repetition of the
-bench (its baseline niid_bench), whose accuracies stand beside ours for 50 rounds. One thing is not
-the same: our SGD looks ahead (Nesterov). Prints a JSON line per cell: top-1 on the test pictures
-after the last round, and that of each tenth of the rounds.
+bench (its baseline niid_bench), whose accuracies stand beside ours for 50 rounds. Prints a JSON
+line per cell: top-1 on the test pictures after the last round, and that of each tenth of them.
 """
 
 from __future__ import annotations
@@ -49,6 +48,7 @@ KEYS: dict[str, Any] = {
         "kind": "sgd",
         "lr": 0.01,
         "momentum": 0.9,
+        "nesterov": False,
         "weight_decay": 1e-5,
         "schedule": "constant",
         "warmup": 0,

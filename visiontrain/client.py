@@ -153,7 +153,9 @@ class Client:
         prox = self.config.prox if self.config.algorithm == "fedprox" else 0.0
         place = Place(self.device, local_world=started_by(self.config) or 1)
         precision = Precision(run.precision, self.device)
-        strategy = Local(place, precision, prox=prox, momentum=momentum)
+        strategy = Local(
+            place, precision, prox=prox, momentum=momentum, nesterov=run.optim.nesterov
+        )
         schedule = Schedule(run.optim, run.epochs, len(self.train_table), run.batch)
         names = self.train_table.names
         model = build_model(run.model, len(names), run.task.kind)

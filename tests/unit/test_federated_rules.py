@@ -195,9 +195,10 @@ def test_chosen_clients_are_averaged():
 class Walker:
     """A learner of one number, whose gradient is always 1."""
 
-    def __init__(self, momentum):
+    def __init__(self, momentum, nesterov=True):
         self.model = torch.nn.Linear(1, 1, bias=False).double()
-        self.optimizer = SGD([{"params": [*self.model.parameters()]}], momentum=momentum)
+        group = {"params": [*self.model.parameters()]}
+        self.optimizer = SGD([group], momentum=momentum, nesterov=nesterov)
         for group in self.optimizer.param_groups:
             group["lr"] = 0.5
         fill_state(self.optimizer)
@@ -214,9 +215,11 @@ def local(**keys):
     return Local(Place(cpu), Precision("fp64", cpu), **keys)
 
 
+@pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_plain_steps_are_as_far_as_the_optimizer_goes(momentum):
-    walker, strategy = Walker(momentum), local(momentum=momentum)
+def test_plain_steps_are_as_far_as_the_optimizer_goes(momentum, nesterov):
+    keys = {"momentum": momentum, "nesterov": nesterov}
+    walker, strategy = Walker(**keys), local(**keys)
     start = walker.model.weight.item()
     strategy.begin(walker, {})
     for _ in range(4):

@@ -37,13 +37,15 @@ def steps(optimizer, params, count):
         optimizer.step()
 
 
+@pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_sgd_equals_torchs_nesterov(weight_decay):
+def test_sgd_equals_torchs(weight_decay, nesterov):
     mine, theirs = parameters(), parameters()
-    own = SGD([{"params": mine, "weight_decay": weight_decay, "lr": 0.1}], momentum=0.9)
+    group = {"params": mine, "weight_decay": weight_decay, "lr": 0.1}
+    own = SGD([group], momentum=0.9, nesterov=nesterov)
     fill_state(own)
     reference = torch.optim.SGD(
-        theirs, lr=0.1, momentum=0.9, nesterov=True, weight_decay=weight_decay
+        theirs, lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=weight_decay
     )
     steps(own, mine, 5)
     steps(reference, theirs, 5)

@@ -30,6 +30,9 @@ class OptimConfig(Section):
         3.0, ge=0, description="epochs of linear warm-up, at most a tenth of the run"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum, and beta1 of adamw")
+    nesterov: bool = Field(
+        True, description="for sgd: momentum that looks ahead; false: that of plain SGD"
+    )
     beta2: float = Field(0.999, ge=0, lt=1, description="second beta of adamw, also in muon")
     weight_decay: float = Field(0.0005, ge=0, description="decay of weights; not of norms, biases")
     body_lr: float = Field(

@@ -35,8 +35,14 @@ def build_optimizer(config: OptimConfig, model: VisionModel) -> Optimizer:
     """Make the optimizer; norms, biases and places do not decay, the body may move slower.
 
     Raises:
-        ConfigError: rates by block were asked for, but the body is one block.
+        ConfigError: rates by block were asked for, but the body is one block; or a key of sgd
+            with another.
     """
+    if not config.nesterov and kind_of(config) != "sgd":
+        raise ConfigError(
+            f"optim.nesterov: false; it changes nothing of {kind_of(config)}, add optim=sgd or "
+            "leave it out"
+        )
     if config.layer_decay < 1 and len(model.body) == 1:
         raise ConfigError(
             f"optim.layer_decay: {config.layer_decay}; this backbone is one block, take "
@@ -55,7 +61,7 @@ def build_optimizer(config: OptimConfig, model: VisionModel) -> Optimizer:
         for (share, decay, _), params in groups.items()
     ] or [{"params": [], "lr_share": 1.0}]  # a frozen stage
     if kind_of(config) == "sgd":
-        return SGD(listed, momentum=config.momentum)
+        return SGD(listed, momentum=config.momentum, nesterov=config.nesterov)
     if kind_of(config) == "muon":
         return Muon(listed, betas=(config.momentum, config.beta2))
     # The fused kernel skips an update on the device when `found_inf` says so.

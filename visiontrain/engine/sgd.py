@@ -12,7 +12,7 @@ from visiontrain.engine.eager import Eager
 
 
 class SGD(Eager):
-    """Nesterov momentum (Sutskever et al. 2013) and L2 weight decay.
+    """Momentum, by default Nesterov's (Sutskever et al. 2013), and L2 weight decay.
 
     Equal to torch.optim.SGD; torch's fused kernel has the flag but no rule for sharded
     parameters, its other kernels the reverse. `found_inf` () is 1.0 to leave parameters and
@@ -21,8 +21,11 @@ class SGD(Eager):
 
     found_inf: Tensor | None = None
 
-    def __init__(self, groups: Iterable[dict[str, Any]], *, momentum: float) -> None:
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], *, momentum: float, nesterov: bool = True
+    ) -> None:
         super().__init__(groups, {"lr": 0.0, "momentum": momentum, "weight_decay": 0.0})
+        self.nesterov = nesterov
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyrefly: ignore
@@ -43,8 +46,10 @@ class SGD(Eager):
         buffers = [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_mul_(buffers, 1 - good * (1 - momentum))
         torch._foreach_add_(buffers, torch._foreach_mul(grads, good))
-        steps = torch._foreach_add(grads, torch._foreach_mul(buffers, momentum))
-        torch._foreach_mul_(steps, -group["lr"] * good)
+        steps = buffers
+        if self.nesterov:
+            steps = torch._foreach_add(grads, torch._foreach_mul(buffers, momentum))
+        steps = torch._foreach_mul(steps, -group["lr"] * good)
         torch._foreach_add_(params, steps)
 
 

@@ -25,6 +25,7 @@ class Local(Strategy):
         *,
         prox: float = 0.0,
         momentum: float = 0.0,
+        nesterov: bool = True,
     ) -> None:
         """Train in one process.
 
@@ -33,9 +34,10 @@ class Local(Strategy):
             precision: what it computes in.
             prox: pull towards the weights that the round began with (FedProx, Li et al. 2020).
             momentum: of the optimizer, for FedNova's count; 0 where it has none of SGD's.
+            nesterov: whether that looks ahead.
         """
         super().__init__(place, precision)
-        self._prox, self._momentum = prox, momentum
+        self._prox, self._momentum, self._nesterov = prox, momentum, nesterov
         self._correction: dict[str, Tensor] = {}
         self._start: dict[str, Tensor] = {}
         self.counts: dict[str, float] = {}  # by head: what losses were divided by, added up
@@ -84,7 +86,8 @@ class Local(Strategy):
             named[name].sub_(correction, alpha=learner.lr * good)
         self.norm = norm.item()
         self.rates += learner.lr * good
-        if good:  # our SGD looks ahead (Nesterov): a step is g + m (g + m g' + ...)
+        if good:  # a step is g + m g' + ..., and with Nesterov's momentum g + m (g + m g' + ...)
             self._pace = self._momentum * self._pace + 1
-            self.plain_steps += 1 + self._momentum * self._pace if self._momentum else 1
+            ahead = self._nesterov and self._momentum
+            self.plain_steps += 1 + self._momentum * self._pace if ahead else self._pace
         return norm
