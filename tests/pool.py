@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import socket
@@ -40,10 +41,10 @@ def _serve(rank: int, world: int, port: int, pipe: Connection) -> None:
 
 def be_process(mode: Any, entry: Callable[..., int], text: str, objects: Any, folder: Path) -> int:
     """Be what `launch.run` starts in `folder`: call `entry` at this rank's place under a mode."""
-    os.chdir(folder)  # a process that is started is where its parent is; this one lives longer
     rank, world = dist.get_rank(), dist.get_world_size()
     place = Place(torch.device("cpu"), rank, world, share_of(mode, rank, world), rank == 0)
-    return entry(text, place, objects)
+    with contextlib.chdir(folder):  # where a process that is started would be
+        return entry(text, place, objects)
 
 
 class Ranks:

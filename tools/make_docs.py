@@ -33,6 +33,7 @@ from visiontrain.core.shipped import presets
 from visiontrain.data.config import SHARDING_USES, ShardingConfig
 from visiontrain.federated_config import CONFIGS
 from visiontrain.federated_config import USES as FEDERATED_USES
+from visiontrain.plan_config import OWN as PLANNED
 from visiontrain.plan_config import USES as PLAN_USES
 from visiontrain.plan_config import PlanConfig
 from visiontrain.predict_config import PredictConfig
@@ -254,7 +255,7 @@ def page(verb: str) -> str:
     uses = TYPED.get(verb)
     own = OWN.get(verb, {})
     found = [own.get(row[0], row) for row in rows(ROOTS[verb], uses)]
-    lines += key_lines(found, COMPARED if verb == "compare" else ())
+    lines += key_lines(found, {"compare": COMPARED, "plan": PLANNED}.get(verb, ()))
     if issubclass(ROOTS[verb], Run):
         lines += ["", "Short names:"]
         lines += [

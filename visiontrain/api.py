@@ -234,6 +234,7 @@ def compare(preset: str | Path | None = None, /, **keys: Unpack[CompareKeys]) ->
         keys: as for `train`. `strategies` lists modes, such as `["single", "ddp"]`; one with keys
             of its own is a mapping or text: `{"kind": "ddp", "processes": 4}`, `"ddp:threads=1"`.
             `runs` lists runs that differ in any key: `{"batch": 32, "optim.lr": 0.002}`.
+            `links` also predicts speeds on more devices (`Comparison.predicted`).
 
     Returns:
         A row per mode, also for one that failed, with means over `seeds` and each run below; as
@@ -253,7 +254,8 @@ def plan(preset: str | Path | None = None, /, **keys: Unpack[PlanKeys]) -> Plan:
     Args:
         preset: as for `train`.
         keys: as for `train`. `devices` says how many there are, `memory` how many GiB each has;
-            with `measure` a few steps are trained in each mode, and weighed.
+            with `measure` a few steps are trained in each mode, and weighed. `links` also
+            predicts speeds on more devices (`Plan.speeds`), from a step here or of `step_s`.
 
     Raises:
         VisiontrainError: with one line, when the training cannot be as asked.

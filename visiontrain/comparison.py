@@ -15,7 +15,7 @@ from visiontrain import __version__
 from visiontrain.compare_config import CompareConfig, Mode, modes, run_of, seeds, shared_keys
 from visiontrain.core.config import build, merge
 from visiontrain.core.durable import replace_file, storing
-from visiontrain.core.errors import ConfigError, VisiontrainError
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.own import objects_of, with_objects
 from visiontrain.core.yaml_loader import dump_yaml, load_yaml
 from visiontrain.data.open import open_dataset
@@ -25,7 +25,7 @@ from visiontrain.extrapolation import Scale, extrapolate, scale_of
 from visiontrain.looking import look
 from visiontrain.prepare import below as below_a_run
 from visiontrain.prepare import goes_on, settled
-from visiontrain.recipe import Run
+from visiontrain.recipe import Run, foreign
 from visiontrain.report.compare import Comparison
 from visiontrain.report.compare_page import write_page
 from visiontrain.report.extrapolated import Extrapolation
@@ -60,6 +60,9 @@ def compare(config: CompareConfig, say: Say) -> Comparison:
     asked, config = _asked_for(config)
     scale = scale_of(config)
     entries = planned(config)
+    if scale is not None and foreign(entries[0].jobs[0].run):
+        model = entries[0].jobs[0].run.model.kind
+        raise ConfigError(f"links: {model} is one block, of which nothing is known; leave it out")
     start = entries[0].jobs[0].start
     folder = _folder(config)
     say(f"initial weights of all: sha256 {start}; results go to {folder.path}")
@@ -261,7 +264,7 @@ def run_all(series: Series, entries: Sequence[Entry], scale: Scale | None = None
     seconds = hours * 3600 if timed and hours else None
     # What the others get has to be known.
     todo = sorted(entries, key=lambda e: e is not first) if timed else entries
-    code = 0
+    code, predicted = 0, None
     try:
         for number, entry in enumerate(todo, 1):
             series.say(f"{number} of {len(entries)}: {entry.mode.name}")
@@ -273,28 +276,31 @@ def run_all(series: Series, entries: Sequence[Entry], scale: Scale | None = None
             found.write()
             write_page(found)  # without pictures, so that it never is older than the table
         control = next(row for row in rows if row.name == first.mode.name)
-        found = replace(found, predicted=_predicted(first.jobs[0].run, control, scale, series.say))
+        predicted = _predicted(series, first, control, scale)
+        found = replace(found, predicted=predicted)
         found.write()
         write_page(found, look(entries[0].jobs[0].run, series.folder, found.rows))
     except Halt as halt:
-        return result(series, rows, entries, halt.exit_code)
+        return replace(result(series, rows, entries, halt.exit_code), predicted=predicted)
     return found
 
 
-def _predicted(run: Run, row: Row, scale: Scale | None, say: Say) -> Extrapolation | None:
+def _predicted(series: Series, entry: Entry, row: Row, scale: Scale | None) -> Extrapolation | None:
     """Predict speeds of devices that each take the control's batch, at the pace it had.
 
     What cannot be measured for it costs a line: the comparison is complete without it.
     """
-    if scale is None or not row.images_per_s:
+    if scale is None:
         return None
+    if not row.images_per_s:
+        series.say(f"links: {row.name} has no speed, so nothing can be predicted")
+        return None
+    run = entry.jobs[0].run
     pace = run.batch / row.images_per_s if isinstance(run.strategy, Single) else None
     alone = run.model_copy(update={"strategy": Single()})
-    try:
-        return replace(extrapolate(alone, 1, scale, step_s=pace), here=True)
-    except VisiontrainError as error:
-        say(f"links: {error}; the comparison is complete without predictions")
-        return None
+    source = f"that of {row.name}"
+    made = series.attempt("links", lambda: extrapolate(alone, 1, scale, None, pace, source))
+    return None if isinstance(made, str) else made
 
 
 def result(series: Series, rows: Sequence[Row], entries: Sequence[Entry], code: int) -> Comparison:

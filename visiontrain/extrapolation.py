@@ -45,6 +45,7 @@ def extrapolate(
     scale: Scale,
     facts: Facts | None = None,
     step_s: float | None = None,
+    source: str = "as it was given",
 ) -> Extrapolation:
     """Measure a step of one device, and predict every mode on many with as large shares.
 
@@ -55,6 +56,7 @@ def extrapolate(
         facts: of the run's blocks, where they were measured already.
         step_s: seconds of a step of one device on its share, where that was measured elsewhere:
             all parts of a step here are brought to it.
+        source: of `step_s`, for people.
 
     Raises:
         ConfigError: a link is none.
@@ -72,8 +74,8 @@ def extrapolate(
         if isinstance(run.strategy, Pipeline):
             depth = devices // run.strategy.data_parallel
             found += _pipelines(work, network, scale.counts, facts, (depth, run.strategy))
-    here = step_s is None
-    return Extrapolation(share, work.seconds, here, scale.per_node, found)
+    source = "measured here" if step_s is None else source
+    return Extrapolation(share, work.seconds, source, scale.per_node, found)
 
 
 def _data_parallel(work: Work, network: Network, counts: Sequence[int]) -> Iterator[Speed]:
@@ -111,7 +113,9 @@ def scale_of(config: Scaled) -> Scale | None:
         ConfigError: a key that changes nothing without links, or means nothing.
     """
     if not config.links:
-        key = min(config.model_fields_set & {"counts", "per_node", "step_s"}, default=None)
+        fields = type(config).model_fields
+        given = [key for key in fields if getattr(config, key) != fields[key].default]
+        key = next((key for key in ("counts", "per_node", "step_s") if key in given), None)
         if key is not None:
             raise ConfigError(f"{key}: it changes nothing without links; add links=10gbit")
         return None

@@ -196,6 +196,7 @@ IDLE: Sequence[tuple[str, Callable[[Run], bool], str]] = (  # key, whether it is
     ("freeze", lambda run: not foreign(run), "take model.trainable_layers"),
     ("recompute", lambda run: not foreign(run), "take model=yolo_n"),
     ("optim.beta2", lambda run: run.optim.kind != "sgd", "take optim=adamw"),
+    ("optim.nesterov", lambda run: run.optim.kind == "sgd", "take optim=sgd"),
     ("optim.ema_window", lambda run: run.ema, "take ema=true"),
     ("save.sharded", lambda run: run.strategy.kind == "fsdp", "take strategy=fsdp"),
     ("patience", lambda run: run.val, "take val=true"),

@@ -127,10 +127,10 @@ class Series:
     def _trial(self, job: Job, seconds: float | None) -> Trial:
         self.say(job.name)
         trial = Trial(job.name, job.seed)
-        found = self._attempt(job.name, lambda: self._trained(self._paced(job, seconds)))
+        found = self.attempt(job.name, lambda: self._trained(self._paced(job, seconds)))
         return replace(trial, error=found) if isinstance(found, str) else found
 
-    def _attempt(self, what: str, action: Callable[[], T]) -> T | str:
+    def attempt(self, what: str, action: Callable[[], T]) -> T | str:
         """Return what `action` does, or its error: a mode that is broken costs its row alone.
 
         Raises:
@@ -246,7 +246,7 @@ class Series:
         if not self.config.check:
             return row
         what = f"measuring how exact {entry.mode.name} is"
-        found = self._attempt(what, lambda: self._exactness(entry, row))
+        found = self.attempt(what, lambda: self._exactness(entry, row))
         if isinstance(found, str):
             return replace(row, reasons=[" ".join(found.split())[:LONGEST]])
         gaps = [check["measured"] for check in found["checks"] if check["name"] == "weights"]

@@ -257,6 +257,7 @@ def test_text_and_mappings_name_the_same_modes(tmp_path):
         (["strategies=ddp", "check_steps=0"], "check_steps: 0; "),
         (["strategies=ddp", "resume=true"], "resume: true without a folder; "),
         (["strategies=ddp", "counts=8"], "counts: it changes nothing without links; "),
+        (["strategies=ddp", "links=1gbit", "model=fcos"], "links: fcos is one block, "),
         (["strategies=ddp", "resume=true", "out=x"], "out: x holds no compare.yaml; "),
     ],
 )

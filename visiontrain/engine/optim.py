@@ -35,14 +35,8 @@ def build_optimizer(config: OptimConfig, model: VisionModel) -> Optimizer:
     """Make the optimizer; norms, biases and places do not decay, the body may move slower.
 
     Raises:
-        ConfigError: rates by block were asked for, but the body is one block; or a key of sgd
-            with another.
+        ConfigError: rates by block were asked for, but the body is one block.
     """
-    if not config.nesterov and kind_of(config) != "sgd":
-        raise ConfigError(
-            f"optim.nesterov: false; it changes nothing of {kind_of(config)}, add optim=sgd or "
-            "leave it out"
-        )
     if config.layer_decay < 1 and len(model.body) == 1:
         raise ConfigError(
             f"optim.layer_decay: {config.layer_decay}; this backbone is one block, take "

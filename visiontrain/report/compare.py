@@ -235,7 +235,7 @@ def _notes_of(row: Row) -> list[str]:
 def _folded(name: str, width: int) -> list[str]:
     """Cut a name into lines, where the mode or one of its keys ends if that is possible."""
     lines = [""]
-    for part in re.findall(r"[^+-]*[+-]|[^+-]+", name):
+    for part in re.split(r"(?<=\+)|(?<=[a-z]{2}-)", name):
         if lines[-1] and len(lines[-1] + part) > width:
             lines.append("")
         lines[-1] += part

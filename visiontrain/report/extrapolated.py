@@ -18,7 +18,7 @@ class Extrapolation:
 
     images: int  # of each device in a step
     step_s: float  # of one device
-    here: bool  # whether that was measured on this machine
+    source: str  # of that
     per_node: int
     speeds: Sequence[Speed]  # by link, then mode, then devices
 
@@ -41,20 +41,20 @@ class Extrapolation:
 
     def basis(self) -> str:
         """Say what the predictions are made from."""
-        where = "measured here" if self.here else "as it was given"
         nodes = f", {self.per_node} devices on NVLink in a machine" if self.per_node > 1 else ""
         return (
-            f"images/s and efficiency of W devices with {self.images} images each, "
-            f"from {self.step_s:.3g} s a step of one ({where}){nodes}"
+            f"images/s and efficiency of so many devices with {self.images} images each, "
+            f"from {self.step_s:.3g} s a step of one ({self.source}){nodes}"
         )
 
     def lines(self) -> list[str]:
         """Return tables for people."""
+        room = 2 + max((len(each.mode) for each in self.speeds), default=0)
         head = "".join(f"{f'W={count}':>18}" for count in self.counts())
         found = [f"predicted, not measured: {self.basis()}"]
         for link, modes in self.by_link():
-            found.append(f"{link:28}{head}")
-            found += (f"  {mode:26}{''.join(map(_cell, speeds))}" for mode, speeds in modes)
+            found.append(f"{link:{room + 2}}{head}")
+            found += (f"  {mode:{room}}{''.join(map(_cell, speeds))}" for mode, speeds in modes)
         return found
 
     def as_json(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Extrapolation:
             "prediction": True,
             "images": self.images,
             "step_s": self.step_s,
-            "step_measured_here": self.here,
+            "step_source": self.source,
             "per_node": self.per_node,
             "speeds": [asdict(each) for each in self.speeds],
         }
