@@ -8,7 +8,7 @@ from typing import Any
 
 from visiontrain.core.section import Section
 from visiontrain.federated_config import CertConfig, ClientConfig, KeyConfig, RegisterConfig
-from visiontrain.strategies.registry import find
+from visiontrain.strategies.installed import find
 
 Say = Callable[[str], Any]
 
@@ -19,7 +19,7 @@ def federated(config: Section, say: Say) -> int:
     Raises:
         VisiontrainError: with one line for the user.
     """
-    find("flwr", "federated needs Flower", "federated")
+    find("flwr", "federated: it needs Flower", "federated")
     return DO[type(config)](config, say)
 
 

@@ -34,6 +34,7 @@ from visiontrain.strategies.config import (
 from visiontrain.strategies.devices import devices, settle, world
 from visiontrain.strategies.environment import launched
 from visiontrain.strategies.federated.config import Federated, in_rounds
+from visiontrain.strategies.installed import check_installed
 from visiontrain.strategies.precision import LOWER, resolve
 from visiontrain.tasks.config import DetectConfig, TaskConfig
 
@@ -119,11 +120,12 @@ def as_rounds(run: Run, given: Tree) -> Run:
 
 
 def check_group(run: Run) -> None:
-    """Refuse what does not go with the number of processes of a settled run.
+    """Refuse what does not go with the number of processes of a settled run, or is not installed.
 
     Raises:
         ConfigError: naming the key.
     """
+    check_installed(run.strategy)
     if isinstance(run.strategy, DDP):
         ranks = world(run.strategy)
         check_votes(run.strategy, ranks, run.batch // run.accumulate)

@@ -1,6 +1,7 @@
 """Several modes side by side: the same start and samples, a row for each, whatever happens."""
 
 import csv
+import importlib.util
 import json
 import os
 import shutil
@@ -265,6 +266,15 @@ def test_what_cannot_be_is_told_before_anything_starts(words, line, capsys, tmp_
     monkeypatch.chdir(tmp_path)
     assert cli.main(["compare", "data=tiny", *words]) == 2
     assert capsys.readouterr().err.startswith(f"visiontrain: {line}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mode_that_is_not_installed_is_told_before_anything_trains(tmp_path, capsys, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "flwr" else found(n))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["compare", *SMALL, "strategies=single,federated"]) == 2
+    assert capsys.readouterr().err.startswith("visiontrain: strategy: federated needs Flower; pip")
     assert not list(tmp_path.iterdir())
 
 

@@ -83,6 +83,12 @@ def test_a_bug_on_a_rank_is_named_with_its_traceback():
     assert rest[-1].startswith("KeyError")
 
 
+def test_a_bug_would_be_one_again_and_is_not_tried_again(caplog):
+    with pytest.raises(RankError, match=r"^rank 1 of 2: KeyError: "):
+        run(TWO, "cpu", entries.crash, "bug")
+    assert told(caplog) == []
+
+
 def test_an_error_for_the_user_arrives_as_it_was_and_at_once(caplog):
     with pytest.raises(DataError, match=r"^data: empty; give some$"):
         run(TWO, "cpu", entries.crash, "user")

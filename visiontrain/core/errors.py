@@ -59,6 +59,16 @@ class DivergedError(VisiontrainError):
 class RankError(VisiontrainError):
     """A process of the run failed; the message names its rank."""
 
+    def __init__(self, message: str, *, lasting: bool = False) -> None:
+        """Say what failed.
+
+        Args:
+            message: for the user.
+            lasting: whether it would fail again: by a mistake in code, not by a machine.
+        """
+        super().__init__(message)
+        self.lasting = lasting
+
 
 class StorageError(VisiontrainError):
     """The run's folder cannot be written; what was written before is intact."""

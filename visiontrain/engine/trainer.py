@@ -266,8 +266,11 @@ class Trainer:
         self.parts.saver.settle()
         try:
             final = self._score_best()
-        except Stopped:  # all is saved; whoever goes on only scores again
+        except Stopped:
             self._agree()
+            self.parts.progress.message(
+                f"trained and saved, not scored; its results come with: {self._again()}"
+            )
             return Outcome({}, self.signals.exit_code)
         outcome = Outcome(self._summary(final), 0, final.rows)
         for name, path in self.parts.finish(outcome).items():

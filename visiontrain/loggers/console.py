@@ -20,6 +20,7 @@ COLUMNS: tuple[tuple[str, str, int], ...] = (
     ("loss", "loss", 8),
     ("mAP50-95", "val/map", 9),
     ("mAP50", "val/map50", 7),
+    ("top-1", "val/top1", 7),
     ("lr", "lr", 9),
     ("img/s", "images_per_s", 8),
     ("wait", "data_wait", 6),

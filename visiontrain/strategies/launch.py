@@ -154,8 +154,8 @@ def _start(config: Group, device: str, entry: Entry, run_json: str, folder: Path
         for restart in count(1):
             try:
                 return _attempt(config, folder, received)
-            except RankError as error:  # any other is the same every time
-                if received or restart > config.max_restarts:
+            except RankError as error:  # others are the same every time
+                if received or error.lasting or restart > config.max_restarts:
                     raise
                 _tell(f"restart {restart} of {config.max_restarts}, as {error}")
             for path in (*folder.glob("pid-*"), *folder.glob("rank-*.json")):

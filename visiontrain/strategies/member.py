@@ -28,6 +28,16 @@ from visiontrain.strategies.meeting import PATIENCE, Meeting, meeting
 Entry = Callable[[str, Place, Objects], int]  # (run as JSON, place, the user's objects)
 LAST_WORD = timedelta(minutes=1)  # for the others to hear why rank 0 ends
 TAIL = 12  # lines of a failed rank's traceback that are shown
+# What code does wrong, of the user's or ours, it does each time; machines fail by other errors.
+MISTAKES = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    TypeError,
+    ValueError,
+)
 _turn, _group = count(), count()
 
 
@@ -147,10 +157,12 @@ def _heard(met: Meeting, key: str) -> str:
 def describe(error: BaseException) -> dict[str, Any]:
     """Put an error into JSON, for `error_again` in another process."""
     text = "".join(traceback.format_exception(error))
+    kept = [line for line in text.splitlines() if line.strip(" ~^")][-TAIL:]
     return {
         "kind": type(error).__name__,
         "message": str(error),
-        "traceback": text.splitlines()[-TAIL:],
+        "traceback": kept,
+        "lasting": isinstance(error, MISTAKES),
         # When a rank goes, the others fail too, in their next collective.
         "follows": is_lost(error),
         "time": time.time(),
@@ -164,4 +176,5 @@ def error_again(report: dict[str, Any], who: str) -> VisiontrainError:
     if isinstance(own, type) and issubclass(own, VisiontrainError):
         return own(message)
     tail = "\n".join(report["traceback"])
-    return RankError(f"{who}: {kind}: {message}; its traceback ends with\n{tail}")
+    text = f"{who}: {kind}: {message}; its traceback ends with\n{tail}"
+    return RankError(text, lasting=report["lasting"])

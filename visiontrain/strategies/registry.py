@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
-from visiontrain.core.errors import ConfigError
 from visiontrain.core.types import Place
 from visiontrain.strategies import config as settings
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.config import StrategyConfig
 from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.federated.flower_environment import set_flower_environment
+from visiontrain.strategies.installed import check_installed
 from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.ray_environment import set_environment
 from visiontrain.strategies.remote import Remote
@@ -59,7 +58,7 @@ def parameter_server(
     """Make the driver's side of parameter servers."""
     from visiontrain.strategies.parameter_server.driver import Driver  # noqa: PLC0415
 
-    find("ray", "parameter_server needs Ray", "ray")
+    check_installed(config)
     set_environment(config.kind, config.address, config.tls)  # read when Ray is imported
     from visiontrain.strategies.parameter_server.ray_engine import RayEngine  # noqa: PLC0415
 
@@ -70,7 +69,7 @@ def federated(config: Federated, place: Place, precision: Precision, remote: Rem
     """Make the server's side of federated training: clients are simulated here, or elsewhere."""
     from visiontrain.strategies.federated.server import Server  # noqa: PLC0415
 
-    find("flwr", "federated needs Flower", "federated")
+    check_installed(config)
     set_flower_environment()
     if config.serve is not None:
         from visiontrain.strategies.federated.deployment import Deployment  # noqa: PLC0415
@@ -78,21 +77,10 @@ def federated(config: Federated, place: Place, precision: Precision, remote: Rem
         assert remote.scratch is not None
         engine = Deployment(config, remote.scratch.parent)
         return Server(place, precision, config, engine, remote)
-    find("ray", "federated needs Ray", "federated")
     set_environment(config.kind)
     from visiontrain.strategies.federated.simulation import Simulation  # noqa: PLC0415
 
     return Server(place, precision, config, Simulation(config, place.device, remote), remote)
-
-
-def find(module: str, need: str, extra: str) -> None:
-    """Refuse a mode whose library is not installed.
-
-    Raises:
-        ConfigError: naming what to install.
-    """
-    if importlib.util.find_spec(module) is None:
-        raise ConfigError(f"strategy: {need}; pip install 'visiontrain[{extra}]'")
 
 
 def alone(config: StrategyConfig, place: Place, precision: Precision) -> Strategy:

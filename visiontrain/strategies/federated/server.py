@@ -147,6 +147,7 @@ class Server(Strategy):
         if self._known and not self.engine.joins:
             return
         end, needed = time.monotonic() + self.config.timeout_s, self._needed
+        told = -1  # how many were there when that was said last
         while True:
             left = max(0.0, end - time.monotonic())
             wanted = needed + len(self._refused)  # of whom some may leave meanwhile
@@ -158,6 +159,11 @@ class Server(Strategy):
             able = [client for client in self._there if client in self._known]
             if len(able) >= needed or not left or not self.engine.joins:
                 break
+            if len(able) != told:
+                told = len(able)
+                _tell(
+                    f"{told} clients can train, a round takes {needed}: waits {left:.0f} s at most"
+                )
         if not self._known:
             raise RankError("strategy.clients: none can train; see the lines above")
 

@@ -295,7 +295,7 @@ class Driver(Strategy):
         error = RankError(f"{who}: ended without a word; was it killed?")
         if report is not None:
             error = error_again(dict(report), who)
-            if not isinstance(error, RankError):
+            if not isinstance(error, RankError) or error.lasting:
                 raise error
         self._restarts += 1
         self.totals.restarts += 1
