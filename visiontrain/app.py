@@ -311,6 +311,7 @@ def fit_settings(run: Run, images: int) -> FitSettings:
         evaluate=run.val,
         patience=run.patience,
         hours=run.time,
+        verb="federated server" if served(run) else "train",
     )
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 VERBS = {
-    "train": "train a detector; without arguments, on the handwritten digits that ship",
+    "train": "train a detector or classifier; without arguments, on digits that ship with it",
     "val": "score weights on a split of a data set",
-    "predict": "draw boxes on pictures, folders and videos",
+    "predict": "find objects in pictures and videos, or classify pictures",
     "check": "read a data set: what is wrong with it, what it has twice, what would help",
     "data": "write a data set as tars, for what outgrows a folder: data shard",
     "parity": "measure whether a training mode equals one device on your configuration",

@@ -19,7 +19,8 @@ class DataConfig(Section):
 
     source: str = Field(
         "digits",
-        description="data set: a name from datasets/, a YAML, a COCO JSON, or a VOC or COCO folder",
+        description="data set: a name from datasets/, a YAML, a COCO JSON, or a folder: VOC, COCO, "
+        "classes or tars",
     )
     train_images: int | None = Field(
         None, ge=1, description="training scenes that digits and tiny compose; a cap elsewhere"

@@ -29,6 +29,7 @@ class FitSettings:
     evaluate: bool = True  # after every epoch; else after the last only
     patience: int = 0  # epochs without a better score; 0 never stops
     hours: float | None = None
+    verb: str = "train"  # of the command that goes on with the run
 
 
 @dataclass(frozen=True, slots=True)

@@ -301,7 +301,7 @@ class Trainer:
         }
 
     def _again(self) -> str:
-        return f"visiontrain train out={self.parts.saver.folder.path} resume=true"
+        return f"visiontrain {self.settings.verb} out={self.parts.saver.folder.path} resume=true"
 
     # -- saving and going on ------------------------------------------------------
 
