@@ -79,7 +79,7 @@ def test_speeds_are_predicted_on_links_that_are_given(capsys):
     code, out, _ = table(capsys, *words)
     assert code == 0
     told = json.loads(out)["predicted"]
-    assert (told["prediction"], told["step_measured_here"]) == (True, False)
+    assert (told["prediction"], told["step_source"]) == (True, "as it was given")
     assert (told["images"], told["step_s"]) == (4, pytest.approx(0.5))
     found = {(s["link"], s["mode"], s["devices"]): s for s in told["speeds"]}
     assert len(found) == 2 * 7 * 2
