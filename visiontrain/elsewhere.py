@@ -44,7 +44,7 @@ def build_shard(remote: Remote, number: int) -> Shard:
     """Make what a server holds; its weights come from the driver."""
     run, config = run_of(remote)
     strategy = Held(Place(CPU), Precision(run.precision, CPU), frozenset(remote.parts[number]))
-    rules = rules_of(config)
+    rules = rules_of(config, run.optim.kind)
     schedule = Schedule(run.optim, run.epochs, remote.images, run.batch * rules.batch_share)
     model = build_model(run.model, len(remote.names), run.task.kind)
     learner = build_learner(run, model, remote.names, schedule, strategy)

@@ -9,8 +9,9 @@ from test_servers import PLAIN, SERVERS, SORTS, run_of
 
 from visiontrain import app, elsewhere
 from visiontrain.core.types import Place
-from visiontrain.strategies.config import Single
+from visiontrain.strategies.config import ParameterServer, Single
 from visiontrain.strategies.parameter_server.ledger import Slot
+from visiontrain.strategies.parameter_server.rules import rules_of
 from visiontrain.strategies.remote import Remote
 from visiontrain.strategies.tensor_message import RefusedError, Schema, pack, unpack
 
@@ -160,3 +161,18 @@ def test_nothing_that_is_kept_shares_memory_with_a_message_and_none_is_written_i
     for message in messages:
         message[:] = 255
     assert all(torch.equal(t, before[name]) for name, t in kept.items())
+
+
+@pytest.mark.parametrize(
+    ("sync", "optimizer", "rate", "share"),
+    [
+        ("asp", "sgd", 1 / 4, 1 / 4),
+        ("ssp", "auto", 1 / 2, 1 / 4),
+        ("asp", "muon", 1 / 2, 1 / 4),
+        ("bsp", "auto", 1.0, 1.0),
+        ("backup", "sgd", 1.0, 1.0),
+    ],
+)
+def test_a_gradient_that_is_an_update_has_the_rate_of_its_share(sync, optimizer, rate, share):
+    rules = rules_of(ParameterServer(processes=4, sync=sync), optimizer)
+    assert (rules.rate, rules.share) == (rate, share)

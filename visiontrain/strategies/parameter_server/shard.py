@@ -63,7 +63,8 @@ class Rules:
     encoding: Encoding
     aggregate: str = "mean"
     faulty: int = 1
-    share: float = 1.0  # of the learning rate: each of W gradients of a step that are alone has 1/W
+    rate: float = 1.0  # of the learning rate that an update has
+    share: float = 1.0  # of a step: each of W gradients that are alone has 1/W
     ages: int = 0  # rate falls with staleness in units of this; 0: it does not
     elastic: bool = False  # whether workers send how far the weights are to go
     own_units: bool = False  # whether gradients come divided by their own counts
@@ -236,7 +237,7 @@ class Shard:
             self.trained[name].grad = value
         self.strategy.agreed = torch.tensor(squared, dtype=torch.float64)
         aged = max(1.0, late / self.rules.ages) if self.rules.ages else 1.0
-        self.learner.update(self.rules.share / aged)
+        self.learner.update(self.rules.rate / aged)
         for name in self.trained:
             self._changed[name] = self.version
 
