@@ -44,7 +44,7 @@ def heading(
     name = run.model.own.ref if isinstance(run.model, OwnModel) else run.model.kind
     lines = [
         f"{given}, {scored} of {counted(len(validation.names), 'class')}{balance}",
-        f"{name}, {size:.1f} M parameters, {run.imgsz} px, batch {run.batch}, {how}; "
+        f"{name}, {_millions(size)} M parameters, {run.imgsz} px, batch {run.batch}, {how}; "
         f"results go to {run.out}",
     ]
     stages = folder_of(run).stages
@@ -56,3 +56,7 @@ def heading(
             "times as long as with fp32"
         )
     return lines
+
+
+def _millions(count: float) -> str:
+    return f"{count:.1f}" if count >= 0.1 else f"{count:.2g}"

@@ -108,7 +108,7 @@ def load_weights(path: str | Path) -> Weights:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"weights: {file} is no intact safetensors file ({error}); give one that "
-            "visiontrain wrote"
+            "visiontrain wrote: those of other tools cannot be read"
         ) from error
     return Weights(read_meta(header, file), tensors)
 

@@ -34,7 +34,8 @@ def installed_weights(backbone: str, own: Mapping[str, Tensor]) -> dict[str, Ten
     if entry is None:
         raise ConfigError(
             f"model.pretrained: no package is known to bring weights for {backbone}; "
-            "model.pretrained=hub downloads them, model.pretrained=none starts from random ones"
+            f"model.backbone={next(iter(known()))} has one, model.pretrained=hub downloads them, "
+            "model.pretrained=none starts from random ones"
         )
     path = _locate(entry["module"], entry["file"])
     if path is None:
