@@ -58,5 +58,6 @@ def heading(
     return lines
 
 
-def _millions(count: float) -> str:
-    return f"{count:.1f}" if count >= 0.1 else f"{count:.2g}"
+def _millions(size: float) -> str:
+    """Write a size in millions, also that of a tiny model."""
+    return f"{size:.1f}" if size >= 0.1 else f"{size:.2g}"

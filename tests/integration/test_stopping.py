@@ -57,13 +57,18 @@ def stop_in_decode(monkeypatch, call):
 
 # Of 4 images in batches of 2: two calls per evaluation, of which there are three.
 @pytest.mark.parametrize(("call", "epochs"), [(1, 0), (3, 1), (5, 2)])
-def test_a_stop_during_an_evaluation_saves_and_scores_again(tmp_path, monkeypatch, call, epochs):
-    keys = {"batch": 2, "data.train_images": 4}
+def test_a_stop_during_an_evaluation_saves_and_scores_again(
+    tmp_path, monkeypatch, capsys, call, epochs
+):
+    keys = {"batch": 2, "data.train_images": 4, "log.to": ["console"]}
     prepared(tmp_path / "whole", **keys)[1].fit()
     with monkeypatch.context() as patch:
         calls = stop_in_decode(patch, call)
+        capsys.readouterr()
         assert prepared(tmp_path / "cut", **keys)[1].fit().exit_code == 75
         assert len(calls) == call  # at once
+    said = "trained and saved, not scored; its results" if epochs == 2 else "saved at step "
+    assert said in capsys.readouterr().out
     assert newest(tmp_path / "cut").progress["epochs"] == epochs
     assert prepared(tmp_path / "cut", resume=True, **keys)[1].fit().exit_code == 0
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")

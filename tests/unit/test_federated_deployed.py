@@ -154,6 +154,15 @@ def test_clients_may_come_later_and_go(trained, tmp_path, caplog):
     assert not (tmp_path / "b" / "over").exists()  # it had left
 
 
+def test_who_waits_says_for_whom(trained, tmp_path, caplog):
+    settings = [client(tmp_path, name) for name in "ab"]
+    trained(settings, lambda call: [0] if call == 1 else [0, 1], mode={"min_fit": 2})
+    said = [line for line in caplog.messages if line.startswith("clients that can train: ")]
+    assert [line.partition(";")[0] for line in said] == [
+        "clients that can train: 1 of 2 that a round takes"
+    ]
+
+
 def test_who_refused_and_left_is_not_waited_for(trained, tmp_path, monkeypatch):
     waits = []
 

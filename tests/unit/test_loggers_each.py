@@ -212,6 +212,15 @@ def test_plain_lines_one_per_epoch():
     ]
 
 
+def test_lines_of_a_classifier_show_its_score():
+    text = io.StringIO()
+    progress = PlainProgress(Console(file=text))
+    progress.start_epoch(1, 1, 10)
+    progress.end_epoch(row(1, **{"val/top1": 0.75, "val/top5": 1.0}))
+    head, line = (line.split() for line in text.getvalue().splitlines())
+    assert dict(zip(head, line, strict=True))["top-1"] == "0.7500"
+
+
 def test_plain_lines_speak_every_half_minute_with_an_eta():
     clock, text = [0.0], io.StringIO()
     progress = PlainProgress(Console(file=text), lambda: clock[0])

@@ -162,7 +162,8 @@ class Server(Strategy):
             if len(able) != told:
                 told = len(able)
                 _tell(
-                    f"{told} clients can train, a round takes {needed}: waits {left:.0f} s at most"
+                    f"clients that can train: {told} of {needed} that a round takes; "
+                    f"waits {left:.0f} s at most"
                 )
         if not self._known:
             raise RankError("strategy.clients: none can train; see the lines above")
