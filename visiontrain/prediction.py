@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -35,6 +36,7 @@ from visiontrain.strategies.devices import settle
 from visiontrain.strategies.registry import build_strategy
 
 Say = Callable[[str], None]  # shows one line to a person
+SHOWN = 5  # classes that the last line names
 FAINT = 0.001  # a score that nobody misses; suppressing all below takes seconds an image
 
 
@@ -59,16 +61,24 @@ class Predicted:
         """Say in one line how many images, objects, images per second, and where."""
         speed = len(self.rows) / max(self.seconds, 1e-9)
         left_out = f", {len(self.unreadable)} unreadable left out" if self.unreadable else ""
+        images = counted(len(self.rows), "image")
         if self.rows and "classes" in self.rows[0]:
-            return (
-                f"{counted(len(self.rows), 'image')}{left_out}, {speed:.1f} images/s: {self.folder}"
-            )
+            return f"{images}{left_out}, {self._likeliest()}, {speed:.1f} images/s: {self.folder}"
         objects = counted(self.objects, "object")
         if not self.objects:  # not found, or nearly?
             nearest = f"the best score was {self.best:.2g}" if self.best else "all are below 0.001"
             objects += f" above conf={self.conf:g} ({nearest})"
-        images = counted(len(self.rows), "image")
         return f"{images}{left_out}, {objects}, {speed:.1f} images/s: {self.folder}"
+
+    def _likeliest(self) -> str:
+        """Say which class an image most likely shows, or in how many each is the likeliest."""
+        first = [row["classes"][0] for row in self.rows]
+        if len(first) == 1:
+            return f"{first[0]['name']} (score {first[0]['score']:.2f})"
+        found = Counter(item["name"] for item in first).most_common()
+        shown = [f"{number:,} {name}" for name, number in found[:SHOWN]]
+        more = sum(number for _, number in found[SHOWN:])
+        return ", ".join([*shown, *([f"{more:,} of others"] if more else [])])
 
 
 def load(

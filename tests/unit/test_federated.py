@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -73,6 +74,9 @@ def test_one_client_in_one_round_is_one_device_to_the_bit(made, tmp_path, optim)
     assert gap(weights_of(alone), weights_of(run)) == 0
     assert run.metrics["samples"] == alone.metrics["samples"] == 3 * 48
     assert run.metrics["top1"] == alone.metrics["top1"]
+    with (run.folder / "results.csv").open() as file:
+        (row,) = csv.DictReader(file)  # its one round of three epochs
+    assert float(row["images_per_s"]) == pytest.approx(run.metrics["train_images_per_s"], rel=1e-3)
 
 
 PLAIN = {

@@ -22,7 +22,7 @@ from visiontrain.engine.weights import WeightsMeta, load_weights, save_weights
 from visiontrain.models.config import YoloN
 from visiontrain.models.registry import build_model
 from visiontrain.predict_config import DetectorConfig, PredictConfig
-from visiontrain.prediction import load
+from visiontrain.prediction import Predicted, load
 from visiontrain.report.detections import Film, image_row
 from visiontrain.tasks.config import DetectConfig
 
@@ -292,3 +292,17 @@ def test_weights_that_do_not_fit_and_devices_that_do_not_exist(weights, tmp_path
             load(DetectorConfig(weights=str(tmp_path / "newer.safetensors")))
     with pytest.raises(ConfigError, match="device: "):
         load(DetectorConfig(weights=str(weights), device="cuda:99"))
+
+
+def scored(name, score):
+    others = [{"name": "other", "score": 0.0, "class": 1}]
+    return {"classes": [{"name": name, "score": score, "class": 0}, *others]}
+
+
+def test_the_last_line_says_what_whole_images_show(tmp_path):
+    one = Predicted(tmp_path, [scored("cat", 0.934)], [], seconds=1.0)
+    assert one.summary().startswith("1 image, cat (score 0.93), 1.0 images/s: ")
+    names = [name for count, name in enumerate("gfedcba", start=1) for _ in range(count)]
+    many = Predicted(tmp_path, [scored(name, 0.5) for name in names], ["broken"], seconds=1.0)
+    said = "28 images, 1 unreadable left out, 7 a, 6 b, 5 c, 4 d, 3 e, 3 of others, 28.0 images/s: "
+    assert many.summary().startswith(said)

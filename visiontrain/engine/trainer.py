@@ -122,6 +122,7 @@ class Trainer:
     def _step(self, step: Step) -> Ending | None:
         """Train one step; then log, score and save what is due. None goes on."""
         self._show_epoch(step.epoch)
+        before = self.learner.samples
         result = train_step(self.learner, step.micro_batches, step.images)
         self.journal.lr = self.learner.lr
         self.meter.add(result.terms)
@@ -131,7 +132,7 @@ class Trainer:
         look = over or self.learner.step % self.settings.log_every == 0
         if look and self._streak() >= MAX_STREAK:
             return Ending.UNSTABLE
-        self.journal.train_seconds += self.pace.done(step.images)
+        self.journal.train_seconds += self.pace.done(self.learner.samples - before)
         if look:
             self._report()
         return self._signalled() or self._due(over=over)
