@@ -13,7 +13,7 @@ from visiontrain.data.config import sides
 from visiontrain.data.open import open_dataset
 from visiontrain.engine.weights import Weights, WeightsMeta, digest, load_weights, start_from
 from visiontrain.loggers.console import Silent
-from visiontrain.models.config import OwnModel
+from visiontrain.models.config import OwnModel, ResNetTiny
 from visiontrain.models.registry import build_model, check_input, pretrained, public
 from visiontrain.recipe import Run
 from visiontrain.strategies.base import Strategy
@@ -82,7 +82,8 @@ def check_statistics(run: Run, images: int, strategy: Strategy) -> None:
     last = images % run.batch or min(images, run.batch)
     share = last // (strategy.micro_batches(run.accumulate) * strategy.shares)
     norm = "batch" if isinstance(run.model, OwnModel) else run.model.norm
-    if norm == "batch" and share < 2 and min(sides(run.imgsz, run.augment)) == 32:
+    one_place = min(sides(run.imgsz, run.augment)) == 32 and not isinstance(run.model, ResNetTiny)
+    if norm == "batch" and share < 2 and one_place:
         key = "imgsz" if run.imgsz == 32 else "augment.multi_scale"
         raise ConfigError(
             f"{key}: a side of 32 pixels, where BatchNorm needs two images, but shares of an "

@@ -31,6 +31,16 @@ def test_digits_are_learned(tmp_path):
     assert run.metrics["top5"] > run.metrics["top1"] or run.metrics["top1"] == 1
 
 
+def test_a_last_batch_of_one_image_trains_where_maps_keep_more_than_one_place(tmp_path):
+    """A network of 1 x 1 maps at 32 pixels has no variance to normalise by then."""
+    keys = SMALL | {"data": "digits", "task": "classify", "out": tmp_path / "run"}
+    keys |= {"data.train_images": 5, "data.val_images": 4}  # in batches of 4
+    with pytest.raises(ConfigError, match="last batch have 1; take larger sides"):
+        vt.train(**keys, model="yolo_n")
+    run = vt.train(**keys, model=TINY)
+    assert run.metrics["samples"] == 5
+
+
 def test_a_folder_of_classes_becomes_a_classifier_that_predicts(tmp_path):
     """Nobody says that it is classification."""
     source = write_folder(tmp_path / "pets")

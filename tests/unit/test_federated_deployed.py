@@ -337,6 +337,7 @@ WRONG = {
     "serve": ({"serve": "9092"}, "write HOST:PORT"),
     "host": ({"serve": "192.168.1.5:9092"}, "take 0.0.0.0 or 127.0.0.1"),
     "keys": ({"keys": "k"}, "add strategy.serve"),
+    "threads": ({"serve": "0.0.0.0:1", "threads": 2}, "machines of their own"),
     "partition": (
         {"serve": "0.0.0.0:1", "partition": "dirichlet"},
         "images and machines of their own",

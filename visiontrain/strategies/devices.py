@@ -174,10 +174,10 @@ def started_by(config: StrategyConfig) -> int | None:
 
 def threads_started(config: StrategyConfig) -> int | None:
     """Return how many CPU threads each of the processes gets that a mode starts itself."""
-    if isinstance(config, ParameterServer):
-        return threads(config)
     count = started_by(config)
-    return max(1, cores() // count) if count else None
+    if count is None or not isinstance(config, ParameterServer | Federated):
+        return None
+    return config.threads or max(1, cores() // count)
 
 
 def _as_told(config: G, told: Launched) -> G:

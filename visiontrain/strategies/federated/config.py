@@ -84,6 +84,9 @@ class Federated(Alone):
     processes: int | None = Field(
         None, ge=1, description="clients that train at once on this machine; default: its cores"
     )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads per client; default: cores / clients at once"
+    )
     serve: str | None = Field(
         None, description="HOST:PORT to wait at for clients on other machines, which have the data"
     )
@@ -96,7 +99,7 @@ class Federated(Alone):
 
 
 # What says how images are dealt out, or trained on here: of no use where clients have their own.
-HERE = ("partition", "alpha", "classes", "processes")
+HERE = ("partition", "alpha", "classes", "processes", "threads")
 # Key, the one it belongs to, and the values of that under which it does something.
 DEALT = (
     ("alpha", "partition", ("dirichlet", "quantity")),

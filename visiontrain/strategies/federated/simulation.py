@@ -38,6 +38,7 @@ class Simulation:
         self._config, self._remote, self._device = config, remote, device
         self.joins = False
         self.at_once = min(config.clients, config.processes or cores())
+        self._threads = config.threads or max(1, cores() // self.at_once)
         self._over = threading.Event()
         self._grids: Queue[Grid | BaseException] = Queue()
         self._thread: threading.Thread | None = None
@@ -81,7 +82,7 @@ class Simulation:
         try:
             run_simulation(
                 server,
-                client_app(Answering(self._remote, max(1, cores() // self.at_once))),
+                client_app(Answering(self._remote, self._threads)),
                 self._config.clients,
                 backend_config={"client_resources": resources},
             )
