@@ -4,10 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from pool import Ranks, be_process
 
 from visiontrain.strategies import launch
 from visiontrain.strategies.config import Alone
+
+settings.register_profile("untimed", deadline=None)  # properties hold on a busy machine, too
+settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -47,10 +47,12 @@ from visiontrain.strategies.federated.messages import (
 )
 from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.remote import Remote
-from visiontrain.strategies.tensor_message import Bytes
+from visiontrain.strategies.tensor_message import Bytes, number_of
 from visiontrain.tasks.registry import as_task
 
-State = dict[str, Tensor]  # weight/NAME of parts that stay here, control/NAME of SCAFFOLD's variate
+MOVED = "moved/"  # of names in what is kept
+# weight/NAME of parts that stay here; control/NAME of SCAFFOLD's variate, moved/NAME how it changed
+State = dict[str, Tensor]
 
 
 class Client:
@@ -101,6 +103,7 @@ class Client:
         images = len(self.train_table)
         learner, strategy = self._learner()
         state = self._state(meta) or {}
+        self._drop(meta, number)
         control = self._take(learner, message, state)
         names = tuple(control)
         mine = under(state, CONTROL) or {n: torch.zeros_like(control[n]) for n in names}
@@ -119,7 +122,9 @@ class Client:
             new = {n: mine[n] - control[n] + ways[n] for n in names}
         parts = shared(learner.model, self.config.local)
         own = {WEIGHT + n: learner.live[n] for n in parts.own}
-        self._keep(own | {CONTROL + n: t for n, t in new.items()}, number)
+        moved = {n: new[n] - mine[n] for n in names}
+        own |= {CONTROL + n: t for n, t in new.items()}
+        self._keep(own | {MOVED + n: t for n, t in moved.items()}, number)
         found: dict[str, Any] = {
             "counts": dict(strategy.counts),
             "terms": dict(strategy.terms),
@@ -130,7 +135,6 @@ class Client:
         if meta.get("score"):
             found["score"] = self._scored(learner)
         found["seconds"] = time.monotonic() - began
-        moved = {n: new[n] - mine[n] for n in names}
         return self._write(parts.up, learner.live, moved, found)
 
     def _score(self, message: Bytes, meta: Mapping[str, Any]) -> Bytes:
@@ -210,7 +214,19 @@ class Client:
                 f"{int(taken) + 1}; was its folder emptied?"
             )
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Of a variate that changed too much the server counted a share, and so does its owner.
+        counted = number_of(meta.get("counted", {}).get(str(self.number), 1.0)) or 0.0
+        for name, moved in under(state, MOVED).items():
+            state[CONTROL + name] -= (1 - counted) * moved
+        return state
+
+    def _drop(self, meta: Mapping[str, Any], number: int) -> None:
+        """Throw away what was kept in rounds before this one that the server did not take."""
+        taken = int(meta.get("taken", {}).get(str(self.number), -1))
+        for path in self.folder.glob("[0-9]*.safetensors"):
+            if taken < int(path.stem) < number:
+                path.unlink(missing_ok=True)
 
     def _keep(self, state: Mapping[str, Tensor], number: int) -> None:
         """Keep what the next round needs, and what the server might go back to."""
@@ -224,7 +240,7 @@ class Client:
         least = number - 2 * self.run.save.every_epochs
         before = max((stem for stem in known if stem < least), default=least)
         for stem, path in known.items():
-            if stem < before or stem > number:
+            if stem < before:
                 path.unlink(missing_ok=True)
 
 

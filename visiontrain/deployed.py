@@ -32,6 +32,7 @@ from visiontrain.strategies.federated.config import KEPT, Federated, takers
 from visiontrain.strategies.federated.flower_environment import flower_environment
 from visiontrain.strategies.federated.messages import (
     SENT,
+    digest_of,
     names_of_norms,
     part_of,
     read_meta,
@@ -84,6 +85,12 @@ def agreed(config: ClientConfig, spec: Any) -> Run:
         raise ConfigError(f"models: this client trains {', '.join(config.models)}, not {kind}")
     if config.max_rounds is not None and rounds > config.max_rounds:
         raise ConfigError(f"max_rounds: this client trains {config.max_rounds}, not {rounds}")
+    epochs = rounds * run.strategy.local_epochs
+    if config.max_epochs is not None and epochs > config.max_epochs:
+        raise ConfigError(
+            f"max_epochs: this client trains {config.max_epochs}, not {epochs} (strategy.rounds x "
+            "strategy.local_epochs)"
+        )
     least = run.strategy.min_fit or takers(run.strategy)
     if least < config.min_clients:
         raise ConfigError(
@@ -127,10 +134,11 @@ def client_of(config: ClientConfig, message: Bytes, number: int) -> Client:
     run = agreed(config, meta.get("run"))
     assert isinstance(run.strategy, Federated)
     number_of_round, rounds = meta.get("round"), run.strategy.rounds or 0
-    if not isinstance(number_of_round, int) or not 0 <= number_of_round <= rounds:
+    last = rounds - (meta.get("kind") == "train")
+    if not isinstance(number_of_round, int) or not 0 <= number_of_round <= last:
         raise DataError(f"federated: round {number_of_round} of {rounds}")
     spec = open_dataset(run.data, run.task.kind)
-    if list(spec.names) != meta.get("names"):
+    if digest_of(spec.names) != meta.get("classes"):
         raise DataError(
             f"data: {run.data.source} has the classes {', '.join(spec.names[:8])}, not those of "
             "the server; name them alike, in the same order"

@@ -52,6 +52,9 @@ class ClientConfig(Section):
     max_rounds: int | None = Field(
         None, ge=1, description="the longest run that it agrees to; default: any"
     )
+    max_epochs: int | None = Field(
+        None, ge=1, description="passes over its images in a run that it agrees to; default: any"
+    )
     min_clients: int = Field(
         1, ge=1, description="results that the server must say it waits for in each round"
     )

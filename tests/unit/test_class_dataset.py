@@ -44,7 +44,7 @@ FIELDS = ("images", "ids", "frame", "valid")
 
 
 @pytest.mark.parametrize("kind", SETS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(rows=st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=8, unique=True))
 def test_a_sample_is_the_same_in_any_batch(kind, rows):
     whole = SETS[kind].cell([(3, row) for row in rows], 0)

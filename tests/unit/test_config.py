@@ -174,7 +174,7 @@ VALUES = [
 WORDS = st.tuples(st.sampled_from(KEYS), st.sampled_from(VALUES) | st.text()).map("=".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(WORDS | st.text(), max_size=3))
 @example(["\x00"])
 @example(["/"])

@@ -169,7 +169,7 @@ def test_a_chunk_that_claims_gigabytes_is_refused_unread(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(place=st.floats(0, 1), new=st.binary(min_size=1, max_size=8), cut=st.floats(0, 1))
 def test_damaged_files_give_an_image_or_an_image_error(kind, place, new, cut):
     data = bytearray(encoded(Image.fromarray(COLOUR), kind))

@@ -267,7 +267,7 @@ def test_a_tar_that_is_cut_or_gone_costs_its_own_images_only(tmp_path):
     assert [defect.kind for defect in gone.defects] == ["unreadable-shard"]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_no_damage_to_a_tar_raises(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tar")
@@ -283,7 +283,7 @@ def test_no_damage_to_a_tar_raises(data, tmp_path_factory):
     assert all(o + n <= found.size for o, n in zip(found.offsets, found.lengths, strict=True))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(place=st.integers(0, 10**6), byte=st.integers(0, 255), cut=st.integers(0, 3000))
 def test_a_damaged_index_is_a_data_error_or_stays_inside_its_arrays(place, byte, cut, damaged):
     file, content, tars = damaged

@@ -315,6 +315,38 @@ def test_variates_add_up_whoever_was_late(monkeypatch, tmp_path):
         assert control.abs().max() > 0
 
 
+@pytest.mark.parametrize("keys", [{"local": ["norm"]}, {"algorithm": "scaffold"}])
+def test_a_client_that_was_late_again_and_again_comes_back(monkeypatch, tmp_path, keys):
+    """What it kept after the last round that counted is still there."""
+    begun = Counter()
+
+    def late(client, answer):
+        begun[client] += 1
+        found = answer()
+        return None if client == 1 and 2 < begun[client] < 9 else found  # after its first round
+
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([], late))
+    mode = federated(clients=3, rounds=9, **keys)
+    run = vt.train(**SORTS, optim="sgd", strategy=mode, out=tmp_path / "run")
+    assert run.metrics["clients_late"] == 6
+    assert run.metrics["clients_failed"] == 0
+    assert run.metrics["clients"]["1"]["rounds"] == 3
+    kept = [int(path.stem) for path in (run.folder / "clients/client-1").glob("*.safetensors")]
+    assert min(kept) == 0  # 2 checkpoints back, its newest round was the first
+    assert not set(kept) & {*range(1, 7)}
+
+
+@pytest.mark.parametrize("first", ["fedavg", "scaffold"])
+def test_another_algorithm_goes_on_from_the_weights_alone(made, tmp_path, first):
+    given = SORTS | {"optim": "sgd", "out": tmp_path / "run"}
+    vt.train(**given, strategy=federated(clients=2, rounds=2, algorithm=first))
+    again = {"out": tmp_path / "run", "resume": True}
+    vt.train(**again, epochs=3, strategy={"algorithm": "fedavg"})
+    run = vt.train(**again, epochs=5, strategy={"algorithm": "scaffold"})
+    assert run.metrics["steps"] == 5
+    assert run.metrics["clients_failed"] == 0
+
+
 def test_a_run_goes_on_with_more_rounds_and_not_with_other_clients(made, tmp_path):
     vt.train(**SORTS, strategy=federated(clients=2, rounds=2), out=tmp_path / "run")
     run = vt.train(out=tmp_path / "run", resume=True, epochs=3)

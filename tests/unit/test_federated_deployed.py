@@ -23,6 +23,7 @@ from visiontrain.federated_config import ClientConfig
 from visiontrain.recipe import Run
 from visiontrain.strategies import registry
 from visiontrain.strategies.federated import keys, messages, relay, superlink
+from visiontrain.strategies.federated.config import Federated
 
 RUN = {
     "data": "digits",
@@ -69,10 +70,10 @@ def client(folder, name, **keys):
 def trained(monkeypatch, tmp_path):
     """Return what trains with clients elsewhere, and the server's folder."""
 
-    def train(settings, present=None, **keys):
+    def train(settings, present=None, change=None, **keys):
         given = {"settings": settings, "present": present and staticmethod(present)}
         kind = type("Here", (Elsewhere,), given)
-        monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([], kind=kind))
+        monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([], change, kind))
         mode = {"kind": "federated", "clients": len(settings), "rounds": 2, "serve": "127.0.0.1:1"}
         mode |= keys.pop("mode", {})
         return vt.train(**RUN | keys, strategy=mode, out=tmp_path / "server")
@@ -112,6 +113,7 @@ def test_what_is_sent_says_nothing_of_places_and_holds_no_weights():
 REFUSALS = {
     "models": ({"models": ["yolo_n"]}, "models: this client trains yolo_n, not resnet_tiny"),
     "rounds": ({"max_rounds": 1}, "max_rounds: this client trains 1, not 2"),
+    "epochs": ({"max_epochs": 1}, "max_epochs: this client trains 1, not 2"),
     "clients": ({"min_clients": 4}, "min_clients: this client wants 4 results in a round, not 2"),
     "share": ({"share": ["backbone", "norm"]}, "share: this client keeps head"),
     "classes": ({"data": {"source": "ours"}}, "ours has the classes cat, dog, not those of"),
@@ -134,6 +136,29 @@ def test_a_client_that_does_not_agree_trains_nothing(trained, tmp_path, monkeypa
     assert run.metrics["clients"].keys() == {"0", "1"}
     assert not list((tmp_path / "c").glob("states/*"))
     assert said in (tmp_path / "c" / "client.log").read_text()
+
+
+def test_clients_hear_that_a_run_is_over_which_had_no_round_left(trained, tmp_path):
+    """As when its server died after the last round: it comes back, and trains nothing."""
+    two = [client(tmp_path, name) for name in "ab"]
+    trained(two)
+    for config in two:
+        (tmp_path / config.out / "over").unlink()
+    run = trained(two, resume=True)
+    assert run.metrics["steps"] == 2
+    assert all((tmp_path / config.out / "over").exists() for config in two)
+
+
+@pytest.mark.parametrize("number", [-1, 2, 3, "1"])
+def test_a_round_that_the_run_does_not_have_is_not_trained(tmp_path, number):
+    run = Run.model_validate({"data": {"source": "digits"}})
+    mode = {"kind": "federated", "rounds": 2, "serve": "0.0.0.0:1"}
+    run = run.model_copy(update={"strategy": build(Federated, mode)})
+    spec = messages.run_for(run.model_dump_json())
+    asked = {"kind": "train", "round": number, "run": spec}
+    message = messages.write(messages.schema_of({}, (), ()), {}, {}, asked)
+    with pytest.raises(DataError, match=f"federated: round {number} of 2"):
+        deployed.client_of(client(tmp_path, "a"), message, 0)
 
 
 def test_parts_that_stay_may_be_shared_by_nobody(trained, tmp_path):
@@ -174,8 +199,21 @@ def test_who_refused_and_left_is_not_waited_for(trained, tmp_path, monkeypatch):
     refusing = client(tmp_path, "c", models=["yolo_n"])
     settings = [*(client(tmp_path, name) for name in "ab"), refusing]
     trained(settings, mode={"min_fit": 2})
-    assert [count for count, _ in waits] == [2, 3]
+    assert [count for count, _ in waits[:2]] == [2, 3]
     assert max(seconds for _, seconds in waits) <= 10  # then it is seen that it has left
+
+
+def test_who_answers_nonsense_at_once_ends_no_round_that_others_make(trained, tmp_path, caplog):
+    """Two answers are enough, and without a word the nonsense is always one of them."""
+
+    def nonsense(number, answer):
+        found = answer()
+        return found[:-8] if number == 0 and len(found) > 2000 else found
+
+    settings = [client(tmp_path, name) for name in "abc"]
+    run = trained(settings, change=nonsense, mode={"min_fit": 2})
+    assert [run.metrics["clients"][k]["rounds"] for k in "12"] == [2, 2]
+    assert "round 1: 1 results of 3 clients, it takes 2; asking again" in caplog.text
 
 
 def test_no_round_is_made_of_fewer_than_clients_were_told(trained, tmp_path):

@@ -72,9 +72,31 @@ def forged(message):
     return [said(np.array([6, 6], np.uint8), src=100)]
 
 
+def unreadable(data):
+    """What Flower's arrays are read from, and numpy fails at in ways of its own."""
+
+    def reply(message):
+        array = flower.Array(dtype="uint8", shape=(3,), stype="numpy.ndarray", data=data)
+        found = said(np.zeros(1, np.uint8), src=message.metadata.dst_node_id)
+        found.content[flower.ARRAYS] = flower.ArrayRecord({flower.SAID: array})
+        return [found]
+
+    return reply
+
+
+def npy(header):
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
 @pytest.mark.parametrize(
     ("fault", "answer"),
     [
+        (unreadable(b"PK\x03\x04garbage"), "an answer that is none (BadZipFile)"),
+        (unreadable(npy(b"{'descr': '|u1', (\n")), "an answer that is none (TokenError)"),
+        (
+            unreadable(npy(b"{'descr': '|u1', 'fortran_order': False, 'shape': (%d,)}" % 10**30)),
+            "an answer that is none (OverflowError)",
+        ),
         (left, "Node Unavailable [31mred"),
         (broken, "an answer that is none (ValueError)"),
         (forged, [6, 6]),
@@ -96,3 +118,70 @@ def test_who_left_before_it_was_asked_is_said():
     found = clients.ask({k: np.zeros(1, np.uint8) for k in (0, 2)}, 5.0, 2)
     assert found[2] == "is not there"
     assert list(found[0]) == [0]
+
+
+class Slow(Grid):
+    """Node 100 answers a message when it is told to; what it has been sent is kept in order."""
+
+    def __init__(self):
+        super().__init__({})
+        self.got, self.answers, self.ready = [], {}, 0
+
+    def get_nodes(self):
+        return super().get_nodes()[:1]
+
+    def push_messages(self, messages):
+        names = [f"m{len(self.got) + k}" for k in range(len(messages))]
+        self.got += messages
+        return names
+
+    def pull_messages(self, names):
+        (name,) = names
+        number = int(name[1:])
+        return echo(self.got[number]) if number < self.ready else []
+
+
+def bytes_of(*values):
+    return np.array(values, np.uint8)
+
+
+def test_who_is_still_busy_is_not_sent_more_and_finishes_what_it_began():
+    grid = Slow()
+    clients = flower.Clients(grid, [b"a"])
+    clients.find(1, 0.0)
+    assert clients.ask({0: bytes_of(1, 2)}, 0.25, 1) == {}
+    assert clients.ask({0: bytes_of(1, 2)}, 0.25, 1) == {}  # the same round again
+    assert len(grid.got) == 1
+    grid.ready = 1
+    (answer,) = clients.ask({0: bytes_of(1, 2)}, 5.0, 1).values()
+    assert list(answer) == [2, 1]
+    assert len(grid.got) == 1
+
+
+def test_an_answer_to_an_earlier_round_only_makes_room_for_the_next():
+    grid = Slow()
+    clients = flower.Clients(grid, [b"a"])
+    clients.find(1, 0.0)
+    assert clients.ask({0: bytes_of(1, 2)}, 0.25, 1) == {}
+    assert clients.ask({0: bytes_of(3, 4)}, 0.25, 1) == {}
+    assert len(grid.got) == 1
+    grid.ready = 2
+    (answer,) = clients.ask({0: bytes_of(3, 4)}, 5.0, 1).values()
+    assert list(answer) == [4, 3]
+    assert len(grid.got) == 2
+
+
+@pytest.mark.parametrize("why", ["it left", "its message is too old"])
+def test_who_will_never_answer_is_asked_anew(monkeypatch, why):
+    monkeypatch.setattr(flower, "SPARE_S", 0.0 if why == "its message is too old" else 60.0)
+    grid = Slow()
+    clients = flower.Clients(grid, [b"a"])
+    clients.find(1, 0.0)
+    assert clients.ask({0: bytes_of(1, 2)}, 0.25, 1) == {}
+    if why == "it left":
+        with monkeypatch.context() as gone:
+            gone.setattr(grid, "get_nodes", list)
+            clients.find(1, 0.0)
+        clients.find(1, 0.0)
+    assert clients.ask({0: bytes_of(3, 4)}, 0.25, 1) == {}
+    assert len(grid.got) == 2

@@ -18,7 +18,7 @@ from visiontrain.strategies.federated.algorithms import (
     krum_scores,
     multi_krum,
 )
-from visiontrain.strategies.federated.config import Federated
+from visiontrain.strategies.federated.config import Federated, least_updates
 from visiontrain.strategies.federated.figures import of_round
 from visiontrain.strategies.federated.guard import capped, clipped
 from visiontrain.strategies.federated.local import Local
@@ -116,6 +116,52 @@ def test_scaffold_s_variate_moves_by_all_clients_share():
     updates = [update(k, (2.0, 2.0), control={"w": tensor(1.0, -k)}) for k in (0, 1)]
     close(algorithm.step(NOW, updates, lambda name: "all")["w"], tensor(2.0, 2.0))
     close(algorithm.control["w"], tensor(0.5, -0.25))
+
+
+@pytest.mark.parametrize("clip", [None, 3.0])
+def test_scaffold_comes_to_rest_where_the_mean_of_all_images_does(clip):
+    """Parabolas with minima of their own, one client with nine times the images of another.
+
+    A third joins late, its first change much longer than the others': what is cut of it its owner
+    leaves out, too.
+    """
+    minima, counts = torch.tensor([0.0, 1.0, -40.0]).double(), (90.0, 10.0, 20.0)
+    config = build(Federated, {"kind": "federated", "algorithm": "scaffold", "clients": 3})
+    algorithm = algorithm_of(config, frozenset({"w"}))
+    x, variates = torch.zeros(1).double(), torch.zeros(3, 1).double()
+    algorithm.start({"w": x})
+    cuts = 0
+    for number in range(600):
+        updates = []
+        for k in range(3 if number > 30 else 2):
+            y = x.clone()
+            for _ in range(4):
+                y -= 0.05 * (y - minima[k] + algorithm.control["w"] - variates[k])
+            moved = -algorithm.control["w"] + (x - y) / (4 * 0.05)
+            updates.append(Update(k, {"w": y}, {"all": counts[k]}, control={"w": moved}))
+        updates, lines = clipped(updates, {"w": x}, frozenset(), clip)  # the variates alone
+        cuts += len(lines)
+        for u in updates:  # as a client does, who is told what was counted
+            variates[u.client] += u.control["w"]
+        x = algorithm.step({"w": x}, updates, lambda name: "all")["w"]
+    weights = torch.tensor(counts) / sum(counts)
+    assert x.item() == pytest.approx(float(weights @ minima.float()), abs=1e-3)
+    assert bool(cuts) == (clip is not None)
+
+
+@pytest.mark.parametrize("faulty", [1, 2, 3])
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_hold_among_the_fewest_against_liars_who_agree(rule, faulty):
+    torch.manual_seed(0)
+    config = build(Federated, {"kind": "federated", "algorithm": rule, "clients": 99})
+    if rule == "median":
+        clients = 2 * faulty + 1
+    else:
+        clients = least_updates(config.model_copy(update={"faulty": faulty}))
+    sent = torch.randn(clients, 50, dtype=torch.float64) * 0.1 + 1.0
+    sent[:faulty] = -1000.0
+    (found,) = RULES[rule]([sent], faulty, None)
+    assert (found - 1).norm() < 0.1 * math.sqrt(50) * 1.5
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from visiontrain.strategies.parameter_server.ledger import RULES, Ledger, Slot, Unit
@@ -130,7 +130,6 @@ def play(kind, workers, steps, *, seed=0, staleness=2, shares=None, speeds=None)
 speeds_of = st.lists(st.floats(0.01, 10), min_size=1, max_size=5)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(RULES)), speeds_of, st.integers(0, 2**32), st.integers(0, 4))
 def test_every_unit_is_done_once_whatever_the_speeds(kind, speeds, seed, staleness):
     shares = max(1, len(speeds) - 1) if kind == "backup" else len(speeds)
@@ -144,7 +143,6 @@ def test_every_unit_is_done_once_whatever_the_speeds(kind, speeds, seed, stalene
     assert made.ledger.updates == (6 * shares if alone else 6)
 
 
-@settings(deadline=None)
 @given(speeds_of, st.integers(0, 2**32), st.integers(0, 4))
 def test_ssp_lets_nobody_be_more_than_s_ahead_nor_see_what_is_too_new(speeds, seed, staleness):
     made = play("ssp", len(speeds), 8, seed=seed, staleness=staleness, speeds=speeds).run()
@@ -160,7 +158,6 @@ def test_ssp_lets_workers_be_s_ahead():
     assert made.ahead == 3
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(RULES)), st.integers(0, 2**32), st.data())
 def test_workers_that_die_and_others_that_come_lose_nothing(kind, seed, data):
     shares = 2 if kind == "backup" else 3
@@ -276,7 +273,6 @@ def test_one_worker_alone_goes_through_everything_in_order(kind):
     assert made.ledger.updates == 5
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(RULES)), st.integers(0, 2**32), st.data())
 def test_what_is_abandoned_is_handed_out_again(kind, seed, data):
     made = play(kind, 3, 6, seed=seed, shares=2 if kind == "backup" else 3)

@@ -42,7 +42,7 @@ def order(labels, kind, threshold="auto"):
 LABELS = st.lists(st.sets(st.integers(0, CLASSES - 1), max_size=3), min_size=1, max_size=40)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(labels=LABELS, kind=KINDS, seed=st.integers(0, 99), epoch=st.integers(0, 9))
 def test_counts_are_the_whole_numbers_around_what_is_expected(labels, kind, seed, epoch):
     made, images = order(labels, kind), len(labels)
@@ -57,7 +57,7 @@ def test_counts_are_the_whole_numbers_around_what_is_expected(labels, kind, seed
     assert np.array_equal(entries, made(images, seed, epoch))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     labels=LABELS,
     kind=KINDS,

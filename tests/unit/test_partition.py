@@ -38,7 +38,7 @@ def shares_of(table, dealt):
     return np.array([np.bincount(found[rows], minlength=CLASSES) for rows in dealt])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(KINDS),
     st.integers(1, 6),

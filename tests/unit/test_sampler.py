@@ -69,7 +69,7 @@ def test_starting_later_gives_the_rest_of_the_same_stream(table, start):
     assert samples(table, start=start, workers=2) == rest
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     images=st.integers(1, 40),
     batch=st.integers(1, 12),

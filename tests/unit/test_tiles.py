@@ -12,7 +12,6 @@ from visiontrain.ops.tiles import Tiling, merge_rows
 LENGTH = st.integers(1, 400)
 
 
-@settings(deadline=None)
 @given(LENGTH, LENGTH, st.integers(32, 128), st.floats(0, 0.9))
 def test_tiles_cover_an_image_and_overlap_as_asked(width, height, side, share):
     tiling = Tiling.of(side, share)
@@ -56,7 +55,7 @@ def seen_by(rects, boxes, classes):
     return np.array(rows, np.float64).reshape(-1, 7)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(scenes())
 def test_what_tiles_see_exactly_comes_out_exactly_and_once(scene):
     tiling, size, boxes, classes = scene

@@ -29,7 +29,7 @@ def shards_of(cut, rows):
     return np.searchsorted(cut.starts, rows, side="right") - 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths=counts, shards=st.integers(1, 6), seed=st.integers(0, 9), epoch=st.integers(0, 5))
 def test_every_row_comes_once_and_shards_come_a_window_at_a_time(lengths, shards, seed, epoch):
     cut = windows(lengths, shards)
@@ -45,7 +45,7 @@ def test_every_row_comes_once_and_shards_come_a_window_at_a_time(lengths, shards
     assert len(place) == len(lengths)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths=counts, shards=st.integers(1, 6), row=st.integers(0, 179), draws=st.integers(1, 8))
 def test_partners_are_from_the_window_that_a_row_is_read_in(lengths, shards, row, draws):
     cut = windows(lengths, shards)
@@ -63,7 +63,7 @@ def test_partners_are_from_the_window_that_a_row_is_read_in(lengths, shards, row
     assert np.array_equal(alike, found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=counts,
     shards=st.integers(1, 6),

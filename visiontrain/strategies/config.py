@@ -9,7 +9,7 @@ from pydantic import Field
 from visiontrain.core.config import Section
 from visiontrain.core.errors import ConfigError
 from visiontrain.strategies.alone import Alone
-from visiontrain.strategies.federated.config import DEALT, Federated, Partition
+from visiontrain.strategies.federated.config import DEALT, Federated, Partition, least_krum
 
 
 class Single(Alone):
@@ -312,7 +312,7 @@ def _check_pairs(config: Section, needs: Needs, excludes: Excludes) -> None:
 
 def least_ranks(name: str, faulty: int) -> int:
     """Return how many ranks a rule needs, `faulty` of them wrong."""
-    return faulty + 3 if name == "krum" else 2 * faulty + 1
+    return least_krum(faulty) if name == "krum" else 2 * faulty + 1
 
 
 def check_votes(config: DDP, world: int, images: int) -> None:

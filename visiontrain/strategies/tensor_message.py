@@ -23,7 +23,7 @@ Bytes = NDArray[np.uint8]  # (N,)
 HEAD = 12  # bytes before the header: a mark, its length
 ALIGNED = 8  # bytes: values begin at a multiple, so that they can be used where they lie
 MARK = b"visiontr"
-MOST_HEADER = 1 << 16  # bytes
+MOST_HEADER = 1 << 20  # bytes
 
 
 LARGEST = 2.0**53  # of a number beside tensors
@@ -76,12 +76,17 @@ def pack(schema: Schema, tensors: Mapping[str, Tensor], meta: Mapping[str, Any])
         schema: that has these tensors, and perhaps more.
         tensors: by name, on any device.
         meta: JSON that goes along.
+
+    Raises:
+        RefusedError: that is longer than anybody would read.
     """
     chosen = [n for n, each in enumerate(schema.fields) if each.name in tensors]
     payload = sum(schema.fields[n].nbytes for n in chosen)
     which = None if len(chosen) == len(schema.fields) else chosen
     header = {"schema": schema.digest, "which": which, "bytes": payload, "meta": dict(meta)}
     text = json.dumps(header).encode()
+    if len(text) > MOST_HEADER - ALIGNED:
+        raise RefusedError(f"{len(text):,} bytes beside tensors; {MOST_HEADER:,} at most")
     text += b" " * (-(HEAD + len(text)) % ALIGNED)
     message = np.empty(HEAD + len(text) + payload, np.uint8)
     message[:HEAD] = np.frombuffer(MARK + len(text).to_bytes(HEAD - len(MARK), "big"), np.uint8)

@@ -30,6 +30,7 @@ class Update:
     counts: Mapping[str, float]  # by head: what its losses were divided by, summed over its steps
     steps: float = 1.0  # FedNova's: how many plain steps its way amounts to
     control: Named = field(default_factory=dict)  # SCAFFOLD's: how its variate changed
+    counted: float = 1.0  # the share of that which `control` is, where it was too long
 
 
 class Algorithm(Protocol):
@@ -163,27 +164,41 @@ class Adaptive:
 class Scaffold:
     """The mean, while each client's steps are corrected for where its data pull it.
 
-    Karimireddy et al. 2020 (arXiv 1910.06378): c += sum of what the clients' variates changed / N.
+    Karimireddy et al. 2020 (arXiv 1910.06378), whose clients count alike: c += sum of what the
+    clients' variates changed / N. Here they count by their data, in the mean as in the variate:
+    where both differ, the rest point is that of neither. A client's weight in c is that of the
+    first round that it took part in, so that c stays the weighted sum of the c_k for ever.
     """
 
     parameters: frozenset[str]
     clients: int  # N, of whom some take part in a round
     lr: float = 1.0
     control: dict[str, Tensor] = field(default_factory=dict)  # c
+    _parts: Tensor = field(default_factory=lambda: torch.zeros(0))  # (N,) weights; 0: not yet
+    _usual: Tensor = field(default_factory=lambda: torch.zeros(()))  # () of a client's counts
 
     def state(self) -> dict[str, Tensor]:
-        """Return the server's variate."""
-        return {f"control/{name}": tensor for name, tensor in self.control.items()}
+        """Return the server's variate, and what clients count in it."""
+        control = {f"control/{name}": tensor for name, tensor in self.control.items()}
+        return control | {"parts": self._parts, "usual": self._usual}
 
     def start(self, now: Named) -> None:
         """Begin without correction."""
         self.control = zeros(now, self.parameters)
+        self._parts = torch.zeros(self.clients, dtype=torch.float64)
+        self._usual = torch.zeros((), dtype=torch.float64)
 
     def step(self, now: Named, updates: Sequence[Update], head_of: HeadOf) -> dict[str, Tensor]:
         """Move by the mean, and the variate by the clients'."""
+        counts = {u.client: sum(u.counts.values()) for u in updates}
+        if not self._usual:
+            self._usual.fill_(sum(counts.values()) / len(counts) or 1.0)
+        for client, count in counts.items():
+            if not self._parts[client]:
+                self._parts[client] = count / (self._usual * self.clients)
         for name, tensor in self.control.items():
             for update in updates:
-                tensor.add_(update.control[name], alpha=1 / self.clients)
+                tensor.add_(update.control[name], alpha=float(self._parts[update.client]))
         return FedAvg(self.parameters, self.lr).step(now, updates, head_of)
 
 

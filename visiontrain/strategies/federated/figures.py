@@ -62,6 +62,7 @@ class Rounds:
     engine_s: float = 0.0  # seconds of rounds in which none can have
     taken: dict[int, int] = field(default_factory=dict)  # rounds that each client was part of
     newest: dict[int, int] = field(default_factory=dict)  # number of the last of them
+    counted: dict[int, float] = field(default_factory=dict)  # of SCAFFOLD's variate then, a share
     images: dict[int, int] = field(default_factory=dict)  # that each has
     classes: dict[int, list[int]] = field(default_factory=dict)  # images by their main class
     lengths: dict[int, float] = field(default_factory=dict)  # of the newest round
@@ -82,6 +83,18 @@ class Rounds:
             if score is not None:
                 self.local[client] = score
         self.trained_s += sum(self._times)
+
+    def cut(self, updates: Sequence[Update]) -> None:
+        """Note what was counted of how clients' variates changed."""
+        for update in updates:
+            self.counted.pop(update.client, None)
+            if update.counted < 1:
+                self.counted[update.client] = update.counted
+
+    def forget(self) -> None:
+        """Go on as if no client had kept anything."""
+        self.newest.clear()
+        self.counted.clear()
 
     def ways(self, ways: Ways, seconds: float, at_once: int) -> None:
         """Note how far clients went, in a round of so many seconds."""
@@ -118,6 +131,7 @@ class Rounds:
                 **({"classes": self.classes[k]} if k in self.classes else {}),
                 "rounds": self.taken.get(k, 0),
                 "newest_round": self.newest.get(k),
+                **({"counted": self.counted[k]} if k in self.counted else {}),
                 "drift": self.lengths.get(k),
                 "cosine": self.cosines.get(k),
                 "own_score": self.local.get(k),
@@ -149,6 +163,8 @@ class Rounds:
                 self.taken[k] = own["rounds"]
             if own["newest_round"] is not None:
                 self.newest[k] = own["newest_round"]
+            if "counted" in own:
+                self.counted[k] = own["counted"]
             for into, name in (
                 (self.lengths, "drift"),
                 (self.cosines, "cosine"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -17,9 +19,35 @@ from visiontrain.strategies.federated.engine import Answer, Bytes
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
 POLL_S = 0.1
+BEGINNING = 1 << 16  # bytes of a message that are looked at
+SPARE_S = 60.0  # that a message lives longer than its reply is waited for
 DIED = "ActorDiedError"  # in what Ray says, with a page about it
 LONGEST = 300  # letters of what a client says of itself
 ARRAYS, SAID, ERROR, NUMBER = "arrays", "said", "error", "partition-id"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A message that a client is to get."""
+
+    record: RecordDict
+    what: str = ""  # as in `Sent`
+
+    @classmethod
+    def of(cls, message: Bytes, client: int) -> Request:
+        """Make one of bytes."""
+        return cls(
+            record_of(message, client), hashlib.sha256(message[:BEGINNING].tobytes()).hexdigest()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A message that a client has."""
+
+    name: str  # Flower's
+    what: str  # digest of its beginning, which says of which round it is
+    until: float  # seconds of the clock after which Flower hands it out to nobody
 
 
 class Clients:
@@ -41,6 +69,7 @@ class Clients:
         """
         self._grid, self._keys, self._stopping = grid, keys, stopping
         self._nodes: dict[int, int] = {}  # client: Flower's number of it, which is random
+        self._open: dict[int, Sent] = {}  # by node: what it has not answered
 
     def find(self, count: int, seconds: float) -> list[int]:
         """Wait until so many are there; return those that are when the time is up."""
@@ -48,12 +77,14 @@ class Clients:
         while len(nodes := list(self._grid.get_nodes())) < count and time.monotonic() < end:
             time.sleep(POLL_S)
         self._nodes = {}
+        here = {node.node_id for node in nodes}
+        self._open = {node: sent for node, sent in self._open.items() if node in here}
         if self._keys is not None:
             number = {key: k for k, key in enumerate(self._keys)}
             known = {number[n.public_key]: n.node_id for n in nodes if n.public_key in number}
             self._nodes = dict(sorted(known.items()))
             return list(self._nodes)
-        asked = {node.node_id: RecordDict() for node in nodes}
+        asked = {node.node_id: Request(RecordDict()) for node in nodes}
         found = self._exchange(asked, "query", max(1.0, end - time.monotonic()), len(asked))
         for node, reply in sorted(found.items()):
             said = number_in(reply)
@@ -64,34 +95,56 @@ class Clients:
     def ask(self, messages: Mapping[int, Bytes], seconds: float, enough: int) -> dict[int, Answer]:
         """Ask clients; see `Engine.ask`."""
         clients = {self._nodes[k]: k for k in messages if k in self._nodes}
-        asked = {node: record_of(messages[client], client) for node, client in clients.items()}
+        asked = {node: Request.of(messages[client], client) for node, client in clients.items()}
         found = self._exchange(asked, "train", seconds, min(enough, len(asked)))
         gone: dict[int, Answer] = {k: "is not there" for k in messages if k not in self._nodes}
         return {clients[node]: answer_in(reply) for node, reply in found.items()} | gone
 
     def _exchange(
-        self, asked: Mapping[int, RecordDict], kind: str, seconds: float, enough: int
+        self, asked: Mapping[int, Request], kind: str, seconds: float, enough: int
     ) -> dict[int, Message | str]:
         """Send, and collect until enough have answered or the time is up.
+
+        A client does one thing after the other, and what it was sent cannot be taken back. So who
+        is still at an earlier message gets no other one until that is answered, or never will be;
+        asked for the same again, it only has to finish.
 
         Whose a reply is says the message that it is to: what a reply says of itself was written by
         a client, or by Flower's link where a node has left.
         """
         end, found = time.monotonic() + seconds, dict[int, Message | str]()
-        sent = [Message(record, node, kind, ttl=seconds + 60) for node, record in asked.items()]
-        told = dict(zip(asked, self._grid.push_messages(sent), strict=False))
-        waiting = {told[node]: node for node in asked if told.get(node)}
-        found |= {node: "Flower's link took no message" for node in asked if not told.get(node)}
+        waiting = dict(asked)  # those that have to answer
         good = 0
         while waiting and good < enough and time.monotonic() < end and not self._stopping():
-            for name in list(waiting):
-                reply = self._reply(name)
-                if reply is None:
+            found |= self._send(waiting, kind, end)
+            for node in list(waiting):
+                sent = self._open.get(node)
+                reply = None if sent is None else self._reply(sent.name)
+                if sent is None or (reply is None and time.monotonic() < sent.until):
                     continue
-                found[waiting.pop(name)] = reply
-                good += not isinstance(answer_in(reply), str)
+                del self._open[node]
+                if reply is not None and sent.what == waiting[node].what:
+                    found[node] = reply
+                    good += not isinstance(answer_in(reply), str)
+            waiting = {node: each for node, each in waiting.items() if node not in found}
             time.sleep(POLL_S)
         return found
+
+    def _send(
+        self, waiting: Mapping[int, Request], kind: str, end: float
+    ) -> dict[int, Message | str]:
+        """Send what is waited for to those that are free; return whom Flower's link refused."""
+        free = {node: each for node, each in waiting.items() if node not in self._open}
+        if not free:
+            return {}
+        until = end + SPARE_S
+        ttl = until - time.monotonic()
+        messages = [Message(each.record, node, kind, ttl=ttl) for node, each in free.items()]
+        told = dict(zip(free, self._grid.push_messages(messages), strict=False))
+        for node, each in free.items():
+            if told.get(node):
+                self._open[node] = Sent(told[node], each.what, until)
+        return {node: "Flower's link took no message" for node in free if not told.get(node)}
 
     def _reply(self, name: str) -> Message | str | None:
         """Return the reply to a message, if there is one, or why it cannot be read."""
@@ -127,7 +180,7 @@ def number_in(message: Message | str) -> int | None:
         return None
     try:
         number = message.content[SAID][NUMBER]
-    except (KeyError, TypeError):
+    except Exception:  # noqa: BLE001 - a client wrote it, Flower reads it
         return None
     return number if isinstance(number, int) else None
 
@@ -136,6 +189,13 @@ def answer_in(reply: Message | str) -> Answer:
     """Return what a client answers, or in a short line why it does not."""
     if isinstance(reply, str):
         return reply
+    try:
+        return _content(reply)
+    except Exception as error:  # noqa: BLE001 - a client wrote it, Flower and numpy read it
+        return f"an answer that is none ({type(error).__name__})"
+
+
+def _content(reply: Message) -> Answer:
     if reply.has_error():
         reason = reply.error.reason or f"Flower's error {reply.error.code}"
         if DIED in reason:
@@ -144,10 +204,7 @@ def answer_in(reply: Message | str) -> Answer:
     if SAID in reply.content:
         said = reply.content[SAID]
         return short(str(said[ERROR])) if ERROR in said else "an answer that is none"
-    try:
-        return bytes_in(reply.content)
-    except (KeyError, ValueError, TypeError, AttributeError, EOFError, MemoryError) as error:
-        return f"an answer that is none ({type(error).__name__})"
+    return bytes_in(reply.content)
 
 
 def short(text: str) -> str:

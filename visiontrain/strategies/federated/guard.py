@@ -64,7 +64,7 @@ def clipped(
         if other < 1:
             control = {n: other * t for n, t in control.items()}
             lines.append(f"client {update.client}: its variate cut to {other:.2g} of its length")
-        made.append(replace(update, weights=weights, control=control))
+        made.append(replace(update, weights=weights, control=control, counted=other))
     return made, lines
 
 

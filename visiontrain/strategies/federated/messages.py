@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,11 @@ def run_for(run_json: str) -> dict[str, Any]:
     kept = {key: run[key] for key in SENT}
     kept["strategy"] = {k: v for k, v in run["strategy"].items() if k not in ("serve", "keys")}
     return kept
+
+
+def digest_of(names: Sequence[str]) -> str:
+    """Return what tells classes in their order from any others: messages have room for no more."""
+    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from statistics import median_low
 from typing import Any
 
@@ -26,6 +26,7 @@ from visiontrain.strategies.federated.guard import MOST, capped, clipped
 from visiontrain.strategies.federated.messages import (
     Shared,
     believed,
+    digest_of,
     read_meta,
     run_for,
     schema_of,
@@ -71,8 +72,10 @@ class Server(Strategy):
         self._there: Sequence[int] = ()  # those that can be reached
         self._refused: set[int] = set()  # of those, who takes no part
         self._updates: Sequence[Update] = ()
+        self._silent: set[int] = set()  # that were asked in the newest round, to no avail
         self._images = 0  # that were trained on in a round
         self._began = 0.0
+        self._anew = False  # another algorithm made the rounds before
 
     # -- the model ----------------------------------------------------------------
 
@@ -98,6 +101,7 @@ class Server(Strategy):
         if mine.keys() <= saved.keys():
             self.scatter(saved, mine)
             return line
+        self._anew = True
         return NEW_ALGORITHM
 
     # -- the run ------------------------------------------------------------------
@@ -116,9 +120,15 @@ class Server(Strategy):
         with self.running():
             outcome = fitter.fit()
             if self.engine.joins and not outcome.exit_code:
-                over = write(schema_of({}, (), ()), {}, {}, {"kind": "over"})
-                self.engine.ask(dict.fromkeys(self._there, over), HELLO_S, len(self._there))
+                with suppress(Stopped):
+                    self._part()
             return outcome
+
+    def _part(self) -> None:
+        """Tell clients that the run is over: whoever is there, also if no round was needed."""
+        over = write(schema_of({}, (), ()), {}, {}, {"kind": "over"})
+        there = self.engine.clients(max(self._needed, len(self._there)), LOOK_S)
+        self.engine.ask(dict.fromkeys(there, over), HELLO_S, len(there))
 
     def steps(
         self,
@@ -175,7 +185,9 @@ class Server(Strategy):
         if not new:
             return
         hello = self._message(learner, {"kind": "hello", "round": learner.step})
-        seconds = min(HELLO_S, self.config.timeout_s)
+        # Where enough are known already, who is slow to answer is asked again at the next round.
+        enough = len(set(self._known) & set(self._there)) >= self._needed
+        seconds = min(LOOK_S if enough else HELLO_S, self.config.timeout_s)
         answers = self.engine.ask(dict.fromkeys(new, hello), seconds, len(new))
         for client in new:
             answer = answers.get(client)
@@ -194,16 +206,22 @@ class Server(Strategy):
         """Let clients train; return the mean of their losses, and leave what they made."""
         del micro_batches
         self._began, number = time.monotonic(), learner.step
-        least = self._needed
-        for _ in range(TRIES):
+        least, tries, bad = self._needed, 0, set[int]()
+        while tries < TRIES:
             self._meet(learner)
             chosen = self._chosen(learner.seed, number)
-            answers = self._train(learner, chosen)
+            answers = self._train(learner, chosen, bad)
             if self.stopping():  # nothing is changed yet: whoever goes on asks again
                 raise Stopped
             self._updates, metas = self._believed(learner, chosen, answers)
+            self._silent = {k for k in chosen if k not in answers}
             if len(self._updates) >= least:
                 break
+            # Who answers at once what nobody can use ends no round that others would make.
+            good = {update.client for update in self._updates}
+            worse = {k for k, a in answers.items() if not isinstance(a, str)} - good - bad
+            bad |= worse
+            tries += not worse
             _tell(
                 f"round {number + 1}: {len(self._updates)} results of {len(chosen)} clients, "
                 f"it takes {least}; asking again"
@@ -224,14 +242,18 @@ class Server(Strategy):
         there = [known[k] for k in order if known[k] in self._there]
         return sorted(there[: takers(self.config)])
 
-    def _train(self, learner: Updatable, chosen: Sequence[int]) -> dict[int, Answer]:
+    def _train(
+        self, learner: Updatable, chosen: Sequence[int], bad: Collection[int]
+    ) -> dict[int, Answer]:
+        """Let clients train; wait for so many more as there are whose answers were refused."""
         meta = {"kind": "train", "round": learner.step, "score": self._scores(learner.step)}
         first = self._message(learner, meta, whole=True)
         later = self._message(learner, meta) if self.shared.own else first
         messages = {k: later if self._known[k] else first for k in chosen}
         self.bytes_sent += sum(message.nbytes for message in messages.values())
         self.figures.down += sum(message.nbytes for message in messages.values())
-        enough = min(self.config.min_fit or len(chosen), len(chosen))
+        more = len(set(bad) & set(chosen))
+        enough = min((self.config.min_fit or len(chosen)) + more, len(chosen))
         return self.engine.ask(messages, self.config.timeout_s, enough)
 
     def _message(
@@ -244,9 +266,10 @@ class Server(Strategy):
             controls = {}
         # Of what clients keep, only what came of rounds that count here.
         taken = {str(client): number for client, number in self.figures.newest.items()}
-        told = {**meta, "taken": taken}
+        counted = {str(client): share for client, share in self.figures.counted.items()}
+        told = {**meta, "taken": taken, "counted": counted}
         if self.config.serve is not None:  # their machines know nothing of this run
-            told |= {"run": run_for(self.remote.run_json), "names": list(self.remote.names)}
+            told |= {"run": run_for(self.remote.run_json), "classes": digest_of(self.remote.names)}
         return write(schema, {n: learner.live[n] for n in names}, controls, told)
 
     def _believed(
@@ -299,6 +322,7 @@ class Server(Strategy):
         updates, more = clipped(updates, now, self.parameters, self.config.clip)
         for line in lines + more:
             _tell(line)
+        self.figures.cut(updates)
         ways = of_round(updates, now, self.parameters)
         found = self.algorithm.step(now, updates, learner.task.head_of)
         for name, tensor in found.items():
@@ -325,7 +349,8 @@ class Server(Strategy):
         meta = {"kind": "score", "round": learner.step + 1}
         later = self._message(learner, meta)
         first = self._message(learner, meta, whole=True) if self.shared.own else later
-        asked = {k: later if self._known[k] else first for k in self._there if k in self._known}
+        able = [k for k in self._there if k in self._known and k not in self._silent]
+        asked = {k: later if self._known[k] else first for k in able}
         try:
             answers = self.engine.ask(asked, self.config.timeout_s, len(asked))
         except Stopped:  # the round itself is done
@@ -352,6 +377,8 @@ class Server(Strategy):
 
     def load_summary(self, summary: Mapping[str, Any]) -> None:
         self.figures.load(summary)
+        if self._anew and not self.config.local:  # nor did clients keep anything for this one
+            self.figures.forget()
 
 
 def term_in(meta: Mapping[str, Any], name: str) -> float:
