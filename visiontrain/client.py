@@ -215,6 +215,8 @@ class Client:
             )
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if self.number in meta.get("stale", ()):
+            return {name: t for name, t in state.items() if name.startswith(WEIGHT)}
         # Of a variate that changed too much the server counted a share, and so does its owner.
         counted = number_of(meta.get("counted", {}).get(str(self.number), 1.0)) or 0.0
         for name, moved in under(state, MOVED).items():
@@ -223,9 +225,11 @@ class Client:
 
     def _drop(self, meta: Mapping[str, Any], number: int) -> None:
         """Throw away what was kept in rounds before this one that the server did not take."""
-        taken = int(meta.get("taken", {}).get(str(self.number), -1))
+        taken = meta.get("taken", {}).get(str(self.number))
+        if taken is None:
+            return
         for path in self.folder.glob("[0-9]*.safetensors"):
-            if taken < int(path.stem) < number:
+            if int(taken) < int(path.stem) < number:
                 path.unlink(missing_ok=True)
 
     def _keep(self, state: Mapping[str, Tensor], number: int) -> None:

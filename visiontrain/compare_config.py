@@ -205,19 +205,19 @@ def flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]
 
 def _alone(found: Sequence[Mode]) -> Iterator[Mode]:
     """Yield what federated runs are compared with: their clients without each other."""
-    dealings: list[Tree] = []
+    names: set[str] = set()
     for mode in found:
         if not isinstance(mode.strategy, Federated) or mode.strategy.clients == 1:
             continue
         given = mode.strategy.model_dump(include=set(DEALING))
-        if {"keys": mode.keys, **given} in dealings:
-            continue
-        dealings.append({"keys": mode.keys, **given})
         unset = mode.strategy.model_fields_set
         dealt = {key: value for key, value in given.items() if key in unset or key == "clients"}
         rivals = [Client(number=number, **dealt) for number in range(given["clients"])]
         given = {key: value for key, value in given.items() if key in unset}
-        name = f"{mode.name}-alone" if mode.keys else _name({"kind": "alone", **given})
+        name = _name({"kind": "alone", **given})
+        if mode.keys or name in names:  # of another length, if it is not the same again
+            name = f"{mode.name}-alone"
+        names.add(name)
         yield Mode(name, rivals[0], mode.keys, rivals, mode.name)
 
 

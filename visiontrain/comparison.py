@@ -141,8 +141,15 @@ def planned(config: CompareConfig) -> list[Entry]:
     starts: dict[str, str] = {}
     entries: list[Entry] = []
     for mode in chosen:
-        beside = (e.jobs[0].run for e in entries if e.mode.name == mode.beside)
-        entries.append(_entry(config, mode, next(beside, control), starts))
+        beside = next((e for e in entries if e.mode.name == mode.beside), None)
+        like = control if beside is None else beside.jobs[0].run
+        entry = _entry(config, mode, like, starts)
+        if beside is not None:
+            known = next((e for e in entries if _same_rivals(e, entry)), entry)
+            entries[entries.index(beside)] = replace(beside, alone=known.mode.name)
+            if known is not entry:
+                continue
+        entries.append(entry)
     runs = [job.run for entry in entries for job in entry.jobs]
     names = [job.name for entry in entries for job in entry.jobs]
     for number, run in enumerate(runs):
@@ -150,6 +157,12 @@ def planned(config: CompareConfig) -> list[Entry]:
         if same < number:
             raise ConfigError(f"strategies: {names[number]} is {names[same]} again; leave it out")
     return entries
+
+
+def _same_rivals(one: Entry, other: Entry) -> bool:
+    """Tell whether two rows would show the best of the same clients, trained as long."""
+    runs = [[job.run for job in entry.jobs] for entry in (one, other)]
+    return bool(one.mode.rivals) and runs[0] == runs[1]
 
 
 def _refuse_lengths(config: CompareConfig, chosen: Sequence[Mode]) -> None:
@@ -262,19 +275,23 @@ def run_all(series: Series, entries: Sequence[Entry], scale: Scale | None = None
     first = next((e for e in entries if e.mode.strategy.kind == "single"), entries[0])
     timed, hours = series.config.budget == "seconds", series.config.time
     seconds = hours * 3600 if timed and hours else None
-    # What the others get has to be known.
-    todo = sorted(entries, key=lambda e: e is not first) if timed else entries
+    # What the others get may hang on it, and a process has most memory to itself at first.
+    todo = sorted(entries, key=lambda e: e is not first)
     code, predicted = 0, None
+    found = result(series, rows, entries, code)
     try:
         for number, entry in enumerate(todo, 1):
             series.say(f"{number} of {len(entries)}: {entry.mode.name}")
             rows.append(series.row(entry, control=entry is first, seconds=seconds))
-            if timed and entry is first:
-                seconds = seconds or rows[0].seconds
+            if timed and entry is first:  # of one seed: others may come later
+                seconds = seconds or next((t.seconds for t in rows[0].trials if t.seconds), None)
             code = FAILED if any(row.error for row in rows) else 0
             found = result(series, rows, entries, code)
             found.write()
             write_page(found)  # without pictures, so that it never is older than the table
+            if timed and seconds is None:
+                series.say(f"budget: {entry.mode.name} failed, so nobody knows how long others get")
+                break
         control = next(row for row in rows if row.name == first.mode.name)
         predicted = _predicted(series, first, control, scale)
         found = replace(found, predicted=predicted)
@@ -299,7 +316,8 @@ def _predicted(series: Series, entry: Entry, row: Row, scale: Scale | None) -> E
     pace = run.batch / row.images_per_s if isinstance(run.strategy, Single) else None
     alone = run.model_copy(update={"strategy": Single()})
     source = f"that of {row.name}"
-    made = series.attempt("links", lambda: extrapolate(alone, 1, scale, None, pace, source))
+    there = replace(scale, gloo=devices(run.device)[0].type == "cpu")
+    made = series.attempt("links", lambda: extrapolate(alone, 1, there, None, pace, source))
     return None if isinstance(made, str) else made
 
 

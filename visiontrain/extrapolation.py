@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.measuring import facts_of, work_of
@@ -28,6 +29,7 @@ class Scale:
     links: Sequence[str]  # each as `links.link_of` reads it
     counts: Sequence[int] = COUNTS
     per_node: int = 1  # devices of a machine, among which the link is NVLink's
+    gloo: bool = False  # whether they are CPUs, whose gradients fsdp scatters by summing everywhere
 
     def networks(self) -> list[Network]:
         """Return a network for each link.
@@ -70,7 +72,7 @@ def extrapolate(
         work = work.at(step_s)
     found = []
     for network in networks:
-        found += _data_parallel(work, network, scale.counts)
+        found += _data_parallel(work, network, scale.counts, gloo=scale.gloo)
         if isinstance(run.strategy, Pipeline):
             depth = devices // run.strategy.data_parallel
             found += _pipelines(work, network, scale.counts, facts, (depth, run.strategy))
@@ -78,8 +80,11 @@ def extrapolate(
     return Extrapolation(share, work.seconds, source, scale.per_node, found)
 
 
-def _data_parallel(work: Work, network: Network, counts: Sequence[int]) -> Iterator[Speed]:
-    for mode in (speeds.ddp, speeds.powersgd, speeds.fsdp, speeds.parameter_server):
+def _data_parallel(
+    work: Work, network: Network, counts: Sequence[int], *, gloo: bool
+) -> Iterator[Speed]:
+    sharded = partial(speeds.fsdp, gloo=gloo)
+    for mode in (speeds.ddp, speeds.powersgd, sharded, speeds.parameter_server):
         yield from (mode(work, network, count) for count in counts)
     for seldom in (speeds.local_sgd, speeds.federated):
         yield from (seldom(work, network, count, EVERY) for count in counts)

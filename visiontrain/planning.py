@@ -6,7 +6,7 @@ import importlib
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,10 @@ def plan(config: PlanConfig) -> Plan:
     parts = f" in {run.accumulate} parts" if run.accumulate > 1 else ""
     precision = resolve(run.precision, device)
     title = f"{run.model.kind}, {run.imgsz} px, batch {run.batch}{parts}, {precision}"
-    found = extrapolate(staged, count, scale, facts, config.step_s) if scale else None
+    found = None
+    if scale is not None:
+        scale = replace(scale, gloo=device.type == "cpu" and config.step_s is None)
+        found = extrapolate(staged, count, scale, facts, config.step_s)
     return Plan(title, count, config.memory, modes, left_out, found)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from visiontrain import commands
-from visiontrain.compare_config import CompareConfig, Mode, flat, run_of
+from visiontrain.compare_config import CompareConfig, Mode, flat, run_of, seeds
 from visiontrain.core.durable import digest_of, replace_file, storing, to_json
 from visiontrain.core.errors import CheckpointError, ConfigError, VisiontrainError
 from visiontrain.core.explain import short
@@ -38,9 +38,11 @@ PARITY = "parity.json"  # in a run's folder: how exact its mode is
 WHOLE = "whole.json"  # likewise: how long it took with the start of its processes
 PACE = "pace"  # in the comparison's: runs of one epoch, under budget=seconds
 FREE = (  # what a run may be given anew when it goes on: none of it changes a step that was made
-    *("epochs", "time", "patience", "save", "log", "data.workers", "data.cache"),
-    *("data.cache_dir", "strategy.rounds", "strategy.timeout_s", "strategy.max_restarts"),
+    *("time", "patience", "save", "log", "data.workers", "data.cache"),
+    *("data.cache_dir", "strategy.timeout_s", "strategy.max_restarts"),
 )
+# Learning rates follow a run's whole length, which under budget=seconds its pace decides.
+LENGTHS = ("epochs", "strategy.rounds")
 LONGEST = 300  # letters of why something could not be measured
 PRECISION = "fp64"  # in which rounding cannot hide behind chaos
 
@@ -72,6 +74,7 @@ class Entry:
 
     mode: Mode
     jobs: Sequence[Job]
+    alone: str = ""  # of a federated run: the row of its clients without each other
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,11 @@ class Series:
     stopped: Callable[[], int]
     say: Say
 
+    @property
+    def _free(self) -> Sequence[str]:
+        """Return the keys that a run may be given anew."""
+        return (*FREE, *LENGTHS) if self.config.budget == "seconds" else FREE
+
     def row(self, entry: Entry, *, control: bool, seconds: float | None) -> Row:
         """Train what is not done yet of a row.
 
@@ -105,7 +113,8 @@ class Series:
         """
         trials = [self._trial(job, seconds) for job in entry.jobs]
         first = entry.jobs[0].run
-        row = Row(entry.mode.name, first.strategy.model_dump(mode="json"), dict(entry.mode.keys))
+        strategy = first.strategy.model_dump(mode="json")
+        row = Row(entry.mode.name, strategy, dict(entry.mode.keys), alone=entry.alone)
         if entry.mode.rivals:
             best, reasons = best_of(trials, len(entry.mode.rivals))
             return replace(together(row, best), exactness=ONE_DEVICE, reasons=reasons)
@@ -120,7 +129,7 @@ class Series:
         for job in (job for entry in entries for job in entry.jobs):
             own = self.folder_of(job.name)
             if own.config.is_file():
-                refuse_other(own, settled(self._typed(job, own)))
+                refuse_other(own, settled(self._typed(job, own)), self._free)
 
     # -- training -----------------------------------------------------------------
 
@@ -186,7 +195,7 @@ class Series:
         own = self.folder_of(job.name)
         if own.config.is_file():
             wanted = settled(self._typed(job, own))
-            refuse_other(own, wanted)
+            refuse_other(own, wanted, self._free)
             sha256 = config_sha256(wanted)
             if own.metrics.is_file() and read(own.metrics).get("config_sha256") == sha256:
                 return own
@@ -215,19 +224,22 @@ class Series:
     # -- equal time -----------------------------------------------------------------
 
     def _paced(self, job: Job, seconds: float | None) -> Job:
-        """Give a run as many epochs as fit into so many seconds, by the pace of one of its own."""
+        """Give a run as many epochs as fit into so many seconds, by the pace of the first seed's.
+
+        One for all: with seeds of a pace of their own, a run would be of another length each time.
+        """
         if seconds is None:
             return job
         unit = getattr(job.run.strategy, "local_epochs", 1)
         folder = RunFolder(self.folder.path / PACE / job.mode.name)
-        one = settled(run_of(self.config, job.mode, {**job.changes, "epochs": unit}))
+        given = {**job.changes, "seed": seeds(self.config)[0], "epochs": unit}
+        one = settled(run_of(self.config, job.mode, given))
         if folder.metrics.is_file() and not same_config(folder, config_text(one)):
             shutil.rmtree(folder.path)  # the pace of another config
         if not folder.metrics.is_file():
             self.say(f"{job.mode.name}: an epoch to learn its pace")
             place = {"out": str(folder.path), "resume": folder.config.is_file()}
-            changes = {**job.changes, "epochs": unit, **place}
-            code = commands.train(run_of(self.config, job.mode, changes))[1]
+            code = commands.train(run_of(self.config, job.mode, {**given, **place}))[1]
             if code:
                 raise Halt(self.stopped() or code)
         epochs = unit * units_in(seconds, read(folder.metrics))
@@ -334,12 +346,13 @@ def same_config(folder: RunFolder, text: str) -> bool:
     return theirs == ours
 
 
-def refuse_other(folder: RunFolder, wanted: Run) -> None:
+def refuse_other(folder: RunFolder, wanted: Run, free: Sequence[str] = FREE) -> None:
     """Refuse to take a run for one of another config, but for what changes no step.
 
     Args:
         folder: where it lies.
         wanted: the config that it would get.
+        free: keys, or sections, that may differ.
 
     Raises:
         ConfigError: naming the key.
@@ -348,9 +361,9 @@ def refuse_other(folder: RunFolder, wanted: Run) -> None:
     old, new = (dict(flat(load_yaml(text, str(folder.config)))) for text in texts)
     for key in sorted(old.keys() | new.keys()):
         was, now = old.get(key), new.get(key)
-        free = any(key == name or key.startswith(f"{name}.") for name in FREE)
+        may = any(key == name or key.startswith(f"{name}.") for name in free)
         chosen = key == "strategy.stages" and now == "auto"  # the run chose them itself
-        if was != now and not free and not chosen:
+        if was != now and not may and not chosen:
             raise ConfigError(
                 f"{key}: {short(repr(now))}, but the run in {folder.path} was trained with "
                 f"{short(repr(was))}; take another out="

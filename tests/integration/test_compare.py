@@ -99,9 +99,9 @@ def test_what_is_complete_is_not_repeated(compared, monkeypatch, capsys):
 def test_a_changed_config_is_not_taken_for_complete(copied, monkeypatch):
     asked_for = []
     monkeypatch.setattr(commands, "train", lambda run: asked_for.append(run) or (run, 75))
-    words = ["compare", f"out={copied}", "resume=true", "epochs=2", "strategies=single,ddp"]
+    words = ["compare", f"out={copied}", "resume=true", "patience=7", "strategies=single,ddp"]
     assert cli.main(words) == 75
-    assert [(run.epochs, run.resume) for run in asked_for] == [(2, True)]
+    assert [(run.patience, run.resume) for run in asked_for] == [(7, True)]
 
 
 def test_a_run_that_began_with_other_weights_is_an_error(copied, monkeypatch, capsys):

@@ -38,6 +38,9 @@ def row_of(name, kind, scores, rate=10.0, **keys):
 def test_a_difference_counts_when_chance_does_not_explain_it():
     control = row_of("single", "single", [0.50, 0.52, 0.54])  # s = 0.02
     near, far = row_of("near", "ddp", [0.55, 0.55]), row_of("far", "ddp", [0.57, 0.57])
+    restless = row_of("restless", "ddp", [0.54, 0.60])  # s = 0.042, more than the control's
+    assert related([control, restless])[1].word == "within noise"
+    assert related([control, restless])[1].noise > 2 * 0.02 * math.sqrt(1 / 3 + 1 / 2)
     one, two, three = related([control, near, far])
     bound = 2 * 0.02 * math.sqrt(1 / 3 + 1 / 2)
     assert (one.word, one.noise) == (None, None)
@@ -95,11 +98,14 @@ def test_the_verdict_takes_only_what_the_figures_allow():
     many = row_of("single", "single", [0.48, 0.5, 0.52], exactness="control")
     sure = row_of("local", "ddp", [0.5, 0.5, 0.5], rate=30.0, exactness="approximate")
     assert said(many, exact, sure)[0].startswith("Take local: 3.00 times as fast")
+    vague = row_of("single", "single", [0.3, 0.4, 0.5], exactness="control")
+    assert said(vague, sure)[0].startswith("Take single")  # so wide a noise says nothing
     bad = row_of("local", "ddp", [0.3, 0.3, 0.3], rate=30.0, exactness="approximate")
     answer = said(many, exact, bad)
     assert answer[0].startswith("Take ddp")
     assert any(text.startswith("local is worse: mAP -0.200") for text in answer)
-    shared = row_of("fed", "federated", [0.40, 0.42], rounds=2, exactness="different algorithm")
+    shared = {"rounds": 2, "exactness": "different algorithm", "alone": "alone"}
+    shared = row_of("fed", "federated", [0.40, 0.42], **shared)
     alone = row_of("alone", "client", [0.1, 0.1])
     assert "more than the best client alone (0.100 ± 0.000)" in " ".join(said(many, shared, alone))
     near = row_of("alone", "client", [0.41, 0.41])
@@ -237,9 +243,10 @@ def test_every_run_sees_as_many_samples_unless_told_otherwise():
 
 def test_federated_brings_its_clients_alone_once_for_each_dealing():
     text = ["single", "federated:clients=2", "federated:clients=2+algorithm=fedprox"]
-    found = modes(asked(strategies=text))
-    assert [mode.name for mode in found[3:]] == ["alone-clients=2"]
-    jobs = planned(asked(strategies=text, epochs=2))[3].jobs
+    entries = planned(asked(strategies=text, epochs=2))
+    assert [entry.mode.name for entry in entries[3:]] == ["alone-clients=2"]
+    assert [entry.alone for entry in entries] == ["", *["alone-clients=2"] * 2, ""]
+    jobs = entries[3].jobs
     assert [job.name for job in jobs] == ["alone-clients=2-number=0", "alone-clients=2-number=1"]
     assert [job.run.strategy.number for job in jobs] == [0, 1]
     assert [job.run.epochs for job in jobs] == [2, 2]
@@ -251,6 +258,10 @@ def test_clients_alone_train_as_long_as_in_the_federated_run():
     entries = planned(asked(strategies=["single", mode]))
     lengths = [{job.run.epochs for job in entry.jobs} for entry in entries]
     assert lengths[1:] == [{6}, {6}] != [lengths[0]] * 2
+    other = {**mode, "rounds": 1}
+    entries = planned(asked(strategies=["single", mode, other]))
+    assert [entry.jobs[0].run.epochs for entry in entries[1:]] == [6, 2, 6, 2]
+    assert [entry.alone for entry in entries[1:3]] == [entry.mode.name for entry in entries[3:]]
 
 
 def test_lengths_of_their_own_do_not_go_with_equal_time():
@@ -299,9 +310,14 @@ def test_weights_are_not_taken_for_those_of_another_config(tmp_path):
         folder.path.mkdir()
         folder.config.write_text(config_text(job.run))
         folder.write_metrics({"config_sha256": config_sha256(job.run)})
-    for same in ({}, {"epochs": 3, "patience": 5, "data.workers": 1, "strategy.timeout_s": 60.0}):
+    for same in ({}, {"patience": 5, "data.workers": 1, "strategy.timeout_s": 60.0}):
         later, more = again(**same)
         later.refuse_changed(more)
+    later, more = again(epochs=7)  # learning rates follow the whole length
+    with pytest.raises(ConfigError, match=r"epochs: 7, .*single was trained with .*out="):
+        later.refuse_changed(more)
+    later, more = again(epochs=7, budget="seconds")  # where lengths follow from a pace
+    later.refuse_changed(more)
     later, more = again(**{"optim.lr": 0.5})
     with pytest.raises(ConfigError, match=r"optim.lr: 0.5, .*single was trained with .*out="):
         later.refuse_changed(more)

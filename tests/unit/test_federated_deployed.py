@@ -203,6 +203,25 @@ def test_who_refused_and_left_is_not_waited_for(trained, tmp_path, monkeypatch):
     assert max(seconds for _, seconds in waits) <= 10  # then it is seen that it has left
 
 
+def test_who_is_slow_to_say_hello_is_sent_the_same_one_until_it_did(trained, tmp_path, monkeypatch):
+    """Another one, of the next round, would make its answer to the first worthless."""
+    hellos, real = [], Elsewhere.ask
+
+    def ask(self, asked, seconds, enough):
+        if 2 in asked and messages.read_meta(asked[2])["kind"] == "hello":
+            hellos.append(asked[2].tobytes())
+            if len(hellos) < 3:
+                asked = {k: message for k, message in asked.items() if k != 2}
+        return real(self, asked, seconds, enough)
+
+    monkeypatch.setattr(Elsewhere, "ask", ask)
+    settings = [client(tmp_path, name) for name in "abc"]
+    run = trained(settings, mode={"min_fit": 2, "rounds": 4})
+    assert len(hellos) == 3
+    assert len(set(hellos)) == 1
+    assert run.metrics["clients_late"] == 2  # it takes part, after those that are enough
+
+
 def test_who_answers_nonsense_at_once_ends_no_round_that_others_make(trained, tmp_path, caplog):
     """Two answers are enough, and without a word the nonsense is always one of them."""
 

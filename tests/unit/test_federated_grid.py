@@ -25,12 +25,15 @@ def identity(monkeypatch):
 class Grid:
     """Nodes 100, 101, ... with keys; replies are made by the message's node."""
 
+    came = "today"
+
     def __init__(self, replies):
         self.replies, self.sent = replies, {}
 
     def get_nodes(self):
         keys = [b"a", b"b", b"c", b"stranger"]
-        return [SimpleNamespace(node_id=100 + k, public_key=key) for k, key in enumerate(keys)]
+        came = {"last_activated_at": self.came}
+        return [SimpleNamespace(node_id=100 + k, public_key=q, **came) for k, q in enumerate(keys)]
 
     def push_messages(self, messages):
         for message in messages:
@@ -58,7 +61,7 @@ def said(content, src):
 def left(message):
     """What Flower's link makes for a node that has left: a reply of its own, from node 1."""
     del message
-    error = SimpleNamespace(reason="Node Unavailable\n\x1b[31mred", code=3)
+    error = SimpleNamespace(reason="Node Unavailable\n\x1b[31mred", code=5)
     metadata = SimpleNamespace(src_node_id=1)
     return [SimpleNamespace(error=error, metadata=metadata, has_error=lambda: True)]
 
@@ -171,17 +174,24 @@ def test_an_answer_to_an_earlier_round_only_makes_room_for_the_next():
     assert len(grid.got) == 2
 
 
-@pytest.mark.parametrize("why", ["it left", "its message is too old"])
+@pytest.mark.parametrize("why", ["left", "came back unseen", "too old"])
 def test_who_will_never_answer_is_asked_anew(monkeypatch, why):
-    monkeypatch.setattr(flower, "SPARE_S", 0.0 if why == "its message is too old" else 60.0)
     grid = Slow()
     clients = flower.Clients(grid, [b"a"])
     clients.find(1, 0.0)
     assert clients.ask({0: bytes_of(1, 2)}, 0.25, 1) == {}
-    if why == "it left":
+    if why == "left":
         with monkeypatch.context() as gone:
             gone.setattr(grid, "get_nodes", list)
             clients.find(1, 0.0)
-        clients.find(1, 0.0)
-    assert clients.ask({0: bytes_of(3, 4)}, 0.25, 1) == {}
+    elif why == "came back unseen":
+        grid.came = "tomorrow"
+    else:
+        grid.ready = 1
+        error = SimpleNamespace(reason="too old", code=flower.ErrorCode.MESSAGE_UNAVAILABLE)
+        told = SimpleNamespace(error=error, has_error=lambda: True)
+        real = grid.pull_messages
+        monkeypatch.setattr(grid, "pull_messages", lambda n: [told] if n == ["m0"] else real(n))
+    clients.find(1, 0.0)
+    assert clients.ask({0: bytes_of(1, 2)}, 0.35, 1) == {}
     assert len(grid.got) == 2

@@ -118,6 +118,46 @@ def test_scaffold_s_variate_moves_by_all_clients_share():
     close(algorithm.control["w"], tensor(0.5, -0.25))
 
 
+def test_scaffold_s_first_client_need_not_be_a_usual_one():
+    """Ten clients, of whom the smallest is alone in the first round: c is no more than their mean.
+
+    Were each weighed by the first round's counts, their weights would add up to 9, and the steps
+    grow from round to round.
+    """
+    minima, counts = torch.linspace(-1, 1, 10).double(), [10.0] + [100.0] * 9
+    config = build(Federated, {"kind": "federated", "algorithm": "scaffold", "clients": 10})
+    algorithm = algorithm_of(config, frozenset({"w"}))
+    x, variates = torch.zeros(1).double(), torch.zeros(10, 1).double()
+    algorithm.start({"w": x})
+    for number in range(300):
+        updates = []
+        for k in [0] if number == 0 else range(10):
+            y = x.clone()
+            for _ in range(20):
+                y -= 0.05 * (y - minima[k] + algorithm.control["w"] - variates[k])
+            moved = -algorithm.control["w"] + (x - y) / (20 * 0.05)
+            # Counts grow with time, as a detector's do, and mean nothing new.
+            told = {"all": counts[k] * (1 + number)}
+            updates.append(Update(k, {"w": y}, told, control={"w": moved}))
+            variates[k] += moved
+        x = algorithm.step({"w": x}, updates, lambda name: "all")["w"]
+        assert x.abs() < 10
+    weights = torch.tensor(counts) / sum(counts)
+    assert x.item() == pytest.approx(float(weights @ minima.float()), abs=1e-3)
+    mean = (weights.double() @ variates).item()
+    assert algorithm.control["w"].item() == pytest.approx(mean, abs=1e-9)
+
+
+def test_a_client_of_a_number_beyond_takes_part_in_scaffold():
+    """Keys may be more than clients at once."""
+    config = build(Federated, {"kind": "federated", "algorithm": "scaffold", "clients": 2})
+    algorithm = algorithm_of(config, PARAMETERS)
+    algorithm.start(NOW)
+    updates = [update(k, (2.0, 2.0), control={"w": tensor(1.0, 3.0)}) for k in (0, 1, 7)]
+    algorithm.step(NOW, updates, lambda name: "all")
+    close(algorithm.control["w"], tensor(1.0, 3.0))
+
+
 @pytest.mark.parametrize("clip", [None, 3.0])
 def test_scaffold_comes_to_rest_where_the_mean_of_all_images_does(clip):
     """Parabolas with minima of their own, one client with nine times the images of another.

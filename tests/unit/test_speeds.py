@@ -326,3 +326,12 @@ def test_modes_on_a_slow_link_send_and_take_what_is_predicted_of_their_link(monk
         assert known.seconds == pytest.approx(row["measured_s"], rel=off), mode
         if mode in ("sync_every=20", "federated"):  # nothing is unknown
             assert known.seconds == pytest.approx(row["predicted_s"], rel=1e-3)
+
+
+def test_a_machine_s_link_carries_what_all_its_workers_want():
+    node = Network(SLOW.between, Link("inside", 0.0, 1e9), per_node=16)
+    apart = speeds.parameter_server(WORK, SLOW, 64)
+    assert apart.seconds == pytest.approx(6 + 0.2 + 8 * (10 + 8))
+    together = speeds.parameter_server(WORK, node, 64)
+    assert together.seconds == pytest.approx(6 + 0.2 + 16 * (10 + 8))
+    assert speeds.parameter_server(WORK, node, 16).seconds < 7  # they stay on one machine

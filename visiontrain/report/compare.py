@@ -25,8 +25,9 @@ LOOSE: Any = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hy
 WORDS = {"within noise": "within", "better": "beyond", "worse": "beyond"}  # of Row.word
 LEGEND = (
     "WxT: processes and CPU threads of each; MB/step, MB sent: what the main process sent to "
-    "others; RAM MB: the most that a process held; speedup: in images/s of training; eff.: that "
-    "per process"
+    "others (parameter servers: what a worker pushed and pulled; federated: a step is a round; "
+    "fsdp: as rings, of which gloo sends more); RAM MB: the most that a process held (not of "
+    "servers, nor of federated clients); speedup: in images/s of training; eff.: that per process"
 )
 
 

@@ -47,6 +47,12 @@ class Point:
     score: float  # the main one, on the val split
 
 
+def decided(scores: Mapping[str, float]) -> float | None:
+    """Return the main one of the scores; None where there is none, or no label decides it."""
+    found = next(iter(scores.values()), None)
+    return None if found is None or math.isnan(found) else found
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One run. Numbers are None, and mappings empty, where there are none."""
@@ -82,8 +88,8 @@ class Trial:
 
     @property
     def score(self) -> float | None:
-        """Return the main score."""
-        return next(iter(self.scores.values()), None)
+        """Return the main score; None also where no label decides it."""
+        return decided(self.scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,7 @@ class Row:
     spread: float | None = None  # standard deviation of the main score over seeds
     seeds: Sequence[int] = ()  # those that came to their end
     difference: float | None = None  # of the main score, to the control's
-    noise: float | None = None  # twice the standard error that the control's seeds give
+    noise: float | None = None  # twice the standard error of that; see `related`
     word: str | None = None  # of both: within noise, better, worse, one seed, no spread
     seconds: float | None = None  # training, scoring and saving; not starting
     steps: int | None = None
@@ -126,6 +132,7 @@ class Row:
     initial_sha256: str | None = None  # of the weights it began with, under the first seed
     config_sha256: str | None = None  # of its config.yaml, likewise
     trials: Sequence[Trial] = ()  # one per seed
+    alone: str = ""  # of a federated run: the row of its clients without each other
 
     def flat(self) -> dict[str, Any]:
         """Return the fields as JSON values, with scores among them under their own names."""
@@ -138,8 +145,8 @@ class Row:
 
     @property
     def score(self) -> float | None:
-        """Return the main score."""
-        return next(iter(self.scores.values()), None)
+        """Return the main score; None also where no label decides it."""
+        return decided(self.scores)
 
 
 # -- one run ----------------------------------------------------------------------------
@@ -346,8 +353,9 @@ def control_of(rows: Sequence[Row]) -> Row | None:
 def related(rows: Sequence[Row]) -> list[Row]:
     """Add what only other rows tell: difference, noise and speed-up.
 
-    Noise is 2 s sqrt(1/n + 1/m) of n and m seeds, s the control's standard deviation: twice the
-    standard error of a difference of means, as far as the control's seeds tell it.
+    Noise is 2 s sqrt(1/n + 1/m) of n and m seeds, s the standard deviation of the control's, or of
+    the other row's where that is larger: twice the standard error of a difference of means, as far
+    as so few seeds tell it. Without a deviation of the control nothing is told.
     """
     control = control_of(rows)
     return [_related(row, control) for row in rows] if control else []
@@ -358,8 +366,6 @@ def _related(row: Row, control: Row) -> Row:
     speedup = row.images_per_s / alone if row.images_per_s and alone else None
     score, theirs = row.score, control.score
     difference = score - theirs if score is not None and theirs is not None else None
-    if difference is not None and math.isnan(difference):  # no label decides the score
-        difference = None
     noise, word = noise_of(control, control, row), None
     if difference is not None and row.name != control.name:
         word = _word(difference, noise, control)
@@ -374,13 +380,14 @@ def _related(row: Row, control: Row) -> Row:
 
 
 def noise_of(control: Row, one: Row, other: Row) -> float | None:
-    """Return twice the standard error that the control's seeds give a difference of two rows.
+    """Return twice the standard error of a difference of two rows; see `related`.
 
-    None where they tell nothing: of one seed, or of seeds that all score the same.
+    None where the control tells nothing: of one seed, or of seeds that all score the same.
     """
     if not control.spread or not one.seeds or not other.seeds:
         return None
-    return 2 * control.spread * math.sqrt(1 / len(one.seeds) + 1 / len(other.seeds))
+    widest = max(row.spread or 0.0 for row in (control, one, other))
+    return 2 * widest * math.sqrt(1 / len(one.seeds) + 1 / len(other.seeds))
 
 
 def _word(difference: float, noise: float | None, control: Row) -> str:

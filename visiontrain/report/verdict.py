@@ -9,7 +9,9 @@ from visiontrain.report.rows import Row, control_of, noise_of
 
 FASTER = 1.05  # times the control's speed: less is no reason to take another mode
 SMALLER = 0.9  # of the control's memory, likewise
-ERROR = "twice the standard error that the control's seeds give"
+ERROR = "twice the standard error that the seeds give"
+WIDE = 0.1  # of the control's score: noise beyond which nearness says nothing
+APART = ("single", "ddp", "fsdp", "pipeline")  # modes of which every process is measured by itself
 LITTLE = 0.1  # a score of the control below which differences say nothing yet
 
 
@@ -49,7 +51,8 @@ def alike(row: Row, control: Row) -> bool:
 
 def good(row: Row, control: Row) -> bool:
     """Tell whether a row's score can stand for the control's."""
-    told = not _little(control) and row.word in ("within noise", "better")
+    near = row.word == "within noise" and (row.noise or 0.0) <= WIDE * (control.score or 0.0)
+    told = not _little(control) and (near or row.word == "better")
     return alike(row, control) or told
 
 
@@ -114,7 +117,8 @@ def _noise(modes: Sequence[Row], control: Row) -> str:
 
 
 def _memory(modes: Sequence[Row], control: Row) -> list[str]:
-    known = [row for row in modes if row.peak_rss_mb and alike(row, control)]
+    exact = [row for row in modes if row.strategy["kind"] in APART and alike(row, control)]
+    known = [row for row in exact if row.peak_rss_mb]
     least = min(known, key=lambda row: row.peak_rss_mb or 0.0, default=control)
     if least is control or not control.peak_rss_mb or not least.peak_rss_mb:
         return []
@@ -129,7 +133,7 @@ def _memory(modes: Sequence[Row], control: Row) -> list[str]:
 
 def _federated(row: Row, done: Sequence[Row], control: Row, title: str) -> str:
     """Place a federated run between what its clients reach alone and all data in one place."""
-    alone = next((other for other in done if _alone(other, row)), None)
+    alone = next((other for other in done if other.name == row.alone), None)
     where = f"{row.name} reaches {title} {score_of(row)} without moving any image"
     if row.score is None or control.score is None or control.score < LITTLE:
         return ""
@@ -145,13 +149,6 @@ def _federated(row: Row, done: Sequence[Row], control: Row, title: str) -> str:
         f"{where}: {gain} the best client alone ({score_of(alone)}), while all images in one "
         f"place give {score_of(control)}."
     )
-
-
-def _alone(other: Row, row: Row) -> bool:
-    """Tell whether a row is of the clients of a federated one, without each other."""
-    keys = ("clients", "partition", "alpha", "classes")
-    same = all(other.strategy.get(key) == row.strategy.get(key) for key in keys)
-    return other.strategy["kind"] == "client" and same and other.keys == row.keys
 
 
 def _worse(modes: Sequence[Row], control: Row, title: str) -> list[str]:

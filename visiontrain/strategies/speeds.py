@@ -186,9 +186,9 @@ def pipeline(work: Work, network: Network, devices: int, staged: Staged) -> Spee
 def parameter_server(work: Work, network: Network, workers: int) -> Speed:
     """Workers read all weights, then push all gradients, each step (bsp; Li et al. 2014).
 
-    There is a server for every eight of them. A server's link carries W / N of P and of G, and a
-    worker's all of P and of G, which is never longer. Reading comes before the forward pass and
-    pushing after the backward pass, so nothing hides.
+    There is a server for every eight of them. A server's link carries W / N of P and of G, and that
+    of a machine with as many workers or more those of its workers; the longer one counts. Reading
+    comes before the forward pass and pushing after the backward pass, so nothing hides.
 
     Args:
         work: of one worker.
@@ -196,6 +196,8 @@ def parameter_server(work: Work, network: Network, workers: int) -> Speed:
         workers: W, which are what is counted as devices.
     """
     link, crowd = network.slowest(workers), workers / -(-workers // PER_SERVER)
+    if link is network.between:  # the workers of a machine have one link to all servers
+        crowd = max(crowd, float(min(network.per_node, workers)))
     talking = link.seconds(crowd * work.weights) + link.seconds(crowd * work.gradients)
     costs = Costs(work.seconds, talking, 0.0, crowd * work.weights)
     name = f"parameter_server, 1:{PER_SERVER}"

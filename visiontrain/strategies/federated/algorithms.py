@@ -166,40 +166,50 @@ class Scaffold:
 
     Karimireddy et al. 2020 (arXiv 1910.06378), whose clients count alike: c += sum of what the
     clients' variates changed / N. Here they count by their data, in the mean as in the variate:
-    where both differ, the rest point is that of neither. A client's weight in c is that of the
-    first round that it took part in, so that c stays the weighted sum of the c_k for ever.
+    where both differ, the rest point is that of neither. c is the sum of n_k c_k / (N mean n), n_k
+    being a client's counts when it first took part, beside those of clients that were known: it
+    stays that sum for ever, whoever takes part in a round.
     """
 
     parameters: frozenset[str]
     clients: int  # N, of whom some take part in a round
     lr: float = 1.0
     control: dict[str, Tensor] = field(default_factory=dict)  # c
-    _parts: Tensor = field(default_factory=lambda: torch.zeros(0))  # (N,) weights; 0: not yet
-    _usual: Tensor = field(default_factory=lambda: torch.zeros(()))  # () of a client's counts
+    counts: dict[int, float] = field(default_factory=dict)  # n_k, which a server saves, too
 
     def state(self) -> dict[str, Tensor]:
-        """Return the server's variate, and what clients count in it."""
-        control = {f"control/{name}": tensor for name, tensor in self.control.items()}
-        return control | {"parts": self._parts, "usual": self._usual}
+        """Return the server's variate."""
+        return {f"control/{name}": tensor for name, tensor in self.control.items()}
 
     def start(self, now: Named) -> None:
         """Begin without correction."""
         self.control = zeros(now, self.parameters)
-        self._parts = torch.zeros(self.clients, dtype=torch.float64)
-        self._usual = torch.zeros((), dtype=torch.float64)
 
     def step(self, now: Named, updates: Sequence[Update], head_of: HeadOf) -> dict[str, Tensor]:
         """Move by the mean, and the variate by the clients'."""
-        counts = {u.client: sum(u.counts.values()) for u in updates}
-        if not self._usual:
-            self._usual.fill_(sum(counts.values()) / len(counts) or 1.0)
-        for client, count in counts.items():
-            if not self._parts[client]:
-                self._parts[client] = count / (self._usual * self.clients)
+        before = self._whole()
+        self._meet(updates)
+        whole = self._whole()
         for name, tensor in self.control.items():
+            tensor.mul_(before / whole if before else 1.0)
             for update in updates:
-                tensor.add_(update.control[name], alpha=float(self._parts[update.client]))
+                tensor.add_(update.control[name], alpha=self.counts[update.client] / whole)
         return FedAvg(self.parameters, self.lr).step(now, updates, head_of)
+
+    def _meet(self, updates: Sequence[Update]) -> None:
+        """Note what newcomers count: a detector's losses are divided by more as it learns."""
+        told = {u.client: max(1.0, sum(u.counts.values())) for u in updates}
+        known = [client for client in told if client in self.counts]
+        unit = sum(self.counts[k] for k in known) / sum(told[k] for k in known) if known else 1.0
+        for client in told.keys() - self.counts.keys():
+            self.counts[client] = told[client] * unit
+
+    def _whole(self) -> float:
+        """Return N times the mean of n_k; 0 where nobody is known."""
+        if not self.counts:
+            return 0.0
+        everybody = max(self.clients, len(self.counts))
+        return everybody * sum(self.counts.values()) / len(self.counts)
 
 
 @dataclass(slots=True)

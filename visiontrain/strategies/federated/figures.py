@@ -63,6 +63,8 @@ class Rounds:
     taken: dict[int, int] = field(default_factory=dict)  # rounds that each client was part of
     newest: dict[int, int] = field(default_factory=dict)  # number of the last of them
     counted: dict[int, float] = field(default_factory=dict)  # of SCAFFOLD's variate then, a share
+    weighs: dict[int, float] = field(default_factory=dict)  # what each counts in SCAFFOLD's variate
+    stale: set[int] = field(default_factory=set)  # whose variates are of an earlier algorithm
     images: dict[int, int] = field(default_factory=dict)  # that each has
     classes: dict[int, list[int]] = field(default_factory=dict)  # images by their main class
     lengths: dict[int, float] = field(default_factory=dict)  # of the newest round
@@ -77,6 +79,7 @@ class Rounds:
         for client, meta in zip(clients, metas, strict=True):
             self.taken[client] = self.taken.get(client, 0) + 1
             self.newest[client] = number
+            self.stale.discard(client)
             self.images[client] = int(number_of(meta.get("own_images")) or 0)
             self._times.append(abs(number_of(meta.get("seconds")) or 0.0))
             score = number_of(meta.get("score"))
@@ -91,10 +94,14 @@ class Rounds:
             if update.counted < 1:
                 self.counted[update.client] = update.counted
 
-    def forget(self) -> None:
-        """Go on as if no client had kept anything."""
-        self.newest.clear()
+    def forget(self, *, variates: bool) -> None:
+        """Go on as if no client had kept anything, or none a variate."""
         self.counted.clear()
+        self.weighs.clear()
+        if variates:
+            self.stale |= self.newest.keys()
+        else:
+            self.newest.clear()
 
     def ways(self, ways: Ways, seconds: float, at_once: int) -> None:
         """Note how far clients went, in a round of so many seconds."""
@@ -132,6 +139,8 @@ class Rounds:
                 "rounds": self.taken.get(k, 0),
                 "newest_round": self.newest.get(k),
                 **({"counted": self.counted[k]} if k in self.counted else {}),
+                **({"weighs": self.weighs[k]} if k in self.weighs else {}),
+                **({"stale": True} if k in self.stale else {}),
                 "drift": self.lengths.get(k),
                 "cosine": self.cosines.get(k),
                 "own_score": self.local.get(k),
@@ -156,22 +165,24 @@ class Rounds:
             return
         for name in COUNTED:
             setattr(self, name, summary[f"clients_{name}"])
+        kept = (
+            (self.newest, "newest_round"),
+            (self.counted, "counted"),
+            (self.weighs, "weighs"),
+            (self.lengths, "drift"),
+            (self.cosines, "cosine"),
+            (self.local, "own_score"),
+            (self.common, "common_score"),
+        )
         for key, own in summary["clients"].items():
             k = int(key)
             self.images[k] = own["images"]
             if own["rounds"]:
                 self.taken[k] = own["rounds"]
-            if own["newest_round"] is not None:
-                self.newest[k] = own["newest_round"]
-            if "counted" in own:
-                self.counted[k] = own["counted"]
-            for into, name in (
-                (self.lengths, "drift"),
-                (self.cosines, "cosine"),
-                (self.local, "own_score"),
-                (self.common, "common_score"),
-            ):
-                if own[name] is not None:
+            if own.get("stale"):
+                self.stale.add(k)
+            for into, name in kept:
+                if own.get(name) is not None:
                     into[k] = own[name]
 
 

@@ -12,6 +12,7 @@ from typing import cast
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from visiontrain.core.errors import VisiontrainError
@@ -20,7 +21,8 @@ from visiontrain.strategies.federated.engine import Answer, Bytes
 logging.getLogger("flwr").setLevel(logging.ERROR)
 POLL_S = 0.1
 BEGINNING = 1 << 16  # bytes of a message that are looked at
-SPARE_S = 60.0  # that a message lives longer than its reply is waited for
+SPARE_S = 600.0  # that a message lives longer than its reply is waited for twice
+GONE = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)  # it was too old
 DIED = "ActorDiedError"  # in what Ray says, with a page about it
 LONGEST = 300  # letters of what a client says of itself
 ARRAYS, SAID, ERROR, NUMBER = "arrays", "said", "error", "partition-id"
@@ -47,7 +49,7 @@ class Sent:
 
     name: str  # Flower's
     what: str  # digest of its beginning, which says of which round it is
-    until: float  # seconds of the clock after which Flower hands it out to nobody
+    since: str  # when the client came that has it
 
 
 class Clients:
@@ -70,6 +72,7 @@ class Clients:
         self._grid, self._keys, self._stopping = grid, keys, stopping
         self._nodes: dict[int, int] = {}  # client: Flower's number of it, which is random
         self._open: dict[int, Sent] = {}  # by node: what it has not answered
+        self._since: dict[int, str] = {}  # by node: when it came
 
     def find(self, count: int, seconds: float) -> list[int]:
         """Wait until so many are there; return those that are when the time is up."""
@@ -77,8 +80,11 @@ class Clients:
         while len(nodes := list(self._grid.get_nodes())) < count and time.monotonic() < end:
             time.sleep(POLL_S)
         self._nodes = {}
-        here = {node.node_id for node in nodes}
-        self._open = {node: sent for node, sent in self._open.items() if node in here}
+        # A node keeps its number when it comes back, and knows nothing of what it was sent before.
+        self._since = {node.node_id: str(node.last_activated_at) for node in nodes}
+        self._open = {
+            node: sent for node, sent in self._open.items() if self._since.get(node) == sent.since
+        }
         if self._keys is not None:
             number = {key: k for k, key in enumerate(self._keys)}
             known = {number[n.public_key]: n.node_id for n in nodes if n.public_key in number}
@@ -106,8 +112,8 @@ class Clients:
         """Send, and collect until enough have answered or the time is up.
 
         A client does one thing after the other, and what it was sent cannot be taken back. So who
-        is still at an earlier message gets no other one until that is answered, or never will be;
-        asked for the same again, it only has to finish.
+        is still at an earlier message gets no other one until that is answered, or too old; asked
+        for the same again, it only has to finish.
 
         Whose a reply is says the message that it is to: what a reply says of itself was written by
         a client, or by Flower's link where a node has left.
@@ -116,14 +122,14 @@ class Clients:
         waiting = dict(asked)  # those that have to answer
         good = 0
         while waiting and good < enough and time.monotonic() < end and not self._stopping():
-            found |= self._send(waiting, kind, end)
+            found |= self._send(waiting, kind, 2 * seconds + SPARE_S)
             for node in list(waiting):
                 sent = self._open.get(node)
                 reply = None if sent is None else self._reply(sent.name)
-                if sent is None or (reply is None and time.monotonic() < sent.until):
+                if sent is None or reply is None:
                     continue
                 del self._open[node]
-                if reply is not None and sent.what == waiting[node].what:
+                if sent.what == waiting[node].what and not is_gone(reply):
                     found[node] = reply
                     good += not isinstance(answer_in(reply), str)
             waiting = {node: each for node, each in waiting.items() if node not in found}
@@ -131,19 +137,17 @@ class Clients:
         return found
 
     def _send(
-        self, waiting: Mapping[int, Request], kind: str, end: float
+        self, waiting: Mapping[int, Request], kind: str, ttl: float
     ) -> dict[int, Message | str]:
         """Send what is waited for to those that are free; return whom Flower's link refused."""
         free = {node: each for node, each in waiting.items() if node not in self._open}
         if not free:
             return {}
-        until = end + SPARE_S
-        ttl = until - time.monotonic()
         messages = [Message(each.record, node, kind, ttl=ttl) for node, each in free.items()]
         told = dict(zip(free, self._grid.push_messages(messages), strict=False))
         for node, each in free.items():
             if told.get(node):
-                self._open[node] = Sent(told[node], each.what, until)
+                self._open[node] = Sent(told[node], each.what, self._since.get(node, ""))
         return {node: "Flower's link took no message" for node in free if not told.get(node)}
 
     def _reply(self, name: str) -> Message | str | None:
@@ -172,6 +176,11 @@ def bytes_in(record: RecordDict) -> Bytes:
     if found.dtype != np.uint8 or found.ndim != 1:
         raise ValueError(f"{found.dtype} {found.shape} instead of bytes")
     return found
+
+
+def is_gone(reply: Message | str) -> bool:
+    """Tell whether Flower says that a message is not there any more."""
+    return not isinstance(reply, str) and reply.has_error() and reply.error.code in GONE
 
 
 def number_in(message: Message | str) -> int | None:

@@ -40,6 +40,7 @@ from visiontrain.strategies.tensor_message import Bytes, RefusedError, number_of
 _tell = logging.getLogger(__name__).warning
 TRIES = 3  # of a round without enough results
 LOOK_S = 10.0  # between looks at who is there
+BACK_S = 90.0  # in which clients find a server again that was away
 HELLO_S = 600.0  # in which a client says whether it takes part
 OWN = "federated/"  # of names in a checkpoint
 NEW_ALGORITHM = "what the server remembered of earlier rounds is left out: another algorithm now"
@@ -72,6 +73,7 @@ class Server(Strategy):
         self._there: Sequence[int] = ()  # those that can be reached
         self._refused: set[int] = set()  # of those, who takes no part
         self._updates: Sequence[Update] = ()
+        self._hellos: dict[int, Bytes] = {}  # that are not answered yet
         self._silent: set[int] = set()  # that were asked in the newest round, to no avail
         self._images = 0  # that were trained on in a round
         self._began = 0.0
@@ -88,7 +90,9 @@ class Server(Strategy):
         self.algorithm = algorithm_of(self.config, self.parameters)
         self.algorithm.start({n: live[n].cpu() for n in self.shared.up})
         self.controlled = tuple(n for n in self.shared.up if n in self.parameters)
-        if not isinstance(self.algorithm, Scaffold):
+        if isinstance(self.algorithm, Scaffold):
+            self.algorithm.counts = self.figures.weighs
+        else:
             self.controlled = ()
 
     def collect_own(self, named: NamedParts) -> StateDict:
@@ -127,7 +131,10 @@ class Server(Strategy):
     def _part(self) -> None:
         """Tell clients that the run is over: whoever is there, also if no round was needed."""
         over = write(schema_of({}, (), ()), {}, {}, {"kind": "over"})
-        there = self.engine.clients(max(self._needed, len(self._there)), LOOK_S)
+        count, seconds = len(self._there), LOOK_S
+        if not count:  # its clients lost a server that died, and are on their way back
+            count, seconds = max(1, len(self.figures.taken)), BACK_S
+        there = self.engine.clients(count, seconds)
         self.engine.ask(dict.fromkeys(there, over), HELLO_S, len(there))
 
     def steps(
@@ -185,15 +192,18 @@ class Server(Strategy):
         if not new:
             return
         hello = self._message(learner, {"kind": "hello", "round": learner.step})
+        # The same again to whom did not answer yet: it may only be slow.
+        self._hellos = {client: self._hellos.get(client, hello) for client in new}
         # Where enough are known already, who is slow to answer is asked again at the next round.
         enough = len(set(self._known) & set(self._there)) >= self._needed
         seconds = min(LOOK_S if enough else HELLO_S, self.config.timeout_s)
-        answers = self.engine.ask(dict.fromkeys(new, hello), seconds, len(new))
+        answers = self.engine.ask(self._hellos, seconds, len(new))
         for client in new:
             answer = answers.get(client)
             if answer is None:  # it is asked again
                 _tell(f"client {client}: left out: no answer in {seconds:g} s")
                 continue
+            del self._hellos[client]
             if isinstance(answer, str):
                 _tell(f"client {client}: left out: {answer}")
                 self._refused.add(client)
@@ -250,8 +260,10 @@ class Server(Strategy):
         first = self._message(learner, meta, whole=True)
         later = self._message(learner, meta) if self.shared.own else first
         messages = {k: later if self._known[k] else first for k in chosen}
-        self.bytes_sent += sum(message.nbytes for message in messages.values())
-        self.figures.down += sum(message.nbytes for message in messages.values())
+        # Who was silent is still busy, and sent nothing more.
+        sent = sum(m.nbytes for k, m in messages.items() if k not in self._silent)
+        self.bytes_sent += sent
+        self.figures.down += sent
         more = len(set(bad) & set(chosen))
         enough = min((self.config.min_fit or len(chosen)) + more, len(chosen))
         return self.engine.ask(messages, self.config.timeout_s, enough)
@@ -267,7 +279,7 @@ class Server(Strategy):
         # Of what clients keep, only what came of rounds that count here.
         taken = {str(client): number for client, number in self.figures.newest.items()}
         counted = {str(client): share for client, share in self.figures.counted.items()}
-        told = {**meta, "taken": taken, "counted": counted}
+        told = {**meta, "taken": taken, "counted": counted, "stale": sorted(self.figures.stale)}
         if self.config.serve is not None:  # their machines know nothing of this run
             told |= {"run": run_for(self.remote.run_json), "classes": digest_of(self.remote.names)}
         return write(schema, {n: learner.live[n] for n in names}, controls, told)
@@ -377,8 +389,8 @@ class Server(Strategy):
 
     def load_summary(self, summary: Mapping[str, Any]) -> None:
         self.figures.load(summary)
-        if self._anew and not self.config.local:  # nor did clients keep anything for this one
-            self.figures.forget()
+        if self._anew:
+            self.figures.forget(variates=bool(self.config.local))
 
 
 def term_in(meta: Mapping[str, Any], name: str) -> float:
