@@ -76,7 +76,7 @@ def test_the_pace_is_the_controls_where_that_is_one_device(
         assert said == ["links: control has no speed, so nothing can be predicted"]
     else:
         ((alone, devices, scale, _, step_s, source),) = asked
-        assert (alone.strategy, devices, scale) == (Single(), 1, SCALE)
+        assert (alone.strategy, devices, scale) == (Single(), 1, replace(SCALE, gloo=True))
         assert (made, step_s, source) == (MADE, pace, "that of control")
 
 

@@ -140,12 +140,14 @@ def fsdp(work: Work, network: Network, devices: int, *, gloo: bool = False) -> S
     (W - 1) / W (A P + G) bytes, A being micro-batches and P what one gathers, twice the weights if
     all train in their own format. In 2 A + 1 collectives per block; the next block's weights travel
     while one is computed, so all of both passes can hide it. On CPUs gloo scatters by summing
-    everywhere (torch 2.14.1, measured), which sends 2 G in place of G.
+    everywhere (torch 2.14.1, measured), which takes 2 G in place of G; what is sent is told as
+    rings would send it, as runs tell it.
     """
-    whole = work.parts * work.gathered + (2 if gloo else 1) * work.gradients
+    rings = work.parts * work.gathered + work.gradients
+    whole = rings + work.gradients if gloo else rings
     talking = pass_round(network, devices, whole, (2 * work.parts + 1) * work.blocks)
     hidden = min(talking, work.forward + work.backward)
-    sent = whole * (devices - 1) / devices
+    sent = rings * (devices - 1) / devices
     costs = Costs(work.seconds, talking, hidden, sent)
     return speed("fsdp", network, devices, work, costs)
 
