@@ -1,5 +1,6 @@
 """Predictions as people see them, and what a comparison makes them from."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
