@@ -345,6 +345,11 @@ def test_another_algorithm_goes_on_from_the_weights_alone(made, tmp_path, first)
     run = vt.train(**again, epochs=5, strategy={"algorithm": "scaffold"})
     assert run.metrics["steps"] == 5
     assert run.metrics["clients_failed"] == 0
+    server = made[-1]  # which may roll back, to a checkpoint of its own: nothing is forgotten then
+    kept, state = dict(server.figures.newest), server.collect_own({})
+    assert server.load_own(state, {}) is None
+    server.load_summary(server.summary())
+    assert server.figures.newest == kept != {}
 
 
 def test_a_run_goes_on_with_more_rounds_and_not_with_other_clients(made, tmp_path):

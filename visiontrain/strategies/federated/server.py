@@ -102,11 +102,11 @@ class Server(Strategy):
     def load_own(self, saved: Mapping[str, Tensor], named: NamedParts) -> str | None:
         line = super().load_own(saved, named)
         mine = {OWN + name: t for name, t in self.algorithm.state().items()}
-        if mine.keys() <= saved.keys():
-            self.scatter(saved, mine)
-            return line
-        self._anew = True
-        return NEW_ALGORITHM
+        self._anew = not mine.keys() <= saved.keys()
+        if self._anew:
+            return NEW_ALGORITHM
+        self.scatter(saved, mine)
+        return line
 
     # -- the run ------------------------------------------------------------------
 
