@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from visiontrain.report.compare import Comparison
-from visiontrain.report.rows import Row, Trial, measured, related, together
+from visiontrain.report.related import related
+from visiontrain.report.rows import Row, Trial, measured, together
 from visiontrain.report.side_by_side import Sample, Shot
 
 EVIL = "</script><script>document.title='x'</script><img src=x onerror=\"alert(1)\">"

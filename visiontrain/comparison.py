@@ -29,7 +29,8 @@ from visiontrain.recipe import Run, foreign
 from visiontrain.report.compare import Comparison
 from visiontrain.report.compare_page import write_page
 from visiontrain.report.extrapolated import Extrapolation
-from visiontrain.report.rows import Row, related
+from visiontrain.report.related import related
+from visiontrain.report.rows import Row
 from visiontrain.series import Entry, Job, Say, Series
 from visiontrain.start import initial_sha256
 from visiontrain.strategies.config import Client, Single
@@ -331,7 +332,9 @@ def result(series: Series, rows: Sequence[Row], entries: Sequence[Entry], code: 
     several = getattr(shared.task, "several", False)
     return Comparison(
         folder=series.folder.path,
-        rows=related(sorted(rows, key=lambda row: order.index(row.name))),
+        rows=related(
+            sorted(rows, key=lambda row: order.index(row.name)), cores=device.type == "cpu"
+        ),
         planned=len(entries),
         task="several" if several else shared.task.kind,
         initial_sha256=entries[0].jobs[0].start,

@@ -56,7 +56,8 @@ flower_supernode()
 REFUSED = "[code: 2004] Failed to activate SuperNode"  # what Flower says where a key is unknown
 # Flower says so, too, of a client that ended without a word, until it misses that.
 REFUSED_S = 90.0
-POLL_S, AGAIN_S, END_S = 0.5, 5.0, 10.0
+POLL_S, AGAIN_S, END_S, REACH_S = 0.5, 5.0, 10.0, 10.0
+PORTS = 1 << 16
 
 CERTIFICATE, PRIVATE = b"-----BEGIN CERTIFICATE", b"-----BEGIN OPENSSH PRIVATE KEY"
 
@@ -222,7 +223,7 @@ def join_server(config: ClientConfig, say: Say) -> int:
         ConfigError: a file is missing, the data cannot be used, or the server refuses the key.
     """
     host, _, port = config.server.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or not 0 < int(port) < PORTS:
         raise ConfigError(f"server: {config.server!r}; write HOST:PORT, as fed.example.org:9092")
     check_client_files(Path(config.ca), Path(config.key))
     spec = open_dataset(config.data)
@@ -234,7 +235,18 @@ def join_server(config: ClientConfig, say: Say) -> int:
     config = config.model_copy(update={"out": str(folder), "data": data})
     with tempfile.TemporaryDirectory(prefix="visiontrain-") as scratch:
         say(f"waits for {config.server}; what is done goes to {folder / LOG}")
+        if why := out_of_reach(host, int(port)):
+            say(f"nobody answers at {config.server} yet ({why}), goes on trying")
         return Joined(config, Path(scratch), say).run()
+
+
+def out_of_reach(host: str, port: int) -> str:
+    """Return why nothing can be heard at an address; an empty string where something can be."""
+    try:
+        with socket.create_connection((host.strip("[]"), port), timeout=REACH_S):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 class Joined:

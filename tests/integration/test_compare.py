@@ -23,7 +23,8 @@ from visiontrain.engine.parity import Report
 from visiontrain.engine.signals import Signals
 from visiontrain.engine.weights import digest
 from visiontrain.report import compare as table
-from visiontrain.report.rows import Row, Trial, related
+from visiontrain.report.related import related
+from visiontrain.report.rows import Row, Trial
 from visiontrain.strategies import launch
 from visiontrain.tasks.detect import DetectTask
 
@@ -79,7 +80,9 @@ def test_a_row_per_mode_says_what_its_run_did(compared):
     assert (one["exactness"], two["exactness"]) == ("control", "exact")
     assert two["difference"] == pytest.approx(two["map"] - one["map"])
     assert two["speedup"] == pytest.approx(two["images_per_s"] / one["images_per_s"])
-    assert two["efficiency"] == pytest.approx(two["speedup"] / 2)
+    assert two["efficiency"] == pytest.approx(
+        two["speedup"] * one["threads"] / (2 * two["threads"])
+    )
     model = start.build_fresh(config(compared), [str(n) for n in range(10)], None)
     size = sum(4 * p.numel() for p in model.parameters())
     assert two["bytes_per_step"] == pytest.approx(size, rel=1e-3)  # ring: 2 (W - 1) / W

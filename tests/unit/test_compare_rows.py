@@ -18,7 +18,8 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.engine.run_folder import RunFolder
 from visiontrain.engine.trace import Trace
 from visiontrain.prepare import config_sha256, config_text
-from visiontrain.report.rows import Row, Trial, measured, related, together
+from visiontrain.report.related import related
+from visiontrain.report.rows import Row, Trial, measured, together
 from visiontrain.report.verdict import verdict
 from visiontrain.strategies.config import Client, Single
 from visiontrain.strategies.federated.config import Federated
@@ -49,6 +50,12 @@ def test_a_difference_counts_when_chance_does_not_explain_it():
     assert related([control, row_of("low", "ddp", [0.1])])[1].word == "worse"
     alone = related([row_of("single", "single", [0.5]), far])
     assert alone[1].word == "one seed"  # whatever the other has
+
+
+def test_efficiency_counts_the_cores_of_both_rows_and_of_gpus_the_processes():
+    control = row_of("single", "single", [0.5], threads=2)  # all cores of the machine
+    both = row_of("ddp", "ddp", [0.5], rate=9.0, processes=2, threads=1)  # likewise
+    assert [related([control, both], cores=c)[1].efficiency for c in (True, False)] == [0.9, 0.45]
 
 
 def test_the_control_is_the_row_of_one_device_wherever_it_stands():

@@ -188,6 +188,7 @@ def test_keys_that_do_nothing_are_refused(tmp_path, what):
 
 FILES = {
     "server": ({"server": "fed.example.org"}, "server: 'fed.example.org'; write HOST:PORT"),
+    "port": ({"server": "fed.example.org:90920"}, "write HOST:PORT"),
     "ca": ({"ca": "a.key"}, "ca: a.key is something else"),
     "public": ({"key": "a.key.pub"}, "key: a.key.pub is something else; give the file without"),
     "none": ({"key": "b.key"}, "key: no file b.key; make it with"),
@@ -203,3 +204,10 @@ def test_files_of_a_client_are_looked_at_before_it_waits(tmp_path, monkeypatch, 
     tree = {"server": "h:1", "ca": "keys/ca.crt", "key": "a.key"} | given
     with pytest.raises(ConfigError, match=said):
         deployed.join_server(build(ClientConfig, tree), print)
+
+
+def test_a_client_says_that_nobody_answers_where_it_waits():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert deployed.out_of_reach("127.0.0.1", port) == ""
+    assert deployed.out_of_reach("127.0.0.1", port) == "Connection refused"

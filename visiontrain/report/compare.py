@@ -27,7 +27,8 @@ LEGEND = (
     "WxT: processes and CPU threads of each; MB/step, MB sent: what the main process sent to "
     "others (parameter servers: what a worker pushed and pulled; federated: a step is a round; "
     "fsdp: as rings, of which gloo sends more); RAM MB: the most that a process held (not of "
-    "servers, nor of federated clients); speedup: in images/s of training; eff.: that per process"
+    "servers, nor of federated clients); speedup: in images/s of training; eff.: that for "
+    "each core that it may use (on GPUs: for each GPU)"
 )
 
 

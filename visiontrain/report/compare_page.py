@@ -154,13 +154,14 @@ def _meaning(found: Comparison, *, many: bool) -> str:
     if many:
         seeds = (
             " Scores are means over seeds ± their standard deviation. Noise: a difference counts "
-            "when it is larger than 2 s √(1/n + 1/m), s the control's deviation, of n and m seeds: "
-            "more than twice the standard error that the control's seeds give."
+            "when it is larger than 2 s √(1/n + 1/m) of n and m seeds, s the larger deviation of "
+            "the control's and its own: more than twice the standard error that these give."
         )
     return (
         f"{budget}, from the same weights.{seeds} W: processes. Speed-up: in images/s of training, "
-        "over one device; efficiency: that per process. MB sent: by the main process to others "
-        "(of parameter servers, per worker, both ways). Memory: of the largest process that tells "
+        "over one device; efficiency: that for each core that it may use (on GPUs: for each "
+        "GPU). MB sent: by the main process to others (of parameter servers, per "
+        "worker, both ways). Memory: of the largest process that tells "
         "(of federated runs, the server; of parameter servers, the main process or a worker). "
         "Click on a title to sort."
     )

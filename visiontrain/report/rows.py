@@ -112,7 +112,7 @@ class Row:
     samples: int | None = None
     images_per_s: float | None = None  # training alone
     speedup: float | None = None  # in images/s, over the row of one device
-    efficiency: float | None = None  # speedup / processes: T1 / (W * TW)
+    efficiency: float | None = None  # T1 / (W * TW); see `related`
     bytes_per_step: float | None = None  # that the main process sent to others
     bytes_sent: int | None = None  # likewise, in the whole run
     bytes_received: int | None = None  # by a federated server, of its clients
@@ -340,59 +340,3 @@ def _spread(values: Sequence[float | None]) -> float | None:
         return 0.0  # not what is left of rounding their mean
     middle = sum(known) / len(known)
     return math.sqrt(sum((value - middle) ** 2 for value in known) / (len(known) - 1))
-
-
-# -- several rows -----------------------------------------------------------------------
-
-
-def control_of(rows: Sequence[Row]) -> Row | None:
-    """Return what others are compared with: the first row of one device, else the first."""
-    return next((r for r in rows if r.strategy["kind"] == "single"), rows[0] if rows else None)
-
-
-def related(rows: Sequence[Row]) -> list[Row]:
-    """Add what only other rows tell: difference, noise and speed-up.
-
-    Noise is 2 s sqrt(1/n + 1/m) of n and m seeds, s the standard deviation of the control's, or of
-    the other row's where that is larger: twice the standard error of a difference of means, as far
-    as so few seeds tell it. Without a deviation of the control nothing is told.
-    """
-    control = control_of(rows)
-    return [_related(row, control) for row in rows] if control else []
-
-
-def _related(row: Row, control: Row) -> Row:
-    alone = control.images_per_s if control.strategy["kind"] == "single" else None
-    speedup = row.images_per_s / alone if row.images_per_s and alone else None
-    score, theirs = row.score, control.score
-    difference = score - theirs if score is not None and theirs is not None else None
-    noise, word = noise_of(control, control, row), None
-    if difference is not None and row.name != control.name:
-        word = _word(difference, noise, control)
-    return replace(
-        row,
-        difference=difference,
-        noise=noise if word else None,
-        word=word,
-        speedup=speedup,
-        efficiency=speedup / row.processes if speedup and row.processes else None,
-    )
-
-
-def noise_of(control: Row, one: Row, other: Row) -> float | None:
-    """Return twice the standard error of a difference of two rows; see `related`.
-
-    None where the control tells nothing: of one seed, or of seeds that all score the same.
-    """
-    if not control.spread or not one.seeds or not other.seeds:
-        return None
-    widest = max(row.spread or 0.0 for row in (control, one, other))
-    return 2 * widest * math.sqrt(1 / len(one.seeds) + 1 / len(other.seeds))
-
-
-def _word(difference: float, noise: float | None, control: Row) -> str:
-    if noise is None:
-        return "one seed" if control.spread is None else "no spread"
-    if abs(difference) <= noise:
-        return "within noise"
-    return "better" if difference > 0 else "worse"

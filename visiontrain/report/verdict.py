@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from visiontrain.report.rows import Row, control_of, noise_of
+from visiontrain.report.related import control_of, noise_of
+from visiontrain.report.rows import Row
 
 FASTER = 1.05  # times the control's speed: less is no reason to take another mode
 SMALLER = 0.9  # of the control's memory, likewise
