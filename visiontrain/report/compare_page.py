@@ -88,7 +88,7 @@ def _headline(found: Comparison) -> Content:
 def _table(found: Comparison) -> Content:
     titles = SCORES[found.task]
     many = any(len(row.trials) > 1 for row in found.rows)
-    head = ["mode", "class", "W", *titles.values(), "difference"]
+    head = ["mode", "class", "W\N{MULTIPLICATION SIGN}T", *titles.values(), "difference"]
     head += ["noise"] if many else []
     head += [
         "time",
@@ -114,7 +114,7 @@ def _line(row: Row, scores: Sequence[str], *, many: bool) -> list[Cell | str]:
         return [row.name, "failed", *empty]
     main = scores[0]
     exactness = row.exactness.removesuffix(" algorithm") + (", a seed failed" if row.error else "")
-    cells: list[Cell | str] = [row.name, exactness, cell_of(row.processes, ",.0f")]
+    cells: list[Cell | str] = [row.name, exactness, _size(row)]
     for name in scores:
         text, value = cell_of(row.scores.get(name), ".3f")
         spread = f" ± {row.spread:.3f}" if row.spread is not None and name == main else ""
@@ -131,6 +131,13 @@ def _line(row: Row, scores: Sequence[str], *, many: bool) -> list[Cell | str]:
         cell_of(row.peak_rss_mb, ",.0f"),
     ]
     return cells
+
+
+def _size(row: Row) -> Cell:
+    """Say how many processes it has, and how many threads each of them."""
+    if row.processes is None:
+        return DASH, None
+    return f"{row.processes}\N{MULTIPLICATION SIGN}{row.threads}", row.processes
 
 
 def _noise(row: Row) -> Cell:
@@ -158,9 +165,10 @@ def _meaning(found: Comparison, *, many: bool) -> str:
             "the control's and its own: more than twice the standard error that these give."
         )
     return (
-        f"{budget}, from the same weights.{seeds} W: processes. Speed-up: in images/s of training, "
-        "over one device; efficiency: that for each core that it may use (on GPUs: for each "
-        "GPU). MB sent: by the main process to others (of parameter servers, per "
+        f"{budget}, from the same weights.{seeds} "
+        "W\N{MULTIPLICATION SIGN}T: processes and CPU threads of each. Speed-up: in images/s of "
+        "training, over one device; efficiency: that for each core that it may use (on GPUs: for "
+        "each GPU). MB sent: by the main process to others (of parameter servers, per "
         "worker, both ways). Memory: of the largest process that tells "
         "(of federated runs, the server; of parameter servers, the main process or a worker). "
         "Click on a title to sort."
