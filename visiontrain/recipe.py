@@ -263,6 +263,7 @@ def check_clients(run: Run) -> None:
     Raises:
         ConfigError: naming the key.
     """
+    assert isinstance(run.strategy, Federated)
     if run.precision == "fp16":
         raise ConfigError(
             "precision: fp16 with strategy=federated, whose clients have no common loss scale; "
@@ -271,6 +272,11 @@ def check_clients(run: Run) -> None:
     if run.batch < 0:
         raise ConfigError(
             f"batch: {run.batch} with strategy=federated, whose clients differ; take a number"
+        )
+    if run.strategy.serve is not None and (run.data.train_images, run.data.fraction) != (None, 1):
+        raise ConfigError(
+            "data: train_images or fraction with strategy.serve, whose clients say for themselves "
+            "what they train on; leave it out"
         )
     _check_whole(run)
 

@@ -14,8 +14,9 @@ from visiontrain.core.seed import uniforms
 from visiontrain.data.build import whole_images
 from visiontrain.data.class_dataset import LabelledEval, LabelledTraining
 from visiontrain.data.config import ClassifyAugment, NoAugment
+from visiontrain.data.letterbox import GREY
 from visiontrain.data.policy import OPERATIONS, apply_policy
-from visiontrain.data.views import FileViews, SmallViews, flipped
+from visiontrain.data.views import TRIES, FileViews, SmallViews, flipped, random_crop
 
 SIDE, COUNT = 32, 12
 RNG = np.random.default_rng(0)
@@ -108,6 +109,60 @@ def test_blended_pictures_weigh_as_their_classes_do():
     )
     white = (batch.targets[..., 0].long() % 2 * batch.targets[..., 5]).sum(1)
     torch.testing.assert_close(batch.images[:, 0, 0, 0] / 255, white, atol=0.005, rtol=0)
+
+
+def test_what_is_erased_is_a_grey_rectangle_of_the_paper_s_sizes():
+    """Of Zhong et al.: 0.02 to 0.33 of the area, sides up to 3.3 to 1, in a share of pictures."""
+    side, white = 200, [np.full((200, 200, 3), 255, np.uint8)] * 4
+    shares, ratios = [], []
+    for share in (1.0, 0.5):
+        augment = ClassifyAugment(crop=1.0, fliplr=0.0, erasing=share)
+        data = LabelledTraining(table(white), side, augment, seed=0, epochs=1)
+        grey = (data.cell([(0, entry) for entry in range(400)], 0).images == GREY).all(1)
+        erased = grey.flatten(1).any(1)
+        assert erased.float().mean() == pytest.approx(share, abs=0.07)
+        for one in grey[erased]:
+            high, wide = int(one.any(1).sum()), int(one.any(0).sum())
+            assert one.sum() == high * wide  # a rectangle
+            shares.append(high * wide / side**2)
+            ratios.append(wide / high)
+    assert 0.019 < min(shares) < 0.03
+    assert 0.31 < max(shares) < 0.335
+    assert 1 / 3.4 < min(ratios) < 1 / 3
+    assert 3 < max(ratios) < 3.4
+
+
+@settings(max_examples=40)
+@given(
+    sides=st.tuples(st.integers(100, 400), st.integers(100, 400)),
+    least=st.floats(0.05, 1),
+    seed=st.integers(0, 1000),
+)
+def test_a_crop_has_its_share_of_the_pixels_and_its_shape(sides, least, seed):
+    picture = np.zeros((sides[1], sides[0]), np.uint8)
+    middle = min(sides)
+    for draws in uniforms((seed, "crop"), np.arange(40), 2 * TRIES + 2):
+        x, y, width, height = random_crop(*sides, least, draws)
+        cut = picture[y : y + height, x : x + width]
+        assert cut.size == width * height  # inside
+        if (width, height) == (middle, middle):
+            continue  # maybe since none fits: the largest square in the middle
+        ratio = width / height
+        slack = 1 + 1 / min(width, height)  # of rounding to whole pixels
+        assert least / slack < cut.size / picture.size <= 1
+        assert 3 / 4 / slack < ratio < 4 / 3 * slack
+
+
+def test_crops_reach_all_shares_and_shapes():
+    draws = uniforms((0, "crop"), np.arange(2000), 2 * TRIES + 2)
+    crops = np.array([random_crop(300, 300, 0.1, row) for row in draws])
+    shares, ratios = crops[:, 2] * crops[:, 3] / 300**2, crops[:, 2] / crops[:, 3]
+    assert shares.min() < 0.11
+    assert shares.max() > 0.95
+    assert ratios.min() < 0.77
+    assert ratios.max() > 1.3
+    assert crops[:, :2].min() == 0
+    assert (crops[:, :2] + crops[:, 2:]).max() == 300
 
 
 def test_what_cannot_be_read_is_replaced_by_the_next():

@@ -1,12 +1,17 @@
 """The loss of classification against torch's own, however a batch is cut."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from cases import CPU, make_learner
 from torch.nn import functional
 
+from visiontrain.core.config import build
 from visiontrain.core.errors import ConfigError
-from visiontrain.core.types import Batch
+from visiontrain.core.types import Batch, Place
 from visiontrain.models.config import ResNetTiny
+from visiontrain.recipe import Run
 from visiontrain.tasks.classify import HEAD, TERM
 from visiontrain.tasks.config import ClassifyConfig
 from visiontrain.tasks.registry import build_task
@@ -60,6 +65,30 @@ def test_weighted_classes_are_torchs(logits):
     torch.testing.assert_close(mean(got), functional.cross_entropy(logits, labels, weight))
 
 
+def normalised(weights):
+    """Return a batch's mean loss and gradients as a mode makes them of sums and counts."""
+    run = {"strategy": {"kind": "single"}, "precision": "fp32", "optim": {}}
+    task = {"kind": "classify", "class_weights": weights}
+    learner = make_learner(Place(CPU), run | {"task": task, "model": {"kind": "resnet_tiny"}})
+    pictures = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    some = replace(batch([[(label, 1.0)] for label in (0, 3, 3)]), images=pictures)
+    loss = learner.strategy.forward_backward(learner, [some])
+    gradients = [p.grad for p in learner.model.parameters() if p.grad is not None]
+    return loss.terms[TERM], gradients
+
+
+def test_only_ratios_of_weights_count_however_small_they_are():
+    """A mode divides by 1 at least."""
+    wanted, gradients = normalised([1.0] * 10)
+    found, others = normalised([0.001] * 10)
+    assert torch.equal(found, wanted)
+    assert wanted > 1
+    assert all(map(torch.equal, others, gradients))
+    wanted, gradients = normalised([1.0, *[4.0] * 8, 0.0])
+    found, others = normalised([0.001, *[0.004] * 8, 0.0])
+    torch.testing.assert_close([found, *others], [wanted, *gradients])
+
+
 def test_mixed_classes_are_torchs_soft_targets(logits):
     rows = [[(0, 0.3), (3, 0.7)], [(1, 1.0)], [(2, 0.5), (2, 0.5)], *[[(4, 1.0)]] * 3]
     soft = torch.zeros(6, CLASSES, dtype=torch.float64)
@@ -101,6 +130,12 @@ def test_probabilities_are_of_all_classes_or_of_each(logits):
         str(int(logits[1].argmax())),
         pytest.approx(float(one[1].scores.max())),
     )
+
+
+@pytest.mark.parametrize("weights", [[1.0, -1.0], [0.0, 0.0], [], [1.0, float("nan")]])
+def test_weights_that_are_none_are_refused(weights):
+    with pytest.raises(ConfigError, match=r"^task\.class_weights: .*; (give numbers|.* finite)"):
+        build(Run, {"task": {"kind": "classify", "class_weights": weights}})
 
 
 def test_weights_of_other_classes_are_refused():

@@ -32,6 +32,38 @@ def test_a_run_needs_both_splits_and_is_told_how_to_add_one(missing, tmp_path):
     assert told in report.lines()
 
 
+def spoilt(image):
+    """Let a picture be one that only decoding finds to be damaged."""
+    data = bytearray(cv2.imencode(".png", np.eye(64, dtype=np.uint8) * 200)[1].tobytes())
+    data[45:60] = bytes(15)
+    image.with_suffix(".png").write_bytes(bytes(data))
+    image.unlink()
+
+
+DEFECTIVE = {
+    "nothing": (lambda root: None, 0),
+    "no picture can be decoded": (
+        lambda root: [spoilt(image) for image in (root / "images/train").glob("*")],
+        3,
+    ),
+    "a class out of range": (lambda root: (root / "labels/val/c.txt").write_text("9 .5 .5 1 1"), 3),
+    "a split is gone": (lambda root: (root / "images/val").rename(root / "images/gone"), 3),
+}
+
+
+@pytest.mark.parametrize("case", DEFECTIVE)
+def test_the_exit_code_says_whether_a_run_would_start(case, tmp_path, capsys):
+    source = write_yolo(tmp_path / "set")
+    spoil, code = DEFECTIVE[case]
+    spoil(tmp_path / "set")
+    assert (
+        main(["check", f"data={source}", f"data.cache_dir={tmp_path / 'cache'}", "--json"]) == code
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["trainable"] == (not code)
+    assert found["splits"]["train"]["images"] == (0 if "decoded" in case else 4)
+
+
 def test_one_of_a_thing_is_not_written_as_many(tmp_path):
     yaml = Path(write_yolo(tmp_path / "set"))
     yaml.write_text("train: images/train\nval: images/val\nnames: [cat]\n")

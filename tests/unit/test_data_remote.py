@@ -1,5 +1,6 @@
 """Tars at URLs: fetched once, when first read, into a folder of bounded size."""
 
+import io
 import multiprocessing
 import os
 import sys
@@ -214,6 +215,52 @@ def test_a_tar_that_is_gone_ends_the_run_and_is_not_replaced(
         list(train_steps(data, Plan(2, 1, 0, workers=workers), 0))
 
 
+@pytest.mark.parametrize("size", [None, 1000])
+def test_no_more_is_fetched_than_was_announced_or_may_be_kept(size, tmp_path, monkeypatch):
+    """Of a source without an end, at the first try."""
+    opened_, read = [], []
+
+    class Endless(io.RawIOBase):
+        def read(self, size=-1):
+            read.append(size)
+            return bytes(size)
+
+    monkeypatch.setattr(fsspec, "open", lambda *_: opened_.append(1) or Endless())
+    store = ShardStore(tmp_path, 3 * remote.CHUNK / GB)
+    said = "its index says 1,000" if size else r"3,145,728 bytes; raise data\.shard_cache_gb"
+    with pytest.raises(FetchError, match=f"memory://endless/a.tar: has more than .*{said}"):
+        store.local("memory://endless/a.tar", size)
+    assert (len(opened_), len(read)) == (1, 1 if size else 4)
+    assert [path.suffix for path in (tmp_path / "shards").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_what_is_kept_of_an_index_is_named_when_its_tars_are_others(indexed, sharded, tmp_path):
+    """A copy of an index at a URL, or what reading through the tars gave."""
+    cache, values = tmp_path / "cache", yaml.safe_load((sharded / "data.yaml").read_text())
+    if indexed:
+        for split, name in values["index"].items():
+            values["index"][split] = f"memory://{tmp_path.name}/{name}"
+            put(values["index"][split], (sharded / name).read_bytes())
+        (sharded / "data.yaml").write_text(yaml.safe_dump(values))
+    else:
+        without_index(sharded)
+        opened(sharded, cache).table("train")
+    for copy in (cache / "shards").glob("*.tar"):
+        copy.unlink()
+    table = opened(sharded, cache).table("train")
+    put(table.images.tars[0], bytes(100))
+    with pytest.raises(FetchError, match=r"has 100 bytes, its index says .*; delete ") as error:
+        table.images.read(0)
+    kept = Path(str(error.value).partition("; delete ")[2].partition(", where that is kept")[0])
+    assert kept.is_relative_to(cache)
+    kept.unlink()
+    spec = opened(sharded, cache)
+    if not indexed:  # it is read through again, and the tar is seen to be none
+        assert "unreadable-shard" in [defect.kind for defect in spec.read("train").defects]
+    assert kept.is_file() == indexed  # it was fetched anew
+
+
 def test_what_cannot_be_fetched_is_told_in_one_line_and_stops(tmp_path, monkeypatch):
     store = ShardStore(tmp_path, 1, pause_s=0)
     with pytest.raises(FetchError, match=r"memory://none/a\.tar: cannot be fetched \(FileNotFo"):
@@ -223,6 +270,8 @@ def test_what_cannot_be_fetched_is_told_in_one_line_and_stops(tmp_path, monkeypa
         store.local("memory://short/a.tar", 7)
     with pytest.raises(ConfigError, match="a chain of URLs; give a single one"):
         store.local("simplecache::memory://short/a.tar")
+    with pytest.raises(FetchError, match="has more than 3 bytes, its index says 3; index it"):
+        store.local("memory://short/a.tar", 3)
     assert not copies(tmp_path)
     assert not issubclass(FetchError, DataError)  # a reader would take the next image instead
     monkeypatch.setitem(sys.modules, "fsspec", None)

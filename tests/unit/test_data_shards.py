@@ -20,11 +20,14 @@ from visiontrain.core.errors import ConfigError, DataError, StorageError
 from visiontrain.data import shard_writer, shards
 from visiontrain.data.check import check
 from visiontrain.data.config import DataConfig, ShardingConfig
+from visiontrain.data.defects import describe, fatal
 from visiontrain.data.images import FileImages
 from visiontrain.data.remote import ShardStore
 from visiontrain.data.shard_index import index_bytes, read_index
 from visiontrain.data.sharding import shard
+from visiontrain.data.table import Defect
 from visiontrain.data.tar_scan import scan_tar
+from visiontrain.metrics.classification import truth
 
 LIMIT = 10**6
 ARRAYS = ("sizes", "offsets", "boxes", "classes", "crowd", "difficult", "area")
@@ -285,7 +288,7 @@ def test_no_damage_to_a_tar_raises(data, tmp_path_factory):
 
 @settings(max_examples=150)
 @given(place=st.integers(0, 10**6), byte=st.integers(0, 255), cut=st.integers(0, 3000))
-def test_a_damaged_index_is_a_data_error_or_stays_inside_its_arrays(place, byte, cut, damaged):
+def test_a_damaged_index_is_a_data_error_or_a_table_like_any(place, byte, cut, damaged):
     file, content, tars = damaged
     changed = bytearray(content)
     changed[place % len(changed)] = byte
@@ -297,15 +300,23 @@ def test_a_damaged_index_is_a_data_error_or_stays_inside_its_arrays(place, byte,
         return
     assert table.offsets[-1] == len(table.boxes)
     [table.targets(row) for row in range(len(table))]
+    limits = np.repeat(table.sizes, np.diff(table.offsets), axis=0)
+    assert (table.sizes > 0).all()
+    assert ((table.boxes >= 0).all(1) & (table.boxes[:, 2:] <= limits).all(1)).all()
+    assert table.task == "detect" or table.several or len(truth(table)) == len(table.classes)
+    fatal(table.defects, strict=True)
+    [describe(defect) for defect in table.defects]
 
 
-@pytest.fixture(scope="module")
-def damaged(tmp_path_factory):
+@pytest.fixture(scope="module", params=["yolo", "folder"])
+def damaged(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("index")
-    source = WRITERS["yolo"](folder / "set")
+    source = WRITERS[request.param](folder / "set")
     done = written(source, folder / "tars")
     table = opened(folder / "tars", folder).read("train")
-    return folder / "copy.safetensors", index_bytes(table), done.tars["train"]
+    defects = [Defect("train.tar", None, "truncated-shard", "x"), Defect("a", 3, "empty-box", "y")]
+    content = index_bytes(replace(table, defects=defects))
+    return folder / "copy.safetensors", content, done.tars["train"]
 
 
 def test_tars_are_read_through_once_and_again_when_they_change(tmp_path, jpeg, monkeypatch):

@@ -12,9 +12,10 @@ from layouts import NAMES, WRITERS, opened
 from safetensors.numpy import load, save
 from test_data_shards import LIMIT, foreign, jpeg, sample, scanned, written
 
-from visiontrain.core.errors import DataError
+from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.data.remote import ShardStore
 from visiontrain.data.shard_index import index_bytes, read_index
+from visiontrain.data.shards import braces
 
 __all__ = ["jpeg"]  # a fixture
 
@@ -114,3 +115,116 @@ def test_arrays_of_other_lengths_and_types_are_refused(name, change, said, tmp_p
     path.write_bytes(save(arrays | {name: change(arrays[name]).copy()}, head))
     with pytest.raises(DataError, match=said):
         read_index(path, done.tars["train"], ShardStore(tmp_path, 1), LIMIT)
+
+
+def first_becomes(value):
+    """Return what changes the first number of an array."""
+
+    def change(array):
+        array = array.copy()
+        array.reshape(-1)[0] = value
+        return array
+
+    return change
+
+
+BOXES = "a box lies outside of its image, or is empty"
+WRONG_VALUES = {
+    "a box's NaN": ("coco", "boxes", first_becomes(np.nan), BOXES),
+    "a box before the image": ("coco", "boxes", first_becomes(-1), BOXES),
+    "a box that ends early": ("coco", "boxes", first_becomes(63), BOXES),
+    "a box past the image": ("coco", "boxes", lambda boxes: boxes + 40, BOXES),
+    "an endless area": ("coco", "area", first_becomes(np.inf), "an area that is none"),
+    "no pixels": ("coco", "sizes", first_becomes(0), "an image without pixels"),
+    "no class": ("folder", "box_offsets", lambda _: np.array([0, 0, 2, 3, 4]), "than one class"),
+    "an unknown kind": ("coco", "defects", [["a", None, "odd", "b"]], "a defect 'odd' that is not"),
+    "no file": ("coco", "defects", [[1, None, "empty-box", "b"]], "'empty-box' .* of other types"),
+    "no line": ("coco", "defects", [["a", "1", "empty-box", "b"]], "'empty-box' .* of other types"),
+    "no kind": ("coco", "defects", [["a", 1, ["empty-box"], "b"]], "unhashable"),
+    "no names": ("coco", "names", [1, 2], "names that are no texts"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_VALUES)
+def test_an_index_that_says_what_no_table_does_is_refused(case, tmp_path):
+    layout, name, change, said = WRONG_VALUES[case]
+    done = written(WRITERS[layout](tmp_path / "set"), tmp_path / "tars")
+    content = (tmp_path / "tars/train.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    head = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["visiontrain"])
+    arrays = load(content)
+    if name in arrays:
+        arrays[name] = change(arrays[name])
+    else:
+        head[name] = change
+    path = tmp_path / "changed.safetensors"
+    path.write_bytes(save(arrays, {"visiontrain": json.dumps(head)}))
+    with pytest.raises(DataError, match=rf"no index of shards, or damaged \(.*{said}"):
+        read_index(path, done.tars["train"], ShardStore(tmp_path, 1), LIMIT)
+
+
+def test_a_kept_index_of_unknown_defects_is_made_anew(tmp_path, jpeg):
+    folder = foreign(tmp_path / "set", [("a.jpg", jpeg), ("a.cls", b"0"), ("b.jpg", jpeg)])
+    opened(folder, tmp_path / "cache").read("train")
+    (kept,) = (tmp_path / "cache").glob("*.shards")
+    kept.write_bytes(kept.read_bytes().replace(b"missing-label", b"missing-lapel"))
+    (defect,) = opened(folder, tmp_path / "cache").table("train").defects
+    assert defect.kind == "missing-label"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("{000005..000002}.tar", r"^\{000005\.\.000002\}\.tar: no number from 5 to 2; swap them"),
+        ("{0..999999}{0..999999}", "1,000,000,000,000 tars; give a pattern of at most 1,000,000"),
+        ("{0..1000000}", "1,000,001 tars"),
+    ],
+)
+def test_patterns_of_no_tar_or_too_many_are_refused(pattern, said):
+    with pytest.raises(ConfigError, match=said):
+        braces(pattern)
+
+
+def test_patterns_stand_for_all_numbers_between():
+    assert braces("{08..10}-{1..2}.tar") == [
+        f"{k}-{m}.tar" for k in ("08", "09", "10") for m in (1, 2)
+    ]
+
+
+def test_what_contradicts_the_indices_is_refused(tmp_path):
+    written(WRITERS["folder"](tmp_path / "set"), tmp_path / "tars")
+    description = tmp_path / "tars/data.yaml"
+    text = description.read_text()
+    description.write_text(text + "several: false\n")
+    assert not opened(description, tmp_path).table("train").several
+    description.write_text(text + "several: true\n")
+    with pytest.raises(
+        ConfigError, match=r"several: True, but the index .*train\S+ says false; lea"
+    ):
+        opened(description, tmp_path)
+    description.write_text(text.replace("index:", "index:\n  training: x.safetensors"))
+    with pytest.raises(ConfigError, match="index: a file for 'training', which is no split here; "):
+        opened(description, tmp_path)
+
+
+def test_hidden_members_are_no_part_of_any_sample(tmp_path, jpeg):
+    """As tars of macOS have them: before each file what is known of it."""
+    members = [("._a.jpg", b"\0\5\x16\7"), ("a.jpg", jpeg), ("x/._a.cls", b"\0"), ("a.cls", b"1")]
+    found = scanned(foreign(tmp_path / "set", members) / "train.tar")
+    assert (found.members, found.tokens, found.defects) == (["a.jpg"], [1], [])
+
+
+@pytest.mark.parametrize(
+    ("pictures", "taken", "left"),
+    [
+        (["a.depth.png", "a.jpg"], "a.jpg", []),
+        (["a.jpg", "a.depth.png"], "a.jpg", []),
+        (["a.left.jpg", "a.right.jpg"], "a.left.jpg", []),
+        (["a.depth.png", "a.jpg", "a.png"], "a.jpg", ["train.tar/a.png"]),
+    ],
+)
+def test_of_several_pictures_the_plainly_named_is_the_image(pictures, taken, left, tmp_path, jpeg):
+    members = [*((name, jpeg) for name in pictures), ("a.cls", b"1")]
+    found = scanned(foreign(tmp_path / "set", members) / "train.tar")
+    assert found.members == [taken]
+    assert [(d.file, d.kind) for d in found.defects] == [(name, "missing-label") for name in left]

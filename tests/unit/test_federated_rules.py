@@ -233,7 +233,7 @@ def test_counts_are_capped_at_ten_medians():
     assert lines[0].startswith("client 1: ")
 
 
-def test_long_updates_are_cut_and_statistics_are_not():
+def test_long_updates_are_cut_and_statistics_by_themselves():
     updates = [update(k, (1.0, 2.0 + d), mean=9.0) for k, d in enumerate((1.0, 2.0, 300.0))]
     found, lines = clipped(updates, NOW, PARAMETERS, 3.0)
     close(found[2].weights["w"], tensor(1.0, 2.0 + 6.0))
@@ -241,10 +241,25 @@ def test_long_updates_are_cut_and_statistics_are_not():
     assert found[:2] == updates[:2]
     assert len(lines) == 1
     assert clipped(updates, NOW, PARAMETERS, None) == (updates, [])
-    assert clipped(updates[2:], NOW, PARAMETERS, 1.0) == (
-        updates[2:],
-        [],
-    )  # alone, it is the median
+    alone = updates[2:]
+    assert clipped(alone, NOW, PARAMETERS, 1.0) == (alone, [])  # nothing says what is long
+
+
+def test_where_a_round_says_nothing_of_lengths_those_before_do():
+    still, wild = update(0, (1.0, 2.0)), update(1, (1.0, 1e15))
+    for updates in ([wild], [still, wild]):
+        found, lines = clipped(updates, NOW, PARAMETERS, 3.0, usual=0.5)
+        close(found[-1].weights["w"], tensor(1.0, 2.0 + 10 * 0.5))
+        assert lines == ["client 1: its update cut to 5e-15 of its length"]
+    small = [still, update(1, (1.0, 6.0))]
+    assert clipped(small, NOW, PARAMETERS, 3.0, usual=0.5) == (small, [])
+
+
+def test_statistics_go_no_further_than_ten_medians():
+    updates = [update(k, (2.0, 2.0), mean=m) for k, m in enumerate((0.5, 0.4, 1e18))]
+    found, lines = clipped(updates, NOW, PARAMETERS, 3.0)
+    assert [float(u.weights["mean"]) for u in found] == pytest.approx([0.5, 0.4, 5.0])
+    assert lines == ["client 2: 1 statistics of norms cut, such as mean"]
 
 
 def test_directions_are_told():

@@ -6,6 +6,7 @@ from cases import CPU, make_learner, make_steps
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import VisionModel
+from visiontrain.core.own import named
 from visiontrain.core.types import Place
 from visiontrain.engine.config import OptimConfig
 from visiontrain.engine.learner import fill_state
@@ -13,7 +14,7 @@ from visiontrain.engine.muon import OTHERS, Muon, orthogonal
 from visiontrain.engine.optim import Schedule, build_optimizer, share_of
 from visiontrain.engine.sgd import SGD
 from visiontrain.engine.step import train_step
-from visiontrain.models.config import YoloN
+from visiontrain.models.config import OwnModel, YoloN
 from visiontrain.models.registry import build_model
 
 
@@ -145,6 +146,14 @@ def test_rates_by_block_are_refused_where_the_body_is_one_block():
         build_optimizer(OptimConfig(layer_decay=0.5), model)
     shares = {g["lr_share"] for g in build_optimizer(OptimConfig(body_lr=0.5), model).param_groups}
     assert shares == {0.5, 1.0}
+
+
+@pytest.mark.parametrize("key", ["body_lr", "layer_decay"])
+def test_rates_of_a_body_are_refused_where_a_model_names_none(key):
+    model = build_model(OwnModel(own=named("model", torch.nn.Linear(4, 2))), 2, "classify")
+    build_optimizer(OptimConfig(), model)
+    with pytest.raises(ConfigError, match=rf"^optim.{key}: 0.5; this model names no body, leave"):
+        build_optimizer(OptimConfig(**{key: 0.5}), model)
 
 
 def test_places_and_tokens_of_transformers_do_not_decay():

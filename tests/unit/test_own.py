@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import visiontrain as vt
@@ -111,6 +112,48 @@ def test_what_is_no_sample_is_named(sample, reason):
     with pytest.raises(DataError) as error:
         opened(vt.Sample(GREY, 0), sample).table("train")
     assert str(error.value).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("first", "classes", "reason"),
+    [
+        (0, 0.7, "0.7; give the number of a class, from 0 on, or a list of such whole numbers"),
+        (0, "cat", "'cat'; give the number"),
+        (0, None, "None; give the number"),
+        (0, True, "True; give the number"),
+        ([], [0.0, 1.0], "[0.0, 1.0]; give the number"),
+        ([], [[0], [0, 1]], "[[0], [0, 1]]; give the number"),
+        ([], [[0, 1]], "[[0, 1]]; give the number"),
+        ([], [1, 1], "[1, 1], with one of them twice; give each once, and of a row of zeros and"),
+        ([], [1, 0, 0], "[1, 0, 0], with one of them twice"),
+    ],
+)
+def test_classes_that_are_no_numbers_of_classes_are_named(first, classes, reason):
+    with pytest.raises(DataError) as error:
+        opened(vt.Sample(GREY, first), vt.Sample(GREY, classes)).table("train")
+    assert str(error.value).startswith(f"train[1]: classes: {reason}")
+
+
+def test_classes_of_boxes_are_whole_numbers_too():
+    box = [[1, 2, 12, 13]]
+    with pytest.raises(DataError, match=r"^train\[1\]: classes: \['cat'\]; give the number of a"):
+        opened(vt.Sample(GREY, [0], box), vt.Sample(GREY, ["cat"], box)).table("train")
+    columns = vt.Sample(GREY, np.array([[1], [1]]), [*box, [3, 3, 9, 9]])
+    assert opened(columns).table("train").classes.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "1", "CMYK", "LA"])
+def test_pictures_of_pil_are_taken_as_colours_whatever_their_mode(mode):
+    red = Image.new("RGB", (6, 4), (255, 0, 0)).convert(mode)
+    pixels = vt.TorchData([(red, 0)])[0].image
+    assert pixels.shape == (4, 6, 3)
+    assert np.array_equal(pixels, np.asarray(red.convert("RGB")))
+
+
+def test_deep_pictures_of_pil_are_not_cut_off():
+    deep = vt.TorchData([(Image.new("I;16", (30, 20), 5000), 0)])
+    with pytest.raises(DataError, match=r"^train\[0\]: image: uint16 \(20, 30, 3\); give a numpy"):
+        open_dataset(DataConfig(own=named("data", vt.Data(deep, deep, ["cat"]))))
 
 
 def test_an_error_of_the_users_is_one_line():

@@ -46,7 +46,7 @@ class SplitReport:
     def usable(self) -> bool:
         """Tell whether a run could train on it, or score it."""
         enough = self.boxes > (self.ignored if self.split == "train" else 0)
-        return enough and fatal(self.defects, strict=False) is None
+        return self.images > 0 and enough and fatal(self.defects, strict=False) is None
 
     def as_json(self) -> dict[str, Any]:
         """Return what JSON can hold, under the names of the fields."""

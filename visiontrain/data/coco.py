@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -142,7 +143,8 @@ class CocoReader:
             *(file.parent.parent / "images" / name for name in (year, split, "")),
         ]
         for some in (names[:: max(1, len(names) // SAMPLE)], names):
-            hits = [sum((folder / name).is_file() for name in some) for folder in guesses]
+            # Not with Path's is_file, which raises at a name that is too long.
+            hits = [sum(map(os.path.isfile, (folder / n for n in some))) for folder in guesses]
             if any(hits):
                 return guesses[hits.index(max(hits))]
         listed = ", ".join(dict.fromkeys(str(folder) for folder in guesses))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,17 @@ YES, NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no", ""}
 class Row:
     """A row of a file."""
 
-    line: int  # 1-based, of the file
+    line: int  # 1-based, of the file: where it begins
     image: str
     labels: tuple[str, ...]
+    marked: bool = False  # by 0 or 1 in a column for each class
 
 
 class CsvReader:
     """CSV files `image,label`; several labels stand as `cat|dog`, or have a column of 0 and 1 each.
 
-    Images are relative to the file, or to `path`.
+    Images are relative to the file, or to `path`. Their defects are told with the line that names
+    them, but for those that only decoding finds.
     """
 
     task = "classify"
@@ -70,6 +72,7 @@ class CsvReader:
         places = [self._image(path, row.image) for path, row in chosen]
         images = FileImages(Paths(places), self.description.max_pixels)
         seen = scan(images.paths, images.max_pixels, self.description.cache)
+        seen = replace(seen, defects=tuple(_placed(seen.defects, places, chosen)))
         number = {name: label for label, name in enumerate(self.names)}
         labels: list[tuple[int, int]] = []
         defects: list[Defect] = []
@@ -86,11 +89,16 @@ class CsvReader:
         )
 
     def _several(self, rows: Sequence[Row]) -> bool:
-        """Tell whether an image may have any number of labels."""
+        """Tell whether an image may have any number of labels.
+
+        One blank label among many is a slip; a row of columns that are all 0 was meant.
+        """
         said = self.description.values.get("several")
         if said is not None and not isinstance(said, bool):
             raise self.description.fail("several", f"got {said!r}", "give true or false")
-        return any(len(row.labels) != 1 for row in rows) if said is None else said
+        if said is not None:
+            return said
+        return any(len(row.labels) > 1 or (row.marked and not row.labels) for row in rows)
 
     def _wrong(self, row: Row, number: Mapping[str, int]) -> tuple[str, str] | None:
         """Return the kind and the reason of a defect, if a row cannot be used."""
@@ -98,7 +106,9 @@ class CsvReader:
             if label not in number:
                 listed = ", ".join(list(number)[:20])
                 return "class-range", f"class {label!r} is none of {listed}"
-        if not self.several and len(row.labels) != 1:
+        if not self.several and not row.labels:
+            return "malformed-row", "no label; `several: true` lets images have none"
+        if not self.several and len(row.labels) > 1:
             return "malformed-row", f"{counted(len(row.labels), 'label')}, where others have one"
         return None
 
@@ -115,7 +125,19 @@ class CsvReader:
 
     def _image(self, file: Path, name: str) -> str:
         beside = file.parent / name
-        return os.path.abspath(beside if beside.exists() else self.root / name)  # noqa: PTH100
+        # Not with Path's exists, which raises at a name that is too long.
+        there = os.path.exists(beside)  # noqa: PTH110
+        return os.path.abspath(beside if there else self.root / name)  # noqa: PTH100
+
+
+def _placed(
+    defects: Sequence[Defect], places: Sequence[str], rows: Sequence[tuple[Path, Row]]
+) -> Iterator[Defect]:
+    """Say of defects of images, in the order of `places`, which line names each image."""
+    named = zip(places, rows, strict=True)
+    for defect in defects:
+        path, row = next(row for place, row in named if place == defect.file)
+        yield Defect(str(path), row.line, defect.kind, f"{defect.file}: {defect.reason}")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -126,21 +148,38 @@ def read_rows(path: Path) -> list[Row]:
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            head = [name.strip() for name in next(reader, [])]
+            lines = _cells(path, file)
+            head = [name.strip() for name in next(lines, (1, []))[1]]
             image, label = _column(head, IMAGE), _column(head, LABEL)
             if image is None or len(head) < 2:
                 raise DataError(
                     f"{path}:1: columns {', '.join(head) or 'none'}; name one image and one label, "
                     "or one for each class"
                 )
-            return [
-                _row(path, reader.line_num, head, cells, (image, label))
-                for cells in reader
-                if cells
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            return [_row(path, line, head, cells, (image, label)) for line, cells in lines if cells]
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); give a CSV file in UTF-8") from error
+
+
+def _cells(path: Path, file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line on which each row begins, and its cells.
+
+    Raises:
+        DataError: a quote is not closed, or a cell is longer than any text.
+    """
+    reader = csv.reader(file, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f"{path}:{line}: no row of a CSV file ({error}); close its quotes, and double "
+                "those inside a text"
+            ) from error
+        yield line, cells
 
 
 def _column(head: Sequence[str], names: Sequence[str]) -> int | None:
@@ -170,4 +209,4 @@ def _row(
             named.append(name)
         elif k != image and value not in NO:
             raise DataError(f"{path}:{line}: {name}: got {cell!r}; give 0 or 1")
-    return Row(line, cells[image].strip(), tuple(named))
+    return Row(line, cells[image].strip(), tuple(named), marked=True)

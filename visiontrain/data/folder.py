@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ FOLDERS = {  # what a split's folder may be called
     "test": ("test", "testing"),
 }
 HELD_OUT = 0.1  # share of each class
+LISTED = 5  # folders that a note names
 Item = tuple[str, str]  # class, path
 
 
@@ -45,11 +46,8 @@ class FolderReader:
         }
         if "train" in self.splits and "val" not in self.splits:
             self.splits = {**self.splits, "val": None}  # held out
-        self.notes: tuple[str, ...] = ()
-        if "val" in self.splits and self.splits["val"] is None:
-            held = f"no val, so {self.share:.0%} of each class of train is held out for it"
-            self.notes = (f"{description.where}: {held}",)
         self.names = description.names() or unique_names(self._classes(), description.where)
+        self.notes = tuple(self._notes())
 
     def read(self, split: str, choice: Choice) -> Table:
         """List the images of `split`, and look at each one's header."""
@@ -65,6 +63,26 @@ class FolderReader:
         number = {name: label for label, name in enumerate(self.names)}
         labels = [(row, number[name]) for row, (name, _) in enumerate(chosen)]
         return build_labelled(self.names, images, seen, labels)
+
+    def _notes(self) -> Iterator[str]:
+        """Say what is held out, and which folders of pictures are no class of `names:`."""
+        if "val" in self.splits and self.splits["val"] is None:
+            held = f"no val, so {self.share:.0%} of each class of train is held out for it"
+            yield f"{self.description.where}: {held}"
+        if self.description.values.get("names") is None:
+            return  # one that another split has is refused when it is read
+        places = [place for place in self.splits.values() if place is not None]
+        for folder in dict.fromkeys(self.root / place for place in places):
+            listed = class_folders(folder) if folder.is_dir() else []  # told when it is read
+            others = [
+                path.name for path in listed if path.name not in self.names and any(walk(path))
+            ]
+            if others:
+                told = ", ".join(others[:LISTED]) + (", ..." if len(others) > LISTED else "")
+                yield (
+                    f"{folder}: {counted(len(others), 'folder')} of pictures left out, being no "
+                    f"class of `names:`: {told}"
+                )
 
     def _share(self) -> float:
         share = self.description.values.get("holdout", HELD_OUT)

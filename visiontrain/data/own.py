@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor
 
 from visiontrain.core.errors import ConfigError, DataError, VisiontrainError
@@ -39,6 +40,7 @@ class OwnReader:
         self.names = unique_names([str(name) for name in data.names], "data")
         first = OwnImages(data.train, "train", range(1)).sample(0)
         self.task = "classify" if first.boxes is None else "detect"
+        numbers_of(first.classes, "train[0]")
         self.several = self.task == "classify" and np.ndim(first.classes) > 0
 
     def read(self, split: str, choice: Choice) -> Table:
@@ -61,7 +63,7 @@ class OwnReader:
         return self._boxes(images, sizes, samples)
 
     def _classes(self, images: OwnImages, sizes: NDArray[np.int32], labels: Sequence[Any]) -> Table:
-        given = [np.atleast_1d(np.asarray(label, np.int64)) for label in labels]
+        given = [classes_of(label, images.name(row)) for row, label in enumerate(labels)]
         counts = np.array([len(label) for label in given], np.int64)
         classes = np.concatenate(given)
         bad = np.flatnonzero((classes < 0) | (classes >= len(self.names)))
@@ -88,6 +90,40 @@ class OwnReader:
         return table_of(self.names, images, sizes, boxes, judge.defects)
 
 
+def numbers_of(given: Any, where: str) -> NDArray[np.int64]:
+    """Return classes (M,): one number, or a list of them.
+
+    Raises:
+        DataError: they are texts, fractions or flags; `where` names the sample.
+    """
+    try:
+        found = np.atleast_1d(np.asarray(given))
+    except ValueError:  # lists of unequal lengths
+        found = np.empty(1, np.object_)
+    whole = not found.size or np.issubdtype(found.dtype, np.integer)
+    if not whole or found.shape[1:] not in ((), (1,)):
+        raise DataError(
+            f"{where}: classes: {short(repr(given))}; give the number of a class, from 0 on, or a "
+            "list of such whole numbers"
+        )
+    return found.astype(np.int64).reshape(-1)
+
+
+def classes_of(given: Any, where: str) -> NDArray[np.int64]:
+    """Return the classes of a whole image (M,), each once.
+
+    Raises:
+        DataError: they are no numbers of classes, or one is there twice; `where` names the sample.
+    """
+    classes = numbers_of(given, where)
+    if len(np.unique(classes)) < len(classes):
+        raise DataError(
+            f"{where}: classes: {short(repr(given))}, with one of them twice; give each once, and "
+            "of a row of zeros and ones np.flatnonzero(row)"
+        )
+    return classes
+
+
 def _no_class(label: int, names: Sequence[str]) -> str:
     return f"class {label}; `names` has {counted(len(names), 'class')}, numbered from 0"
 
@@ -100,7 +136,7 @@ def boxes_of(sample: Sample, where: str) -> tuple[list[Any], NDArray[np.int64]]:
     """
     boxes = np.asarray(sample.boxes if sample.boxes is not None else [], np.float64)
     boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
-    classes = np.asarray(sample.classes, np.int64).reshape(-1)
+    classes = numbers_of(sample.classes, where)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or len(classes) != len(boxes):
         raise DataError(
             f"{where}: boxes of shape {boxes.shape} and {counted(len(classes), 'class')}; give "
@@ -209,6 +245,9 @@ def _array(value: Any) -> NDArray[Any]:
 
 def _pixels(image: Any) -> Pixels:
     """Turn an image into (H, W, 3) uint8."""
+    # Of a palette numpy sees numbers of colours. PIL would cut off what is deeper than 8 bit.
+    if isinstance(image, Image) and image.mode not in ("L", "RGB") and image.mode[0] not in "IF":
+        image = image.convert("RGB")
     pixels = image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) else np.asarray(image)
     if pixels.ndim == 2:
         pixels = pixels[..., None]

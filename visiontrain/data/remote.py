@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from visiontrain.core.errors import ConfigError, FetchError
 from visiontrain.core.explain import short
@@ -25,6 +24,10 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 CHUNK = 1 << 20  # bytes copied at a time
 ATTEMPTS = 100  # at a copy that others may remove before it is opened
 LONGEST = 50  # characters of a copy's name; with 4 bytes each, a hash and a suffix still fit
+
+
+class TooLongError(FetchError):
+    """A file at a URL has more bytes than it may: to try again would change nothing."""
 
 
 def is_remote(place: str) -> bool:
@@ -49,6 +52,11 @@ class ShardStore:
         self.folder = folder / "shards"
         self.limit = int(limit_gb * GB)
         self.pause_s = pause_s
+        self.indices: dict[str, str] = {}  # tar at a URL -> what is kept here of its index
+
+    def note_index(self, tars: Iterable[str], kept: Path) -> None:
+        """Remember what to delete when tars at URLs are no longer those that were indexed."""
+        self.indices |= {tar: str(kept) for tar in tars if is_remote(tar)}
 
     def open(self, place: str, size: int | None = None) -> int:
         """Return a descriptor of a file's content, which stays when its copy is removed.
@@ -76,7 +84,8 @@ class ShardStore:
             size: bytes that the file must have, where that is known.
 
         Raises:
-            FetchError: the URL cannot be read.
+            FetchError: the URL cannot be read, or has other than `size` bytes or more than the
+                limit.
         """
         if not is_remote(place):
             return place
@@ -104,21 +113,36 @@ class ShardStore:
         return self.folder / f"{key}-{file_name(place)[-LONGEST:]}"
 
     def _fetch(self, place: str, copy: Path, size: int | None) -> None:
-        length = self._download(place, copy, TRIES)
+        most = self.limit if size is None else size
+        try:
+            length = self._download(place, copy, most, TRIES)
+        except TooLongError as error:
+            if size is not None:
+                raise self._other_size(place, f"more than {size:,}", size) from error
+            raise TooLongError(
+                f"{place}: has more than {most:,} bytes; raise data.shard_cache_gb"
+            ) from error
         if size is not None and length != size:
             copy.unlink(missing_ok=True)
-            raise FetchError(
-                f"{place}: has {length:,} bytes, its index says {size:,}; index it anew"
-            )
+            raise self._other_size(place, f"{length:,}", size)
 
-    def _download(self, place: str, copy: Path, tries: int) -> int:
+    def _other_size(self, place: str, got: str, size: int) -> FetchError:
+        """Say that a tar is not the one that was indexed."""
+        kept = self.indices.get(place)
+        found = kept is not None and Path(kept).is_file()
+        advice = f"delete {kept}, where that is kept" if found else "index it anew"
+        return FetchError(f"{place}: has {got} bytes, its index says {size:,}; {advice}")
+
+    def _download(self, place: str, copy: Path, most: int, tries: int) -> int:
         try:
-            return _download(place, copy)
+            return _download(place, copy, most)
+        except TooLongError:
+            raise
         except FetchError:
             if tries == 1:
                 raise
         time.sleep(self.pause_s * 2 ** (TRIES - tries))
-        return self._download(place, copy, tries - 1)
+        return self._download(place, copy, most, tries - 1)
 
     def _make_room(self, wanted: int, kept: Path) -> None:
         """Remove the copies unused for longest until `wanted` bytes more fit."""
@@ -148,8 +172,14 @@ def _is_whole(copy: Path, size: int | None) -> bool:
     return size is None or found == size
 
 
-def _download(place: str, copy: Path) -> int:
-    """Copy a file; return its bytes."""
+def _download(place: str, copy: Path, most: int) -> int:
+    """Copy a file of at most `most` bytes; return how many it has.
+
+    Raises:
+        ConfigError: what reads URLs is not installed, or does not read this one.
+        TooLongError: it has more.
+        FetchError: it cannot be read.
+    """
     try:
         import fsspec  # noqa: PLC0415 - an extra
     except ImportError:
@@ -160,8 +190,10 @@ def _download(place: str, copy: Path) -> int:
         raise ConfigError(f"{place}: a chain of URLs; give a single one")
     try:
         with cast("Any", fsspec.open(place, "rb")) as source, written(copy) as file:
-            shutil.copyfileobj(source, file, CHUNK)
+            _copy_at_most(most, source, file)
             return file.tell()
+    except TooLongError:
+        raise
     except Exception as error:
         if isinstance(error, OSError) and _is_ours(error, copy):
             raise
@@ -169,6 +201,13 @@ def _download(place: str, copy: Path) -> int:
         raise FetchError(
             f"{place}: cannot be fetched ({reason}); check the address, access and the network"
         ) from error
+
+
+def _copy_at_most(most: int, source: BinaryIO, file: BinaryIO) -> None:
+    while chunk := source.read(CHUNK):
+        if file.tell() + len(chunk) > most:
+            raise TooLongError(f"more than {most:,} bytes")
+        file.write(chunk)
 
 
 def _is_ours(error: OSError, copy: Path) -> bool:

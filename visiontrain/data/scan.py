@@ -80,13 +80,15 @@ def fingerprint(paths: Paths, *key: object) -> str:
                     "utf-8", "surrogateescape"
                 )
             )
-        except OSError:
+        except (OSError, ValueError):  # the latter at a NUL in the path
             digest.update(f"{path}\0missing\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
 def look(path: str, max_pixels: int) -> Found:
     """Judge one file."""
+    if "\0" in path:  # no OSError: Python does not even ask
+        return Found(defect=Defect(path, None, "missing-image", "no such file: its name has a NUL"))
     try:
         return _look(path, max_pixels)
     except ImageError as error:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from visiontrain.core.errors import DataError
+from visiontrain.data.defects import DEFECTS
 from visiontrain.data.images import Paths
 from visiontrain.data.remote import ShardStore, file_name
 from visiontrain.data.shard_images import ShardImages
@@ -124,23 +125,57 @@ def _mapped(path: Path) -> tuple[Mapping[str, Any], Arrays]:
 
 
 def _check(head: Mapping[str, Any], arrays: Arrays) -> None:
-    """Refuse an index that would lead astray: lengths, ranges and order of its arrays."""
+    """Refuse an index that would lead astray: its head, lengths, ranges and order of its arrays."""
     if head["version"] != VERSION:
         raise ValueError(f"version {head['version']}, this program reads {VERSION}")
     if head["task"] not in ("detect", "classify"):
         raise ValueError(f"task {head['task']!r}")
+    names = head["names"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("names that are no texts")
+    _check_defects(head["defects"])
     images, boxes, tars = len(arrays["offsets"]), len(arrays["classes"]), len(head["tars"])
-    _check_arrays(arrays, images, boxes, tars, len(head["names"]))
+    _check_arrays(arrays, images, boxes, tars, len(names))
     _check_runs("starts", arrays["starts"], tars, images)
     _check_runs("box_offsets", arrays["box_offsets"], images, boxes)
     _check_runs("name_offsets", arrays["name_offsets"], images, len(arrays["name_bytes"]))
     classes, places = arrays["classes"], arrays["offsets"]
-    if boxes and not 0 <= classes.min() <= classes.max() < len(head["names"]):
+    if boxes and not 0 <= classes.min() <= classes.max() < len(names):
         raise ValueError("a class is not among the names")
     ends = places + arrays["lengths"]
     of_each = np.repeat(arrays["tar_sizes"], np.diff(arrays["starts"]))
     if images and ((places < 0) | (ends < places) | (ends > of_each)).any():
         raise ValueError("an image lies outside of its tar")
+    _check_labels(arrays, single=head["task"] == "classify" and not head["several"])
+
+
+def _check_defects(rows: Sequence[Any]) -> None:
+    """Refuse defects that nobody could count or tell."""
+    for file, line, kind, reason in rows:
+        texts = isinstance(file, str) and isinstance(reason, str)
+        if not texts or not isinstance(line, int | None) or kind not in DEFECTS:
+            raise ValueError(f"a defect {kind!r:.40} that is not known, or of other types")
+
+
+def _check_labels(arrays: Arrays, *, single: bool) -> None:
+    """Refuse labels that no table has: boxes outside of images, or other than one class an image.
+
+    Args:
+        arrays: of right lengths and types.
+        single: whether each image has one class.
+    """
+    sizes, counts = arrays["sizes"], np.diff(arrays["box_offsets"])
+    if (sizes < 1).any():
+        raise ValueError("an image without pixels")
+    if single and (counts != 1).any():
+        raise ValueError("an image of other than one class")
+    low, high = arrays["boxes"][:, :2], arrays["boxes"][:, 2:]
+    # In single precision, as the boxes were rounded: a side beyond 2**24 may have grown by that.
+    limits = np.repeat(sizes.astype(np.float32), counts, axis=0)
+    if not ((low >= 0) & (high > low) & (high <= limits)).all():  # nor are NaNs
+        raise ValueError("a box lies outside of its image, or is empty")
+    if not (np.isfinite(arrays["area"]) & (arrays["area"] >= 0)).all():
+        raise ValueError("an area that is none")
 
 
 def _check_arrays(arrays: Arrays, images: int, boxes: int, tars: int, names: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from visiontrain.data.windows import windows_of
 KEYS = ("path", *SPLITS, "validation", "names", "nc", "index", "several")
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of WebDataset: train-{000000..000099}.tar
 MOST = 1_000_000  # tars that a pattern may stand for
-VERSION = 2  # of how tars are read; a change makes kept indices void
+VERSION = 3  # of how tars are read; a change makes kept indices void
 THREADS = 4  # that read through tars
 
 
@@ -45,11 +46,11 @@ class ShardReader:
         self.description = description
         self.root = description.root()
         self.store = ShardStore(description.cache, description.shard_cache_gb)
-        self.indices = self._indices()
         self.splits: Mapping[str, Any] = {
             split: tuple(self._tars(split, entries))
             for split, entries in description.sources().items()
         }
+        self.indices = self._indices()
         self._given = description.names()
         self._tables: dict[str, Table] = {}
         first = self._table(next(iter(self.splits)))
@@ -93,6 +94,9 @@ class ShardReader:
         place = self.indices[split]
         path = Path(self.store.local(place))
         table = read_index(path, tars, self.store, self.description.max_pixels)
+        if is_remote(place):
+            self.store.note_index(tars, path)
+        self._check_several(table, place)
         names = self._given or table.names
         if len(names) != len(table.names):
             got = f"{counted(len(names), 'name')}, but {place} has {len(table.names)}"
@@ -101,6 +105,13 @@ class ShardReader:
         single = self.description.single_cls and table.task == "detect"
         return without_repeats(table) if single else table
 
+    def _check_several(self, table: Table, place: str) -> None:
+        """Refuse `several:` where the index says otherwise: it was settled when that was made."""
+        said = self.description.values.get("several")
+        if said is not None and table.task == "classify" and said != table.several:
+            got = f"{said!r}, but the index {place} says {str(table.several).lower()}"
+            raise self.description.fail("several", got, "leave it out, or index the tars anew")
+
     def _scanned(self, split: str, tars: Sequence[str]) -> Table:
         """Read through tars once; what is found is kept while none of them changes."""
         first = next(iter(self.splits))
@@ -108,6 +119,7 @@ class ShardReader:
         settings = (names, self.description.single_cls, self.description.values.get("several"))
         key = fingerprint(Paths(tars), self.description.max_pixels, VERSION, *settings)
         kept = self.description.cache / f"{key}.shards"
+        self.store.note_index(tars, kept)
         if kept.is_file():
             with suppress(DataError):  # a damaged one is made anew
                 return read_index(kept, tars, self.store, self.description.max_pixels)
@@ -152,6 +164,10 @@ class ShardReader:
         value = self.description.values.get("index", {})
         if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
             raise self.description.fail("index", f"got {value!r}", "give a file per split")
+        for split in value:
+            if split not in self.splits:
+                got = f"a file for {split!r}, which is no split here"
+                raise self.description.fail("index", got, f"there are {', '.join(self.splits)}")
         return {split: self._place(entry) for split, entry in value.items()}
 
     def _place(self, entry: str) -> str:
@@ -177,19 +193,27 @@ def braces(pattern: str) -> list[str]:
     """Expand `{000..099}` to all numbers between, of as many digits.
 
     Raises:
-        ConfigError: they are too many.
+        ConfigError: they are too many, or none.
     """
+    spans = [(int(first), int(last)) for first, last in BRACES.findall(pattern)]
+    for first, last in spans:
+        if last < first:
+            raise ConfigError(f"{pattern}: no number from {first} to {last}; swap them")
+    tars = math.prod(last - first + 1 for first, last in spans)
+    if tars > MOST:
+        raise ConfigError(f"{pattern}: {tars:,} tars; give a pattern of at most {MOST:,}")
+    return list(_expanded(pattern))
+
+
+def _expanded(pattern: str) -> Iterator[str]:
     found = BRACES.search(pattern)
     if found is None:
-        return [pattern]
-    first, last = int(found[1]), int(found[2])
-    if last - first >= MOST:
-        raise ConfigError(f"{pattern}: {last - first + 1:,} tars; at most {MOST:,}")
-    before, after = pattern[: found.start()], braces(pattern[found.end() :])
-    width = len(found[1])
-    return [
-        f"{before}{number:0{width}d}{rest}" for number in range(first, last + 1) for rest in after
-    ]
+        yield pattern
+        return
+    after = list(_expanded(pattern[found.end() :]))
+    for number in range(int(found[1]), int(found[2]) + 1):
+        start = f"{pattern[: found.start()]}{number:0{len(found[1])}d}"
+        yield from (start + rest for rest in after)
 
 
 def _tar_lengths(images: ShardImages) -> tuple[NDArray[np.int64], list[Defect]]:

@@ -104,7 +104,10 @@ def scan_tar(open_tar: Callable[[], int], name: str, max_pixels: int) -> TarScan
 
 
 def _members(tar: tarfile.TarFile, name: str, found: TarScan) -> Iterator[tarfile.TarInfo]:
-    """Yield plain files, up to where the tar ends or is damaged."""
+    """Yield plain files, up to where the tar ends or is damaged.
+
+    Hidden ones are left out: beside each file macOS stores what it knows of it, as `._a.jpg`.
+    """
     last, reason = "its start", ""
     try:
         for member in iter(tar.next, None):
@@ -116,7 +119,7 @@ def _members(tar: tarfile.TarFile, name: str, found: TarScan) -> Iterator[tarfil
             if unsafe:
                 place = f"{name}/{member.name}"
                 found.defects.append(Defect(place, None, "unsafe-member", unsafe))
-            elif not member.isdir():
+            elif not (member.isdir() or PurePosixPath(member.name).name.startswith(".")):
                 yield member
         file = cast("IO[bytes]", tar.fileobj)
         file.seek(tar.offset)
@@ -137,7 +140,7 @@ def _samples(tar: tarfile.TarFile, name: str, found: TarScan) -> Iterator[Sample
         if sample.key != key:
             yield sample
             sample = Sample(key)
-        _assign(sample, member, suffix, found)
+        _assign(sample, member, suffix, name, found)
     yield sample
 
 
@@ -160,17 +163,34 @@ def _parts(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", suffix.lower()
 
 
-def _assign(sample: Sample, member: tarfile.TarInfo, suffix: str, found: TarScan) -> None:
+def _assign(
+    sample: Sample, member: tarfile.TarInfo, suffix: str, name: str, found: TarScan
+) -> None:
+    """Take a member as the image or the label of its sample, if it is one."""
     last = suffix.rpartition(".")[2]
     if last in PICKLED:
         found.pickled[last] += 1
     elif f".{last}" in PICTURES:
-        sample.image = sample.image or member
+        _picture(sample, member, name, found)
     elif suffix in LABELLED and (
         sample.label is None
         or LABELLED.index(suffix) < LABELLED.index(_parts(sample.label.name)[1])
     ):
         sample.label = member
+
+
+def _picture(sample: Sample, member: tarfile.TarInfo, name: str, found: TarScan) -> None:
+    """Take the first picture, but rather `a.jpg` than `a.depth.png`."""
+    if sample.image is None or (_is_plain(member) and not _is_plain(sample.image)):
+        sample.image = member
+    elif _is_plain(member):
+        reason = f"a second picture beside {sample.image.name}; give it a name and a label"
+        found.defects.append(Defect(f"{name}/{member.name}", None, "missing-label", reason))
+
+
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    """Tell `a.jpg` from `a.depth.jpg`."""
+    return "." not in _parts(member.name)[1]
 
 
 def _take(tar: tarfile.TarFile, sample: Sample, name: str, max_pixels: int, found: TarScan) -> None:

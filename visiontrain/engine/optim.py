@@ -35,13 +35,9 @@ def build_optimizer(config: OptimConfig, model: VisionModel) -> Optimizer:
     """Make the optimizer; norms, biases and places do not decay, the body may move slower.
 
     Raises:
-        ConfigError: rates by block were asked for, but the body is one block.
+        ConfigError: rates of the body or its blocks were asked for, but there are none.
     """
-    if config.layer_decay < 1 and len(model.body) == 1:
-        raise ConfigError(
-            f"optim.layer_decay: {config.layer_decay}; this backbone is one block, take "
-            "optim.body_lr"
-        )
+    _check_rates(config, model)
     # Kernels for lists take what lies on one device: a model may be spread over several.
     groups: dict[tuple[float, float, torch.device], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -60,6 +56,21 @@ def build_optimizer(config: OptimConfig, model: VisionModel) -> Optimizer:
         return Muon(listed, betas=(config.momentum, config.beta2))
     # The fused kernel skips an update on the device when `found_inf` says so.
     return AdamW(listed, lr=0.0, betas=(config.momentum, config.beta2), fused=True)
+
+
+def _check_rates(config: OptimConfig, model: VisionModel) -> None:
+    """Refuse rates that would be nobody's."""
+    for key in ("body_lr", "layer_decay"):
+        if getattr(config, key) != 1 and not model.body:
+            raise ConfigError(
+                f"optim.{key}: {getattr(config, key)}; this model names no body, leave it out (a "
+                "VisionModel names one in `body`)"
+            )
+    if config.layer_decay < 1 and len(model.body) == 1:
+        raise ConfigError(
+            f"optim.layer_decay: {config.layer_decay}; this backbone is one block, take "
+            "optim.body_lr"
+        )
 
 
 def no_optimizer(model: VisionModel) -> Optimizer:

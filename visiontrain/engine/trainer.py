@@ -267,6 +267,7 @@ class Trainer:
         self.parts.saver.settle()
         try:
             final = self._score_best()
+            self.strategy.conclude(self.learner)
         except Stopped:
             self._agree()
             self.parts.progress.message(

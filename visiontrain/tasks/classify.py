@@ -51,7 +51,7 @@ class ClassifyTask:
         del progress
         logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         wanted = self._wanted(batch, logits)
-        weights = logits.new_tensor(self.config.class_weights or [1.0] * self.num_classes)
+        weights = logits.new_tensor(self._weights())
         valid = batch.valid.to(logits.dtype)
         if self.config.several:
             wanted = self._smoothed(wanted.clamp(max=1.0), 2)
@@ -62,6 +62,16 @@ class ClassifyTask:
             wanted = self._smoothed(wanted, self.num_classes)
             loss = -(wanted * weights * logits.log_softmax(1)).sum(1)
         return Loss({TERM: (loss * valid).sum()}, {HEAD: (count * valid).sum().detach()})
+
+    def _weights(self) -> list[float]:
+        """Return the weight of each class; where an image has one, the smallest above 0 is 1.
+
+        The mean over weighted images is the same at any scale, but a mode divides by 1 where the
+        count of a batch is smaller.
+        """
+        weights = self.config.class_weights or [1.0] * self.num_classes
+        unit = 1.0 if self.config.several else min(weight for weight in weights if weight > 0)
+        return [weight / unit for weight in weights]
 
     def _wanted(self, batch: Batch, like: Tensor) -> Tensor:
         """Return how much of each class every image is (B, C)."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from visiontrain.core.config import Section
 from visiontrain.core.own import Own
@@ -46,6 +47,13 @@ class ClassifyConfig(Section):
     loss: Own | None = Field(
         None, description="a loss of yours in the place of ours, passed in Python: train(loss=...)"
     )
+
+    @field_validator("class_weights")
+    @classmethod
+    def _weighs(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and (min(value, default=0) < 0 or not any(value)):
+            raise PydanticCustomError("no_weights", "give numbers from 0 on, not all of them 0")
+        return value
 
 
 TaskConfig = Annotated[DetectConfig | ClassifyConfig, Field(discriminator="kind")]

@@ -79,7 +79,7 @@ class Federated(Alone):
     )
     timeout_s: float = Field(3600.0, gt=0, description="seconds until a round goes on without them")
     score_every: int | None = Field(
-        None, ge=1, description="rounds between scores by the clients; default: after the last"
+        None, ge=1, description="rounds between scores by clients; default: at the end alone"
     )
     processes: int | None = Field(
         None, ge=1, description="clients that train at once on this machine; default: its cores"

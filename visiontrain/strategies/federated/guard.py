@@ -41,36 +41,72 @@ def capped(updates: Sequence[Update]) -> tuple[list[Update], list[str]]:
 
 
 def clipped(
-    updates: Sequence[Update], now: Named, parameters: frozenset[str], most: float | None
+    updates: Sequence[Update],
+    now: Named,
+    parameters: frozenset[str],
+    most: float | None,
+    usual: float = 0.0,
 ) -> tuple[list[Update], list[str]]:
     """Shorten updates longer than `most` medians of the round's; say whose were.
 
-    SCAFFOLD's variates likewise. Statistics of norms are left as they are.
+    SCAFFOLD's variates likewise, and statistics of norms, each tensor by itself, to MOST medians.
+
+    Args:
+        updates: of a round.
+        now: the server's weights.
+        parameters: names of those that are trained.
+        most: medians; None cuts nothing.
+        usual: median length in an earlier round, 0 if there was none: where this round says
+            nothing of lengths (one update, or none moved), they may be MOST times that.
     """
-    if most is None or len(updates) < 2:
+    if most is None:
         return list(updates), []
-    shares = _shares({u.client: length(u, now, parameters) for u in updates}, most)
-    variates = _shares({u.client: _length(u.control) for u in updates}, most)
+    lengths = {u.client: length(u, now, parameters) for u in updates}
+    middle = _middle(lengths)
+    shares = _shares(lengths, most * middle if middle else MOST * usual)
+    controls = {u.client: _length(u.control) for u in updates}
+    variates = _shares(controls, most * _middle(controls))
+    statistics = {
+        n: _shares(moved, MOST * _middle(moved))
+        for n, moved in _moved(updates, now, parameters).items()
+    }
     made, lines = [], []
     for update in updates:
-        share, other = shares[update.client], variates[update.client]
-        weights, control = update.weights, update.control
-        if share < 1:
-            weights = {
-                n: now[n] + share * (t - now[n]) if n in parameters else t
-                for n, t in weights.items()
-            }
-            lines.append(f"client {update.client}: its update cut to {share:.2g} of its length")
-        if other < 1:
-            control = {n: other * t for n, t in control.items()}
-            lines.append(f"client {update.client}: its variate cut to {other:.2g} of its length")
-        made.append(replace(update, weights=weights, control=control, counted=other))
+        k, weights = update.client, dict(update.weights)
+        cut = {n: shares[k] if n in parameters else statistics[n][k] for n in weights}
+        for name, share in cut.items():
+            if share < 1:  # a variance stays one: it ends between two
+                weights[name] = now[name] + share * (weights[name] - now[name])
+        control = update.control
+        if shares[k] < 1:
+            lines.append(f"client {k}: its update cut to {shares[k]:.2g} of its length")
+        if variates[k] < 1:
+            control = {n: variates[k] * t for n, t in control.items()}
+            lines.append(f"client {k}: its variate cut to {variates[k]:.2g} of its length")
+        if odd := [n for n, share in cut.items() if share < 1 and n not in parameters]:
+            lines.append(f"client {k}: {len(odd)} statistics of norms cut, such as {odd[0]}")
+        made.append(replace(update, weights=weights, control=control, counted=variates[k]))
     return made, lines
 
 
-def _shares(lengths: Mapping[int, float], most: float) -> dict[int, float]:
-    """Return what is left of each length, at most 1."""
-    longest = most * median_low(lengths.values())
+def _moved(
+    updates: Sequence[Update], now: Named, parameters: frozenset[str]
+) -> dict[str, dict[int, float]]:
+    """Return how far each tensor of statistics went, by client."""
+    names = [n for n in updates[0].weights if n not in parameters]
+    return {
+        n: {u.client: _length({n: u.weights[n].double() - now[n].double()}) for u in updates}
+        for n in names
+    }
+
+
+def _middle(lengths: Mapping[int, float]) -> float:
+    """Return the median of lengths; 0 of one alone, which says nothing of itself."""
+    return median_low(lengths.values()) if len(lengths) > 1 else 0.0
+
+
+def _shares(lengths: Mapping[int, float], longest: float) -> dict[int, float]:
+    """Return what is left of each length, at most 1; all of it where none is known to be long."""
     return {k: longest / own if own > longest > 0 else 1.0 for k, own in lengths.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -61,11 +62,13 @@ class Local(Strategy):
     def forward_backward(self, learner: Updatable, micro_batches: Sequence[Batch]) -> Loss:
         loss = super().forward_backward(learner, micro_batches)
         counts = {head: max(1.0, count.item()) for head, count in loss.counts.items()}
+        terms = {name: value.item() for name, value in loss.terms.items()}
+        if not all(map(math.isfinite, terms.values())):  # the step will change nothing
+            return loss
         for head, count in counts.items():
             self.counts[head] = self.counts.get(head, 0.0) + count
-        for name, value in loss.terms.items():  # sums again: clients' are added up
-            total = value.item() * counts[name.split("/")[0]]
-            self.terms[name] = self.terms.get(name, 0.0) + total
+        for name, value in terms.items():  # sums again: clients' are added up
+            self.terms[name] = self.terms.get(name, 0.0) + value * counts[name.split("/")[0]]
         return loss
 
     @torch.no_grad()

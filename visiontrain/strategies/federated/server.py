@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from statistics import median_low
 from typing import Any
@@ -14,12 +14,11 @@ from torch import Tensor
 
 from visiontrain.core.errors import RankError, Stopped
 from visiontrain.core.interfaces import Fitter, StateDict, Updatable, VisionModel
-from visiontrain.core.seed import generator
 from visiontrain.core.types import Batch, Loss, Outcome, Place
 from visiontrain.data.loader import Step
 from visiontrain.strategies.base import NamedParts, Strategy, on_cpu
 from visiontrain.strategies.federated.algorithms import Scaffold, Update, algorithm_of
-from visiontrain.strategies.federated.config import Federated, least_updates, takers
+from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.federated.engine import Answer, Engine
 from visiontrain.strategies.federated.figures import Rounds, of_round
 from visiontrain.strategies.federated.guard import MOST, capped, clipped
@@ -33,15 +32,14 @@ from visiontrain.strategies.federated.messages import (
     shared,
     write,
 )
+from visiontrain.strategies.federated.roster import HELLO_S, LOOK_S, Roster
 from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.remote import Remote
 from visiontrain.strategies.tensor_message import Bytes, RefusedError, number_of
 
 _tell = logging.getLogger(__name__).warning
 TRIES = 3  # of a round without enough results
-LOOK_S = 10.0  # between looks at who is there
 BACK_S = 90.0  # in which clients find a server again that was away
-HELLO_S = 600.0  # in which a client says whether it takes part
 OWN = "federated/"  # of names in a checkpoint
 NEW_ALGORITHM = "what the server remembered of earlier rounds is left out: another algorithm now"
 
@@ -69,12 +67,9 @@ class Server(Strategy):
         super().__init__(place, precision)
         self.config, self.engine, self.remote = config, engine, remote
         self.figures = Rounds()
-        self._known: dict[int, bool] = {}  # clients, and whether they hold parts of their own
-        self._there: Sequence[int] = ()  # those that can be reached
-        self._refused: set[int] = set()  # of those, who takes no part
+        self.roster = Roster(config, engine)
         self._updates: Sequence[Update] = ()
-        self._hellos: dict[int, Bytes] = {}  # that are not answered yet
-        self._silent: set[int] = set()  # that were asked in the newest round, to no avail
+        self._silent: dict[int, int] = {}  # who may be at an earlier message still: of which round
         self._images = 0  # that were trained on in a round
         self._began = 0.0
         self._anew = False  # another algorithm made the rounds before
@@ -96,12 +91,16 @@ class Server(Strategy):
             self.controlled = ()
 
     def collect_own(self, named: NamedParts) -> StateDict:
-        own = {OWN + name: on_cpu(t) for name, t in self.algorithm.state().items()}
-        return super().collect_own(named) | own
+        return super().collect_own(named) | {n: on_cpu(t) for n, t in self._remembered().items()}
+
+    def _remembered(self) -> dict[str, Tensor]:
+        """Return what the algorithm keeps: another's of the same name is something else."""
+        own = f"{OWN}{self.config.algorithm}/"
+        return {own + name: t for name, t in self.algorithm.state().items()}
 
     def load_own(self, saved: Mapping[str, Tensor], named: NamedParts) -> str | None:
         line = super().load_own(saved, named)
-        mine = {OWN + name: t for name, t in self.algorithm.state().items()}
+        mine = self._remembered()
         self._anew = not mine.keys() <= saved.keys()
         if self._anew:
             return NEW_ALGORITHM
@@ -131,7 +130,7 @@ class Server(Strategy):
     def _part(self) -> None:
         """Tell clients that the run is over: whoever is there, also if no round was needed."""
         over = write(schema_of({}, (), ()), {}, {}, {"kind": "over"})
-        count, seconds = len(self._there), LOOK_S
+        count, seconds = len(self.roster.there), LOOK_S
         if not count:  # its clients lost a server that died, and are on their way back
             count, seconds = max(1, len(self.figures.taken)), BACK_S
         there = self.engine.clients(count, seconds)
@@ -147,68 +146,15 @@ class Server(Strategy):
         del local, rests
         return blank()
 
-    @property
-    def _needed(self) -> int:
-        """Return how many results a round takes, at least where clients were told so."""
-        if not self.engine.joins:
-            return least_updates(self.config)
-        return self.config.min_fit or takers(self.config)
-
-    def _meet(self, learner: Updatable) -> None:
-        """Learn who is there; where clients come and go, wait for as many as a round takes.
+    def _meet(self, learner: Updatable, seconds: float) -> None:
+        """Learn who is there, in so many seconds.
 
         Raises:
             RankError: nobody.
             Stopped: this process was asked to stop.
         """
-        if self._known and not self.engine.joins:
-            return
-        end, needed = time.monotonic() + self.config.timeout_s, self._needed
-        told = -1  # how many were there when that was said last
-        while True:
-            left = max(0.0, end - time.monotonic())
-            wanted = needed + len(self._refused)  # of whom some may leave meanwhile
-            seconds = min(LOOK_S, left) if self.engine.joins else left
-            self._there = self.engine.clients(wanted, seconds)
-            self._greet(learner)
-            if self.stopping():
-                raise Stopped
-            able = [client for client in self._there if client in self._known]
-            if len(able) >= needed or not left or not self.engine.joins:
-                break
-            if len(able) != told:
-                told = len(able)
-                _tell(
-                    f"clients that can train: {told} of {needed} that a round takes; "
-                    f"waits {left:.0f} s at most"
-                )
-        if not self._known:
-            raise RankError("strategy.clients: none can train; see the lines above")
-
-    def _greet(self, learner: Updatable) -> None:
-        """Ask those who came whether they take part; who does not is asked when it comes again."""
-        self._refused &= set(self._there)
-        new = [k for k in self._there if k not in self._known and k not in self._refused]
-        if not new:
-            return
-        hello = self._message(learner, {"kind": "hello", "round": learner.step})
-        # The same again to whom did not answer yet: it may only be slow.
-        self._hellos = {client: self._hellos.get(client, hello) for client in new}
-        # Where enough are known already, who is slow to answer is asked again at the next round.
-        enough = len(set(self._known) & set(self._there)) >= self._needed
-        seconds = min(LOOK_S if enough else HELLO_S, self.config.timeout_s)
-        answers = self.engine.ask(self._hellos, seconds, len(new))
-        for client in new:
-            answer = answers.get(client)
-            if answer is None:  # it is asked again
-                _tell(f"client {client}: left out: no answer in {seconds:g} s")
-                continue
-            del self._hellos[client]
-            if isinstance(answer, str):
-                _tell(f"client {client}: left out: {answer}")
-                self._refused.add(client)
-                continue
-            self._known[client] = bool(read_meta(answer).get("has_state"))
+        hello = {"kind": "hello", "round": learner.step}
+        self.roster.meet(lambda: self._message(learner, hello), self.stopping, seconds)
 
     # -- a round ------------------------------------------------------------------
 
@@ -216,21 +162,24 @@ class Server(Strategy):
         """Let clients train; return the mean of their losses, and leave what they made."""
         del micro_batches
         self._began, number = time.monotonic(), learner.step
-        least, tries, bad = self._needed, 0, set[int]()
+        least, tries = self.roster.needed, 0
+        refused, failed = (
+            set[int](),
+            set[int](),
+        )  # whose answers could not be used; of whom none came
         while tries < TRIES:
-            self._meet(learner)
-            chosen = self._chosen(learner.seed, number)
-            answers = self._train(learner, chosen, bad)
+            self._meet(learner, self.config.timeout_s)
+            chosen = self.roster.chosen(learner.seed, number, refused | failed)
+            answers = self._train(learner, chosen, refused)
             if self.stopping():  # nothing is changed yet: whoever goes on asks again
                 raise Stopped
             self._updates, metas = self._believed(learner, chosen, answers)
-            self._silent = {k for k in chosen if k not in answers}
             if len(self._updates) >= least:
                 break
             # Who answers at once what nobody can use ends no round that others would make.
-            good = {update.client for update in self._updates}
-            worse = {k for k, a in answers.items() if not isinstance(a, str)} - good - bad
-            bad |= worse
+            worse = answers.keys() - {u.client for u in self._updates} - refused - failed
+            refused |= {k for k in worse if not isinstance(answers[k], str)}
+            failed |= (worse - refused) | (set(chosen) - answers.keys())
             tries += not worse
             _tell(
                 f"round {number + 1}: {len(self._updates)} results of {len(chosen)} clients, "
@@ -245,28 +194,30 @@ class Server(Strategy):
         self._images = round(sum(min(most, float(meta["images"])) for meta in metas))
         return self._loss(learner, metas)
 
-    def _chosen(self, seed: int, number: int) -> list[int]:
-        """Draw the clients of a round: the same ones whenever it comes, if they are there."""
-        known = sorted(self._known)
-        order = generator(seed, "clients", number).permutation(len(known))
-        there = [known[k] for k in order if known[k] in self._there]
-        return sorted(there[: takers(self.config)])
-
     def _train(
-        self, learner: Updatable, chosen: Sequence[int], bad: Collection[int]
+        self, learner: Updatable, chosen: Sequence[int], refused: Collection[int]
     ) -> dict[int, Answer]:
         """Let clients train; wait for so many more as there are whose answers were refused."""
-        meta = {"kind": "train", "round": learner.step, "score": self._scores(learner.step)}
+        number = learner.step
+        last = number + 1 == self.config.rounds
+        meta = {"kind": "train", "round": number, "score": last or self._scores(number)}
         first = self._message(learner, meta, whole=True)
         later = self._message(learner, meta) if self.shared.own else first
-        messages = {k: later if self._known[k] else first for k in chosen}
-        # Who was silent is still busy, and sent nothing more.
-        sent = sum(m.nbytes for k, m in messages.items() if k not in self._silent)
+        messages = {k: later if self.roster.known[k] else first for k in chosen}
+        # Who was silent just now is still busy, and sent nothing more.
+        self._count(m for k, m in messages.items() if self._silent.get(k, -2) < number - 1)
+        more = len(set(refused) & set(chosen))
+        enough = min((self.config.min_fit or len(chosen)) + more, len(chosen))
+        answers = self.engine.ask(messages, self.config.timeout_s, enough)
+        told = {k: of for k, of in self._silent.items() if k not in answers}
+        self._silent = told | dict.fromkeys(messages.keys() - answers.keys(), number)
+        return answers
+
+    def _count(self, messages: Iterable[Bytes]) -> None:
+        """Count what goes to clients."""
+        sent = sum(message.nbytes for message in messages)
         self.bytes_sent += sent
         self.figures.down += sent
-        more = len(set(bad) & set(chosen))
-        enough = min((self.config.min_fit or len(chosen)) + more, len(chosen))
-        return self.engine.ask(messages, self.config.timeout_s, enough)
 
     def _message(
         self, learner: Updatable, meta: Mapping[str, Any], *, whole: bool = False
@@ -307,31 +258,41 @@ class Server(Strategy):
                 self.figures.refused += 1
                 _tell(f"client {client}: refused: {error}")
                 continue
-            self._known[client] = True
             updates.append(update)
             metas.append(meta)
         return updates, metas
 
     def _loss(self, learner: Updatable, metas: Sequence[Mapping[str, Any]]) -> Loss:
-        kind = self.precision.weights
-        terms = {
-            name: torch.tensor(sum(term_in(meta, name) for meta in metas), dtype=kind)
-            for name in learner.task.terms
+        """Return the sums of the clients' losses and of what they are divided by; note who came."""
+        kind, task = self.precision.weights, learner.task
+        told = [{name: term_in(meta, name) for name in task.terms} for meta in metas]
+        # Of whose loss is no number the others' mean knows nothing.
+        good = [all(value is not None for value in terms.values()) for terms in told]
+        sums = {
+            name: sum(terms[name] or 0.0 for terms, fine in zip(told, good, strict=True) if fine)
+            for name in task.terms
         }
         counts = {
-            head: torch.tensor(sum(update.counts[head] for update in self._updates), dtype=kind)
-            for head in learner.task.heads
+            head: sum(u.counts[head] for u, fine in zip(self._updates, good, strict=True) if fine)
+            for head in task.heads
         }
         taken = [update.client for update in self._updates]
+        self.roster.known |= dict.fromkeys(taken, True)
         self.figures.note(learner.step, taken, metas)
-        return self.mean(Loss(terms, counts))
+        return self.mean(
+            Loss(
+                {name: torch.tensor(value, dtype=kind) for name, value in sums.items()},
+                {head: torch.tensor(value, dtype=kind) for head, value in counts.items()},
+            )
+        )
 
     @torch.no_grad()
     def apply(self, learner: Updatable) -> Tensor:
         """Make the next weights of what clients made; return the mean length of their ways ()."""
         now = {name: on_cpu(learner.live[name]) for name in self.shared.up}
         updates, lines = capped(self._updates)
-        updates, more = clipped(updates, now, self.parameters, self.config.clip)
+        usual = median_low(self.figures.lengths.values()) if self.figures.lengths else 0.0
+        updates, more = clipped(updates, now, self.parameters, self.config.clip, usual)
         for line in lines + more:
             _tell(line)
         self.figures.cut(updates)
@@ -344,32 +305,49 @@ class Server(Strategy):
         self.figures.ways(ways, time.monotonic() - self._began, self.engine.at_once)
         # The step counts an epoch's images; these are what clients trained on.
         learner.samples += self._images - self.remote.images
-        if self._scores(learner.step):
-            self._score(learner)
         self._updates = ()
+        if self._scores(learner.step):
+            with suppress(Stopped):  # the round itself is done
+                self._score(learner, learner.step + 1)
         return norm
 
     # -- scores -------------------------------------------------------------------
 
     def _scores(self, number: int) -> bool:
-        """Tell whether clients score after a round."""
+        """Tell whether clients score after a round, as they do at the end."""
         every = self.config.score_every
-        return number + 1 == self.config.rounds or bool(every and (number + 1) % every == 0)
+        return bool(every and (number + 1) % every == 0)
 
-    def _score(self, learner: Updatable) -> None:
-        """Let every client score the new weights on images of its own."""
-        meta = {"kind": "score", "round": learner.step + 1}
+    def conclude(self, learner: Updatable) -> None:
+        """Let clients score the weights that the run reports, whenever it ended.
+
+        Raises:
+            Stopped: this process was asked to stop.
+        """
+        try:
+            self._meet(learner, min(BACK_S, self.config.timeout_s))
+            self._score(learner, learner.step)
+        except RankError as error:
+            _tell(f"no scores by clients: {error}")
+
+    def _score(self, learner: Updatable, rounds: int) -> None:
+        """Let every client score the weights after so many rounds on images of its own.
+
+        Raises:
+            Stopped: this process was asked to stop.
+        """
+        meta = {"kind": "score", "round": rounds}
         later = self._message(learner, meta)
         first = self._message(learner, meta, whole=True) if self.shared.own else later
-        able = [k for k in self._there if k in self._known and k not in self._silent]
-        asked = {k: later if self._known[k] else first for k in able}
-        try:
-            answers = self.engine.ask(asked, self.config.timeout_s, len(asked))
-        except Stopped:  # the round itself is done
-            answers = {}
-        sent = sum(message.nbytes for message in asked.values())
-        self.figures.down += sent
-        self.bytes_sent += sent
+        asked = {k: later if self.roster.known[k] else first for k in self.roster.able}
+        busy = {k: message for k, message in asked.items() if k in self._silent}
+        free = {k: message for k, message in asked.items() if k not in busy}
+        self._count(asked.values())
+        answers = self.engine.ask(free, self.config.timeout_s, len(free))
+        # Who was late once may be at that for ever.
+        answers |= self.engine.ask(busy, min(LOOK_S, self.config.timeout_s), len(busy))
+        if self.stopping():
+            raise Stopped
         for client, answer in answers.items():
             if isinstance(answer, str):
                 _tell(f"client {client}: no score: {answer}")
@@ -393,7 +371,7 @@ class Server(Strategy):
             self.figures.forget(variates=bool(self.config.local))
 
 
-def term_in(meta: Mapping[str, Any], name: str) -> float:
-    """Return a term of the loss from a client's message; 0 where there is none."""
+def term_in(meta: Mapping[str, Any], name: str) -> float | None:
+    """Return a term of the loss from a client's message; None where there is no number."""
     found = meta.get("terms")
-    return (number_of(found.get(name)) or 0.0) if isinstance(found, dict) else 0.0
+    return number_of(found.get(name)) if isinstance(found, dict) else None
