@@ -287,6 +287,8 @@ def test_half_precision_leaves_gradients_in_true_units(kind, precision, ranks):
     ],
 )
 def test_pipeline_under_other_settings(changes, ranks):
+    if changes.get("strategy", {}).get("schedule") == "zbv" and torch.__version__ < "2.12":
+        pytest.skip("refused there")
     got = ranks(2).run(results, "pipeline", {"precision": "fp64"} | changes)
     alone = {name: value for name, value in changes.items() if name != "strategy"}
     assert_close(got, results("single", {"precision": "fp64"} | alone), 1e-9)

@@ -60,6 +60,7 @@ class Pipeline(Processes):
         self._schedules: dict[tuple[int, ...], Any] = {}
         self._sent: dict[tuple[int, ...], int] = {}  # bytes to the neighbours per step
         self._parts: list[Loss] = []
+        self._batches: Sequence[Batch] = ()  # of the step
         self._learner: Updatable
 
     # -- the model ----------------------------------------------------------------
@@ -73,6 +74,11 @@ class Pipeline(Processes):
             raise ConfigError(
                 "model.norm: sync in a pipeline, where no two processes hold the same layer; "
                 "take model.norm=group"
+            )
+        if self._kind == "zbv" and torch.__version__ < "2.12":
+            raise ConfigError(
+                f"strategy.schedule: zbv with torch {torch.__version__}, whose engine then sends "
+                "from a process to itself; take torch 2.12 or newer, or zero_bubble"
             )
         names, count = list(model.blocks), self._count
         check_cuts(self._config, names, self.place.world)
@@ -124,12 +130,15 @@ class Pipeline(Processes):
             cells = map(self.cell, range(len(batches)))
             stage.seeds = iter([(learner.seed, learner.step, stage.number, n) for n in cells])
         first, last = self._holds(0), self._holds(self._count - 1)
+        # The engine cuts whole batches evenly, which all versions do: of targets it gets numbers.
+        self._batches = batches
         schedule.step(
-            arg_mbs=[(b.images,) for b in batches] if first else None,
-            target_mbs=batches if last else None,
+            *([torch.cat([b.images for b in batches])] if first else []),
+            target=torch.arange(len(batches)) if last else None,
             losses=[] if last else None,
             return_outputs=False,
         )
+        self._batches = ()
         if is_new and self._kind in settings.HALVING:
             refuse_lost(learner.model, self._kind)
         trained = learner.trained.values()  # walking through the modules takes longer
@@ -197,7 +206,9 @@ class Pipeline(Processes):
             sent += sum(value.nbytes for value in before if value.requires_grad)
         return sent
 
-    def _loss(self, outputs: Any, batch: Batch) -> Tensor:
+    def _loss(self, outputs: Any, number: Tensor) -> Tensor:
+        """Return the loss of a micro-batch, which the engine names by its number (1,)."""
+        batch = self._batches[int(number)]
         flat = outputs if isinstance(outputs, tuple) else (outputs,)
         flat = tuple(map(Border.apply, flat))  # the engine cuts off what came, saved or not
         outputs = flat if isinstance(outputs, tuple) else flat[0]
