@@ -173,6 +173,17 @@ def write_more_shards(root, *members, content=None, cut=None):
     return str(folder)
 
 
+def write_second_picture(root):
+    """Add a picture to the last sample of a tar."""
+    folder = Path(write_more_shards(root))
+    (folder / "train-more.tar").unlink()
+    with tarfile.open(folder / "train-000000.tar", "a") as tar:
+        info = tarfile.TarInfo(tar.getnames()[-1].split(".")[0] + ".bmp")
+        info.size = 700
+        tar.addfile(info, io.BytesIO(bytes(700)))
+    return str(folder)
+
+
 WRITERS = {
     "yolo": write_yolo,
     "coco": write_coco,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cases
 import pytest
+import torch
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.types import Place
@@ -145,6 +146,8 @@ def test_every_kind_of_detector_and_data_is_one_device(mode, kind, world, ranks)
     ],
 )
 def test_every_pipeline_is_one_device(keys, kind, world, ranks):
+    if keys.get("schedule") == "zbv" and torch.__version__ < "2.12":
+        pytest.skip("refused there")
     want, wanted = alone(kind, "sgd")
     changes = {"steps": 2, **KINDS[kind]}
     got, assigned = train("pipeline", "sgd", "fp64", pool=ranks(world), keys=keys, **changes)

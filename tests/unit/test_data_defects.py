@@ -15,6 +15,7 @@ from layouts import (
     voc_object,
     write_coco,
     write_more_shards,
+    write_second_picture,
     write_voc,
     write_yolo,
 )
@@ -180,6 +181,7 @@ OTHER_CASES = {
     ),
     "voc/empty-box": lambda root: voc_case(root, annotation(voc_object("cat", (9, 9, 9, 20)))),
     "shards/missing-label": lambda root: write_more_shards(root, "x.jpg"),
+    "shards/extra-picture": write_second_picture,
     "shards/missing-image": lambda root: write_more_shards(root, "x.json"),
     "shards/pickled-member": lambda root: write_more_shards(root, "x.pyd"),
     "shards/unsafe-member": lambda root: write_more_shards(root, "../x.jpg"),

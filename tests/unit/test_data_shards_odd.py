@@ -227,4 +227,4 @@ def test_of_several_pictures_the_plainly_named_is_the_image(pictures, taken, lef
     members = [*((name, jpeg) for name in pictures), ("a.cls", b"1")]
     found = scanned(foreign(tmp_path / "set", members) / "train.tar")
     assert found.members == [taken]
-    assert [(d.file, d.kind) for d in found.defects] == [(name, "missing-label") for name in left]
+    assert [(d.file, d.kind) for d in found.defects] == [(name, "extra-picture") for name in left]

@@ -310,7 +310,10 @@ def test_moments_of_another_algorithm_are_left_out(made, tmp_path):
     given = SORTS | {"optim": "sgd", "out": tmp_path / "run"}
     vt.train(**given, strategy=federated(clients=2, rounds=1, algorithm="fedadam"))
     kept = made[-1].collect_own({})
-    vt.train(**given | {"out": tmp_path / "other"}, strategy=federated(algorithm="fedyogi"))
+    vt.train(
+        **given | {"out": tmp_path / "other"},
+        strategy=federated(clients=2, rounds=1, algorithm="fedyogi"),
+    )
     other = made[-1]
     assert other.load_own(kept, {}) == NEW_ALGORITHM
     assert other.load_own(other.collect_own({}), {}) is None

@@ -138,8 +138,11 @@ def test_classes_of_boxes_are_whole_numbers_too():
     box = [[1, 2, 12, 13]]
     with pytest.raises(DataError, match=r"^train\[1\]: classes: \['cat'\]; give the number of a"):
         opened(vt.Sample(GREY, [0], box), vt.Sample(GREY, ["cat"], box)).table("train")
-    columns = vt.Sample(GREY, np.array([[1], [1]]), [*box, [3, 3, 9, 9]])
-    assert opened(columns).table("train").classes.tolist() == [1, 1]
+    with pytest.raises(DataError, match=r"^train\[1\]: classes: \[0.5\]; give the number of a"):
+        opened(vt.Sample(GREY, [0], box), vt.Sample(GREY, [0.5], box)).table("train")
+    for kind in (np.int64, np.float32):  # a column of an array of boxes
+        columns = vt.Sample(GREY, np.array([[1], [1]], kind), [*box, [3, 3, 9, 9]])
+        assert opened(columns).table("train").classes.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("mode", ["P", "RGBA", "1", "CMYK", "LA"])

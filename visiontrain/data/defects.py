@@ -15,6 +15,7 @@ DEFECTS: dict[str, tuple[Effect, str]] = {
     "duplicate-image": ("none", "the same picture in two splits: scores would flatter"),
     "near-duplicate": ("none", "almost the same picture in two splits: scores would flatter"),
     "hollow-image": ("none", "a JPEG with its end marker but not all of its picture: grey parts"),
+    "extra-picture": ("none", "a sample of a shard has two pictures; one of them is taken"),
     "pickled-member": ("none", "members that could run code when decoded; they never are"),
     "size-mismatch": ("doubtful", "the labels are of an image of another size; they are used"),
     "box-outside": ("clipped", "a box reaches more than 1 % of the side out of the image"),

@@ -40,7 +40,7 @@ class OwnReader:
         self.names = unique_names([str(name) for name in data.names], "data")
         first = OwnImages(data.train, "train", range(1)).sample(0)
         self.task = "classify" if first.boxes is None else "detect"
-        numbers_of(first.classes, "train[0]")
+        numbers_of(first.classes, "train[0]", columns=self.task == "detect")
         self.several = self.task == "classify" and np.ndim(first.classes) > 0
 
     def read(self, split: str, choice: Choice) -> Table:
@@ -90,16 +90,23 @@ class OwnReader:
         return table_of(self.names, images, sizes, boxes, judge.defects)
 
 
-def numbers_of(given: Any, where: str) -> NDArray[np.int64]:
+def numbers_of(given: Any, where: str, *, columns: bool = False) -> NDArray[np.int64]:
     """Return classes (M,): one number, or a list of them.
 
+    Args:
+        given: them.
+        where: names the sample.
+        columns: whether they may be floats without fractions, as a column beside boxes is.
+
     Raises:
-        DataError: they are texts, fractions or flags; `where` names the sample.
+        DataError: they are texts, fractions or flags.
     """
     try:
         found = np.atleast_1d(np.asarray(given))
     except ValueError:  # lists of unequal lengths
         found = np.empty(1, np.object_)
+    if columns and np.issubdtype(found.dtype, np.floating) and (found == np.trunc(found)).all():
+        found = found.astype(np.int64)
     whole = not found.size or np.issubdtype(found.dtype, np.integer)
     if not whole or found.shape[1:] not in ((), (1,)):
         raise DataError(
@@ -136,7 +143,7 @@ def boxes_of(sample: Sample, where: str) -> tuple[list[Any], NDArray[np.int64]]:
     """
     boxes = np.asarray(sample.boxes if sample.boxes is not None else [], np.float64)
     boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
-    classes = numbers_of(sample.classes, where)
+    classes = numbers_of(sample.classes, where, columns=True)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or len(classes) != len(boxes):
         raise DataError(
             f"{where}: boxes of shape {boxes.shape} and {counted(len(classes), 'class')}; give "

@@ -184,8 +184,8 @@ def _picture(sample: Sample, member: tarfile.TarInfo, name: str, found: TarScan)
     if sample.image is None or (_is_plain(member) and not _is_plain(sample.image)):
         sample.image = member
     elif _is_plain(member):
-        reason = f"a second picture beside {sample.image.name}; give it a name and a label"
-        found.defects.append(Defect(f"{name}/{member.name}", None, "missing-label", reason))
+        reason = f"a second picture beside {sample.image.name}, which is taken"
+        found.defects.append(Defect(f"{name}/{member.name}", None, "extra-picture", reason))
 
 
 def _is_plain(member: tarfile.TarInfo) -> bool:

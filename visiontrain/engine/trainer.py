@@ -267,13 +267,13 @@ class Trainer:
         self.parts.saver.settle()
         try:
             final = self._score_best()
-            self.strategy.conclude(self.learner)
         except Stopped:
             self._agree()
             self.parts.progress.message(
                 f"trained and saved, not scored; its results come with: {self._again()}"
             )
             return Outcome({}, self.signals.exit_code)
+        self.strategy.conclude(self.learner)
         outcome = Outcome(self._summary(final), 0, final.rows)
         for name, path in self.parts.finish(outcome).items():
             for logger in self.parts.loggers:

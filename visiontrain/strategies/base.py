@@ -253,11 +253,7 @@ class Strategy:
         """Note how many images of each class the clients of a federated run have."""
 
     def conclude(self, learner: Updatable) -> None:
-        """Score in other places, too, once the weights that the run reports are the learner's.
-
-        Raises:
-            Stopped: this process was asked to stop.
-        """
+        """Score in other places, too, once the weights that the run reports are the learner's."""
 
     def load_summary(self, summary: Mapping[str, Any]) -> None:
         """Go on counting from what `summary` returned, of this mode or another."""

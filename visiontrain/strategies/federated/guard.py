@@ -15,6 +15,7 @@ from torch import Tensor
 from visiontrain.strategies.federated.algorithms import Named, Update
 
 MOST = 10.0  # medians of a round's counts that a client's may be, and of steps the least share
+WILD = 10.0  # times as long as `strategy.clip` lets be: no update is, whatever a client has
 
 
 def capped(updates: Sequence[Update]) -> tuple[list[Update], list[str]]:
@@ -49,7 +50,8 @@ def clipped(
 ) -> tuple[list[Update], list[str]]:
     """Shorten updates longer than `most` medians of the round's; say whose were.
 
-    SCAFFOLD's variates likewise, and statistics of norms, each tensor by itself, to MOST medians.
+    SCAFFOLD's variates likewise. Statistics of norms, of three clients or more, go MOST medians:
+    momentum lets them go a tenth of their way in one step, so that honest ones are no further.
 
     Args:
         updates: of a round.
@@ -57,47 +59,40 @@ def clipped(
         parameters: names of those that are trained.
         most: medians; None cuts nothing.
         usual: median length in an earlier round, 0 if there was none: where this round says
-            nothing of lengths (one update, or none moved), they may be MOST times that.
+            nothing of lengths (one update, or none moved), they may be WILD times as long.
     """
     if most is None:
         return list(updates), []
     lengths = {u.client: length(u, now, parameters) for u in updates}
     middle = _middle(lengths)
-    shares = _shares(lengths, most * middle if middle else MOST * usual)
+    shares = _shares(lengths, most * middle if middle else most * WILD * usual)
     controls = {u.client: _length(u.control) for u in updates}
     variates = _shares(controls, most * _middle(controls))
-    statistics = {
-        n: _shares(moved, MOST * _middle(moved))
-        for n, moved in _moved(updates, now, parameters).items()
-    }
+    moved = {u.client: _statistics(u, now, parameters) for u in updates}
+    statistics = _shares(moved, MOST * _middle(moved) if len(moved) > 2 else 0.0)
     made, lines = [], []
     for update in updates:
-        k, weights = update.client, dict(update.weights)
-        cut = {n: shares[k] if n in parameters else statistics[n][k] for n in weights}
-        for name, share in cut.items():
+        k, control, weights = update.client, update.control, dict(update.weights)
+        for name, tensor in update.weights.items():
+            share = shares[k] if name in parameters else statistics[k]
             if share < 1:  # a variance stays one: it ends between two
-                weights[name] = now[name] + share * (weights[name] - now[name])
-        control = update.control
+                weights[name] = now[name] + share * (tensor - now[name])
         if shares[k] < 1:
             lines.append(f"client {k}: its update cut to {shares[k]:.2g} of its length")
         if variates[k] < 1:
             control = {n: variates[k] * t for n, t in control.items()}
             lines.append(f"client {k}: its variate cut to {variates[k]:.2g} of its length")
-        if odd := [n for n, share in cut.items() if share < 1 and n not in parameters]:
-            lines.append(f"client {k}: {len(odd)} statistics of norms cut, such as {odd[0]}")
+        if statistics[k] < 1:
+            lines.append(f"client {k}: its statistics of norms cut to {statistics[k]:.2g}")
         made.append(replace(update, weights=weights, control=control, counted=variates[k]))
     return made, lines
 
 
-def _moved(
-    updates: Sequence[Update], now: Named, parameters: frozenset[str]
-) -> dict[str, dict[int, float]]:
-    """Return how far each tensor of statistics went, by client."""
-    names = [n for n in updates[0].weights if n not in parameters]
-    return {
-        n: {u.client: _length({n: u.weights[n].double() - now[n].double()}) for u in updates}
-        for n in names
-    }
+def _statistics(update: Update, now: Named, parameters: frozenset[str]) -> float:
+    """Return how far a client's statistics of norms went, in fp64."""
+    return _length(
+        {n: t.double() - now[n].double() for n, t in update.weights.items() if n not in parameters}
+    )
 
 
 def _middle(lengths: Mapping[int, float]) -> float:

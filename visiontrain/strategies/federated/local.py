@@ -62,11 +62,12 @@ class Local(Strategy):
     def forward_backward(self, learner: Updatable, micro_batches: Sequence[Batch]) -> Loss:
         loss = super().forward_backward(learner, micro_batches)
         counts = {head: max(1.0, count.item()) for head, count in loss.counts.items()}
+        self.counts = dict.fromkeys(counts, 0.0) | self.counts
         terms = {name: value.item() for name, value in loss.terms.items()}
         if not all(map(math.isfinite, terms.values())):  # the step will change nothing
             return loss
         for head, count in counts.items():
-            self.counts[head] = self.counts.get(head, 0.0) + count
+            self.counts[head] += count
         for name, value in terms.items():  # sums again: clients' are added up
             self.terms[name] = self.terms.get(name, 0.0) + value * counts[name.split("/")[0]]
         return loss

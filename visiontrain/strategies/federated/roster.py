@@ -55,19 +55,16 @@ class Roster:
             Stopped: this process was asked to stop.
         """
         joins = self._engine.joins
-        # Of clients of this machine some may only have been slow, the other times.
-        whole = not joins and len(self.there) >= self._config.clients
-        if self.known and whole and not self._hellos:
+        if self.known and not self._hellos and not joins:
             return
         end = time.monotonic() + seconds
         told = -1  # how many were there when that was said last
         while True:
             left = max(0.0, end - time.monotonic())
             wanted = self.needed + len(self._refused)  # of whom some may leave meanwhile
-            if not whole:
-                soon = min(LOOK_S, left) if joins or self.known else left
-                self.there = self._engine.clients(wanted, soon)
-            self._greet(hello)
+            if joins or not self.there:  # who is busy would not be found
+                self.there = self._engine.clients(wanted, min(LOOK_S, left) if joins else HELLO_S)
+            self._greet(hello, left)
             if stopping():
                 raise Stopped
             if len(self.able) >= self.needed or not left or not joins:
@@ -81,7 +78,7 @@ class Roster:
         if not self.known:
             raise RankError("strategy.clients: none can train; see the lines above")
 
-    def _greet(self, hello: Callable[[], Bytes]) -> None:
+    def _greet(self, hello: Callable[[], Bytes], left: float) -> None:
         """Ask those who came whether they take part; who does not is asked when it comes again."""
         self._refused &= set(self.there)
         new = [k for k in self.there if k not in self.known and k not in self._refused]
@@ -92,8 +89,9 @@ class Roster:
         if fresh := [k for k in new if k not in self._hellos]:
             self._hellos |= dict.fromkeys(fresh, hello())
         self._hellos = {k: self._hellos[k] for k in new}
-        # Where enough are known already, who is slow to answer is asked again at the next round.
-        seconds = min(LOOK_S if len(self.able) >= self.needed else HELLO_S, self._config.timeout_s)
+        # Where others can begin already, who is slow to answer is asked again at the next round.
+        begins = len(self.able) >= self.needed or (self.known and not self._engine.joins)
+        seconds = min(LOOK_S if begins else HELLO_S, left)
         answers = self._engine.ask(self._hellos, seconds, len(new))
         for client in new:
             answer = answers.get(client)

@@ -41,7 +41,7 @@ _tell = logging.getLogger(__name__).warning
 TRIES = 3  # of a round without enough results
 BACK_S = 90.0  # in which clients find a server again that was away
 OWN = "federated/"  # of names in a checkpoint
-NEW_ALGORITHM = "what the server remembered of earlier rounds is left out: another algorithm now"
+NEW_ALGORITHM = "what the server kept is left out: another algorithm or version made it"
 
 
 class Server(Strategy):
@@ -73,6 +73,7 @@ class Server(Strategy):
         self._images = 0  # that were trained on in a round
         self._began = 0.0
         self._anew = False  # another algorithm made the rounds before
+        self._newest: dict[str, Tensor] = {}  # weights of the newest round, where clients add to it
 
     # -- the model ----------------------------------------------------------------
 
@@ -163,10 +164,7 @@ class Server(Strategy):
         del micro_batches
         self._began, number = time.monotonic(), learner.step
         least, tries = self.roster.needed, 0
-        refused, failed = (
-            set[int](),
-            set[int](),
-        )  # whose answers could not be used; of whom none came
+        refused, failed, late = set[int](), set[int](), set[int]()  # failed: ask others first
         while tries < TRIES:
             self._meet(learner, self.config.timeout_s)
             chosen = self.roster.chosen(learner.seed, number, refused | failed)
@@ -179,7 +177,9 @@ class Server(Strategy):
             # Who answers at once what nobody can use ends no round that others would make.
             worse = answers.keys() - {u.client for u in self._updates} - refused - failed
             refused |= {k for k in worse if not isinstance(answers[k], str)}
-            failed |= (worse - refused) | (set(chosen) - answers.keys())
+            silent = set(chosen) - answers.keys()
+            failed |= (worse - refused) | (silent & late)  # once late, it may only have to finish
+            late |= silent
             tries += not worse
             _tell(
                 f"round {number + 1}: {len(self._updates)} results of {len(chosen)} clients, "
@@ -306,9 +306,10 @@ class Server(Strategy):
         # The step counts an epoch's images; these are what clients trained on.
         learner.samples += self._images - self.remote.images
         self._updates = ()
+        if self.shared.own:
+            self._newest = {n: learner.live[n].clone() for n in self.shared.down}
         if self._scores(learner.step):
-            with suppress(Stopped):  # the round itself is done
-                self._score(learner, learner.step + 1)
+            self._score(learner, learner.step + 1, self.config.timeout_s)
         return norm
 
     # -- scores -------------------------------------------------------------------
@@ -318,36 +319,35 @@ class Server(Strategy):
         every = self.config.score_every
         return bool(every and (number + 1) % every == 0)
 
+    @torch.no_grad()
     def conclude(self, learner: Updatable) -> None:
         """Let clients score the weights that the run reports, whenever it ended.
 
-        Raises:
-            Stopped: this process was asked to stop.
+        With parts of their own, which go with the newest round's weights, they score those.
         """
+        self.figures.common.clear()
+        for name, tensor in self._newest.items():
+            learner.live[name].copy_(tensor)
+        seconds = min(HELLO_S, self.config.timeout_s)  # everything else is done
         try:
-            self._meet(learner, min(BACK_S, self.config.timeout_s))
-            self._score(learner, learner.step)
-        except RankError as error:
-            _tell(f"no scores by clients: {error}")
+            self._meet(learner, min(BACK_S, seconds))
+            self._score(learner, learner.step, seconds)
+        except (RankError, Stopped) as error:
+            _tell(f"no scores by clients: {error or 'asked to stop'}")
 
-    def _score(self, learner: Updatable, rounds: int) -> None:
-        """Let every client score the weights after so many rounds on images of its own.
-
-        Raises:
-            Stopped: this process was asked to stop.
-        """
+    def _score(self, learner: Updatable, rounds: int, seconds: float) -> None:
+        """Let every client score the weights after so many rounds on images of its own."""
         meta = {"kind": "score", "round": rounds}
         later = self._message(learner, meta)
         first = self._message(learner, meta, whole=True) if self.shared.own else later
         asked = {k: later if self.roster.known[k] else first for k in self.roster.able}
+        # Who was late once may be at that for ever.
         busy = {k: message for k, message in asked.items() if k in self._silent}
         free = {k: message for k, message in asked.items() if k not in busy}
-        self._count(asked.values())
-        answers = self.engine.ask(free, self.config.timeout_s, len(free))
-        # Who was late once may be at that for ever.
-        answers |= self.engine.ask(busy, min(LOOK_S, self.config.timeout_s), len(busy))
-        if self.stopping():
-            raise Stopped
+        answers = self.engine.ask(free, seconds, len(free))
+        answers |= self.engine.ask(busy, min(LOOK_S, seconds), len(busy))
+        self._count(m for k, m in asked.items() if k in free or k in answers)
+        self._silent = {k: of for k, of in self._silent.items() if k not in answers}
         for client, answer in answers.items():
             if isinstance(answer, str):
                 _tell(f"client {client}: no score: {answer}")
