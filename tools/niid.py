@@ -9,7 +9,7 @@ the three of 50 rounds and then six of 10. LeNet, ten clients, ten local epochs 
 bench (its baseline niid_bench). The paper's accuracies and those of Flower stand beside ours for 50
 rounds. Ours differ in this: the pictures are a JPEG copy, biases do not decay, each picture is
 mirrored in every other epoch, one seed. Prints a JSON line per cell: top-1 on the test pictures of
-the best round, as those tables have it, of the last one, and of each tenth of them.
+the best round, as Flower's table has it, of the last one, and of each tenth of them.
 """
 
 from __future__ import annotations
