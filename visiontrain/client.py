@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from visiontrain.core.errors import DataError
 from visiontrain.core.own import with_objects
 from visiontrain.core.seed import derive
 from visiontrain.core.types import Place
-from visiontrain.data.loader import Training, steps_per_epoch, train_steps
+from visiontrain.data.loader import steps_per_epoch, train_steps
 from visiontrain.data.open import open_dataset
 from visiontrain.data.partition import Rows, part
 from visiontrain.data.table import Table
@@ -78,7 +78,6 @@ class Client:
         self.config, self.number, self.folder = run.strategy, number, folder
         self.train_table, self.val_table = tables
         self.device = device
-        self._samples: Training | None = None  # of the training images, which small ones are in
 
     def answer(self, message: Bytes) -> Bytes:
         """Do what a message asks for.
@@ -113,7 +112,7 @@ class Client:
         per_epoch = steps_per_epoch(images, self.run.batch)
         first = number * every * per_epoch
         learner.step, learner.samples = first, number * every * images
-        data = self._samples = self._samples or samples_of(self.run, self.train_table)
+        data = samples_of(self.run, self.train_table)
         plan = replace(plan_of(self.run, strategy), epochs=(number + 1) * every)
         for step in train_steps(data, plan, first):
             train_step(learner, step.micro_batches, step.images)
@@ -253,33 +252,21 @@ class Client:
 
 
 def simulated(remote: Remote, number: int) -> Client:
-    """Return a client that has a part of the run's own data: one for all rounds."""
+    """Make a client that has a part of the run's own data."""
+    run = with_objects(Run.model_validate_json(remote.run_json), remote.objects)
     if remote.run_json not in _OPEN:
-        run = with_objects(Run.model_validate_json(remote.run_json), remote.objects)
         _OPEN.clear()
-        _OPEN[remote.run_json] = Opened(run, _opened(run))
-    opened = _OPEN[remote.run_json]
-    if number not in opened.clients:
-        run, dealing = opened.run, dealing_of(opened.run)
-        train, val = (part(table, rows[number], dealing, number) for table, rows in opened.splits)
-        folder, device = folder_of(run).clients / f"client-{number}", torch.device(remote.device)
-        opened.clients[number] = Client(run, number, (train, val), folder, device)
-    return opened.clients[number]
+        _OPEN[remote.run_json] = _opened(run)
+    dealing = dealing_of(run)
+    train, val = (
+        part(table, rows[number], dealing, number) for table, rows in _OPEN[remote.run_json]
+    )
+    folder = folder_of(run).clients / f"client-{number}"
+    return Client(run, number, (train, val), folder, torch.device(remote.device))
 
 
 Dealt = tuple[Table, Sequence[Rows]]  # a split, and which rows of it each client has
-
-
-@dataclass(slots=True)
-class Opened:
-    """A run's data as a process has them, and the clients that it has been."""
-
-    run: Run
-    splits: tuple[Dealt, Dealt]
-    clients: dict[int, Client] = field(default_factory=dict)
-
-
-_OPEN: dict[str, Opened] = {}  # by the run: data are opened once in each process
+_OPEN: dict[str, tuple[Dealt, Dealt]] = {}  # by the run: data are opened once in each process
 
 
 def _opened(run: Run) -> tuple[Dealt, Dealt]:
