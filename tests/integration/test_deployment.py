@@ -58,13 +58,19 @@ def test_clients_with_keys_train_over_tls_through_a_crash_and_a_stranger_does_no
         keys.register(made[name], folder)
     words = ("server", *SERVER, f"strategy.keys={folder}", f"strategy.serve=127.0.0.1:{port}")
     server = start(*words, f"out={out}")
-    clients = {
-        name: start(
+
+    def client(name):
+        return start(
             *("client", *CLIENT, f"server=127.0.0.1:{port}", f"ca={folder / keys.CA}"),
             *(f"key={tmp_path / name}.key", f"out={tmp_path / name}"),
         )
-        for name in made
-    }
+
+    clients = {"a": client("a")}
+    code, said = client("stranger").end(400)  # while the server waits for another client
+    assert code == 2
+    assert f"does not know {tmp_path / 'stranger.key'}" in said
+    assert not (tmp_path / "stranger" / "states").exists()
+    clients["b"] = client("b")
     wait_for(lambda: epochs(out) >= 1, server, 400)
     plain = HTTPConnection("127.0.0.1", port, timeout=10)
     plain.request("GET", "/health")
@@ -83,10 +89,6 @@ def test_clients_with_keys_train_over_tls_through_a_crash_and_a_stranger_does_no
     assert metrics["samples"] == ROUNDS * 2 * 48
     assert re.search(r"clients may join at 127\.0\.0\.1:\d+: 0 a, 1 b", said)
 
-    code, said = clients["stranger"].end(400)
-    assert code == 2
-    assert f"does not know {tmp_path / 'stranger.key'}" in said
-    assert not (tmp_path / "stranger" / "states").exists()
     for name in ("a", "b"):
         code, said = clients[name].end(400)
         assert code == 0, said

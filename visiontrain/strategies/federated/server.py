@@ -298,8 +298,7 @@ class Server(Strategy):
         self.figures.cut(updates)
         ways = of_round(updates, now, self.parameters)
         found = self.algorithm.step(now, updates, learner.task.head_of)
-        for name, tensor in found.items():
-            learner.live[name].copy_(tensor)
+        self._put(learner, found)
         norm = torch.tensor(ways.length, dtype=self.precision.weights)
         learner.note(norm)
         self.figures.ways(ways, time.monotonic() - self._began, self.engine.at_once)
@@ -309,8 +308,13 @@ class Server(Strategy):
         if self.shared.own:
             self._newest = {n: learner.live[n].clone() for n in self.shared.down}
         if self._scores(learner.step):
-            self._score(learner, learner.step + 1, self.config.timeout_s)
+            with suppress(Stopped):  # the round itself is done
+                self._score(learner, learner.step + 1, self.config.timeout_s)
         return norm
+
+    def _put(self, learner: Updatable, weights: Mapping[str, Tensor]) -> None:
+        for name, tensor in weights.items():
+            learner.live[name].copy_(tensor)
 
     # -- scores -------------------------------------------------------------------
 
@@ -326,14 +330,16 @@ class Server(Strategy):
         With parts of their own, which go with the newest round's weights, they score those.
         """
         self.figures.common.clear()
-        for name, tensor in self._newest.items():
-            learner.live[name].copy_(tensor)
+        reported = {name: learner.live[name].clone() for name in self._newest}
         seconds = min(HELLO_S, self.config.timeout_s)  # everything else is done
         try:
+            self._put(learner, self._newest)
             self._meet(learner, min(BACK_S, seconds))
             self._score(learner, learner.step, seconds)
         except (RankError, Stopped) as error:
-            _tell(f"no scores by clients: {error or 'asked to stop'}")
+            _tell(f"no scores by clients: {str(error) or 'asked to stop'}")
+        finally:
+            self._put(learner, reported)
 
     def _score(self, learner: Updatable, rounds: int, seconds: float) -> None:
         """Let every client score the weights after so many rounds on images of its own."""
