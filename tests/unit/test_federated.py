@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 import visiontrain as vt
-from visiontrain.core.errors import ConfigError
+from visiontrain.core.errors import ConfigError, Stopped
 from visiontrain.core.types import Loss
 from visiontrain.strategies import registry
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.federated import algorithms
 from visiontrain.strategies.federated.algorithms import FedAvg
+from visiontrain.strategies.federated.messages import read_meta
 from visiontrain.strategies.federated.server import NEW_ALGORITHM
 
 SORTS = {
@@ -180,6 +181,27 @@ def test_a_server_that_is_to_stop_amid_a_round_does_not_wait_for_its_end(monkeyp
     assert len((tmp_path / "stopped" / "results.csv").read_text().splitlines()) == 2
     monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([]))
     run = vt.train(out=tmp_path / "stopped", resume=True)
+    assert gap(weights_of(whole), weights_of(run)) == 0
+
+
+def test_a_server_that_is_to_stop_amid_scores_by_clients_repeats_no_round(monkeypatch, tmp_path):
+    keys = SORTS | {"optim": "sgd", "strategy": federated(clients=2, rounds=3, score_every=1)}
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([]))
+    whole = vt.train(**keys, out=tmp_path / "whole")
+
+    class Ends(clients.Calls):  # as the link of a deployment does
+        def ask(self, messages, seconds, enough):
+            if messages and read_meta(next(iter(messages.values())))["kind"] == "score":
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise Stopped
+            return super().ask(messages, seconds, enough)
+
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([], kind=Ends))
+    stopped = vt.train(**keys, out=tmp_path / "stopped")
+    assert stopped.exit_code == 75
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([]))
+    run = vt.train(out=tmp_path / "stopped", resume=True)
+    assert run.metrics["steps"] == 3
     assert gap(weights_of(whole), weights_of(run)) == 0
 
 
