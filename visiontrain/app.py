@@ -121,7 +121,7 @@ def build(run: Run, place: Place) -> Trainer:
         finish=lambda outcome: finish(
             run, outcome, strategy, validation.table, progress, None if elsewhere else data
         ),
-        saver=build_saver(run, spec, learner, len(training)),
+        saver=build_saver(run, spec, learner, training),
         loggers=build_loggers(run.log) if place.is_main else [],
         progress=progress,
         begin=lambda: write_config(run) if place.is_main else None,
@@ -278,7 +278,7 @@ def score_set(
     return evaluate(learner, batches, evaluator, asked, data.merge)
 
 
-def build_saver(run: Run, spec: DataSpec, learner: Learner, images: int) -> Saver:
+def build_saver(run: Run, spec: DataSpec, learner: Learner, training: Table) -> Saver:
     """Make what writes weights and checkpoints."""
     tiling = run.data.tiling
     meta = WeightsMeta(
@@ -294,7 +294,8 @@ def build_saver(run: Run, spec: DataSpec, learner: Learner, images: int) -> Save
     fixed = {
         "model": dict(meta.model),
         "names": list(meta.names),
-        "images": images,
+        "images": len(training),
+        "labels_sha256": training.digest(),
         "batch": run.batch,
         "seed": run.seed,
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from layouts import write_yolo
 from small import config, digests, prepared, watched
 
 from visiontrain import app, commands
@@ -162,6 +163,17 @@ def test_what_fixes_the_place_in_the_data_cannot_change(tmp_path):
     app.build(run, CPU).fit()
     with pytest.raises(CheckpointError, match="its seed is 0, this run's is 1"):
         app.build(run.model_copy(update={"seed": 1, "resume": True}), CPU).fit()
+
+
+def test_a_run_goes_on_with_the_labels_it_began_with(tmp_path):
+    source = write_yolo(tmp_path / "boxes")
+    keys = {"data": {"source": source, "workers": 0}, "batch": 2, "epochs": 1}
+    run, trainer = prepared(tmp_path / "run", **keys)
+    trainer.fit()
+    label = tmp_path / "boxes" / "labels" / "train" / "b.txt"
+    label.write_text(label.read_text().replace("1 ", "0 ", 1))
+    with pytest.raises(CheckpointError, match="its labels_sha256 is"):
+        prepared(tmp_path / "run", **keys, resume=True)[1].fit()
 
 
 def test_resume_takes_the_runs_own_config(tmp_path):
