@@ -168,7 +168,7 @@ def test_what_fixes_the_place_in_the_data_cannot_change(tmp_path):
 def test_a_run_goes_on_with_the_labels_it_began_with(tmp_path):
     source = write_yolo(tmp_path / "boxes")
     keys = {"data": {"source": source, "workers": 0}, "batch": 2, "epochs": 1}
-    run, trainer = prepared(tmp_path / "run", **keys)
+    _, trainer = prepared(tmp_path / "run", **keys)
     trainer.fit()
     label = tmp_path / "boxes" / "labels" / "train" / "b.txt"
     label.write_text(label.read_text().replace("1 ", "0 ", 1))
