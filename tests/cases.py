@@ -239,7 +239,7 @@ class Rescaled:
     """A task whose loss is changed on the way out."""
 
     def __init__(self, task, change):
-        self.task, self.change, self.mirrored = task, change, task.mirrored
+        self.task, self.change, self.views = task, change, task.views
         self.best, self.heads, self.terms, self.head_of = (
             task.best,
             task.heads,

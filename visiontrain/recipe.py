@@ -130,9 +130,9 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
         *("data.overlap", "data.shard_cache_gb"),
         *(f"strategy.{name}" for name in ("kind", "processes", "threads", "stages", "offload")),
         *("strategy.data_parallel", "strategy.timeout_s", "strategy.max_restarts"),
-        *("task.conf", "task.iou", "task.nms", "task.max_det", "task.flip", "log.plots"),
+        *("task.conf", "task.iou", "task.nms", "task.max_det", "task.flip", "task.shift"),
         *("batch", "imgsz", "precision", "device", "weights", "split", "save_json"),
-        *("out", "project", "name"),
+        *("out", "project", "name", "log.plots"),
     ),
     "check": (
         *("data.source", "data.train_images", "data.val_images", "data.fraction"),

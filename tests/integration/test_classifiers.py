@@ -1,6 +1,7 @@
 """Classification as it is used: from a folder to a trained classifier, by Python and by keys."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from layouts import PICTURES, save, write_csv, write_folder
 
 import visiontrain as vt
 from visiontrain.core.errors import ConfigError
+from visiontrain.tasks.config import ClassifyConfig
 
 SMALL = {"epochs": 1, "batch": 4, "imgsz": 32, "device": "cpu", "workers": 0, "log": {"to": []}}
 TINY = {"kind": "resnet_tiny", "widths": [8, 8, 8]}
@@ -112,12 +114,19 @@ def test_a_classifier_is_no_detector(tmp_path):
         vt.train(data="tiny", model="resnet_tiny", out=tmp_path / "run")
 
 
-def test_mirrored_pictures_score_alike(tmp_path):
+@pytest.mark.parametrize("shift", [0, 1, 3])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_picture_s_logits_are_the_mean_of_those_of_its_views(tmp_path, flip, shift):
     source = write_folder(tmp_path / "pets")
-    run = vt.train(data=source, model=TINY, task={"flip": True}, out=tmp_path / "run", **SMALL)
+    task = {"flip": flip, "shift": shift}
+    run = vt.train(data=source, model=TINY, task=task, out=tmp_path / "run", **SMALL)
     classifier = vt.load(run.folder, device="cpu")
-    picture = save(PICTURES[0], tmp_path)
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
-    one, other = classifier.predict([pixels, pixels[:, ::-1].copy()])
-    torch.testing.assert_close(one.scores, other.scores)
+    wide = np.pad(pixels, ((shift, shift), (shift, shift), (0, 0)), mode="reflect")
+    views = [pixels, pixels, wide[:32, :32], wide[2 * shift :, 2 * shift :]]
+    views += [view[:, ::-1].copy() for view in (views if flip else [])]
+    plain = replace(classifier, task=replace(classifier.task, config=ClassifyConfig()))
+    logits = torch.stack([one.scores.log() for one in plain.predict(views)])
+    torch.testing.assert_close(logits.mean(0).softmax(0), classifier.predict(pixels)[0].scores)
+    picture = save(PICTURES[0], tmp_path)
     assert classifier.predict(picture)[0].names == ("cat", "dog")

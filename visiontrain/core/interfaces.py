@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.recompute import recomputed
-from visiontrain.core.types import Batch, ClassRows, Loss, Outcome, Prediction
+from visiontrain.core.types import Batch, ClassRows, Loss, Outcome, Prediction, Views
 
 StateDict = dict[str, Tensor]
 Metrics = dict[str, Any]  # flat names -> floats; `per_class` -> {name: {metric: float}}
@@ -118,8 +118,8 @@ class Task(Protocol):
         ...
 
     @property
-    def mirrored(self) -> bool:
-        """Whether outputs are the mean of those on images and on their mirror images."""
+    def views(self) -> Views:
+        """How images are looked at to be scored."""
         ...
 
     @property

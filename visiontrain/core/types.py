@@ -5,7 +5,7 @@ B images of a micro-batch, M target rows (padded), N detections, H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,32 @@ class Batch:
             frame=self.frame.to(device, dtype),
             valid=self.valid.to(device, dtype),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """How an image is looked at to be scored: outputs are the mean over these ways.
+
+    Shifted ones count half together (Jordan 2024, arXiv 2404.00498).
+    """
+
+    mirrored: bool = False
+    shift: int = 0  # pixels, down-right and up-left; what comes in from the border is mirrored
+
+    def of(self, images: Tensor) -> Iterator[tuple[float, Tensor]]:
+        """Yield images (B, 3, S, S) as they are looked at, each with its share; all add up to 1."""
+        sides = [images, images.flip(3)] if self.mirrored else [images]
+        for one in sides:
+            if not self.shift:
+                yield 1 / len(sides), one
+                continue
+            yield 1 / 2 / len(sides), one
+            wide, end = pad(one, (self.shift,) * 4, mode="reflect"), 2 * self.shift
+            for part in (wide[..., :-end, :-end], wide[..., end:, end:]):
+                yield 1 / 4 / len(sides), part.contiguous(memory_format=torch.channels_last)
+
+
+AS_IT_IS = Views()
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ class Classifier:
 
     @torch.inference_mode()
     def classify(self, images: Sequence[Pixels]) -> list[ClassScores]:
-        """Score every class in `images` by one forward pass, or two if mirrored.
+        """Score every class in `images` by one forward pass for each view of the task.
 
         None on a process that holds no outputs. All of a pipeline have to call this alike.
         """

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from visiontrain.core.errors import Stopped
 from visiontrain.core.interfaces import Evaluator, Metrics, Task, VisionModel
-from visiontrain.core.types import Batch
+from visiontrain.core.types import AS_IT_IS, Batch
 from visiontrain.strategies.base import Strategy
 
 
@@ -94,12 +94,16 @@ def whole(model: VisionModel, batch: Batch) -> Any:
 
 
 def seen(forward: Callable[[Batch], Any], batch: Batch, task: Task) -> Any:
-    """Return outputs on a placed batch, the mean with those mirrored if the task says so.
+    """Return outputs on a placed batch, the mean over the views that the task asks for.
 
     None on a process that holds no outputs.
     """
-    outputs = forward(batch)
-    if not task.mirrored:
-        return outputs
-    other = forward(replace(batch, images=batch.images.flip(3)))
-    return None if outputs is None else (outputs + other) / 2
+    if task.views == AS_IT_IS:
+        return forward(batch)
+    total: Any = None
+    for share, images in task.views.of(batch.images):
+        outputs = forward(replace(batch, images=images))
+        if outputs is not None:
+            part = share * outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+            total = part if total is None else total + part
+    return total

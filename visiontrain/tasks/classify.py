@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visiontrain.core.types import Batch, ClassScores, Loss
+from visiontrain.core.types import Batch, ClassScores, Loss, Views
 from visiontrain.tasks.config import ClassifyConfig
 
 HEAD = "all"  # one count divides the one term
@@ -28,9 +28,9 @@ class ClassifyTask:
     terms: tuple[str, ...] = (TERM,)
 
     @property
-    def mirrored(self) -> bool:
-        """Whether logits are the mean of those on images and on their mirror images."""
-        return self.config.flip
+    def views(self) -> Views:
+        """How pictures are looked at to be scored."""
+        return Views(mirrored=self.config.flip, shift=self.config.shift)
 
     @property
     def best(self) -> str:

@@ -44,6 +44,12 @@ class ClassifyConfig(Section):
         False, description="an image may have any number of classes; the data say so themselves"
     )
     flip: bool = Field(False, description="score pictures also mirrored, and take the mean")
+    shift: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="pixels; score pictures also shifted so far, up-left and down-right",
+    )
     loss: Own | None = Field(
         None, description="a loss of yours in the place of ours, passed in Python: train(loss=...)"
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from visiontrain.core.types import Batch, Detections, Loss
+from visiontrain.core.types import AS_IT_IS, Batch, Detections, Loss, Views
 from visiontrain.ops.assign import Aligned, Assignment, Candidates, assign, joined
 from visiontrain.ops.boxes import anchor_points, boxes_to_distances, distances_to_boxes
 from visiontrain.ops.losses import classification_sum, distance_sum, overlap_sum
@@ -69,7 +69,7 @@ class DetectTask:
     strides: tuple[int, ...] = (8, 16, 32)  # of the model's levels, finest first
     dual: bool = True  # the model has a one-to-one branch
     best: str = "map"
-    mirrored: bool = False
+    views: Views = AS_IT_IS
 
     @property
     def heads(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Task
-from visiontrain.core.types import Batch, Loss, Prediction
+from visiontrain.core.types import Batch, Loss, Prediction, Views
 
 HEAD = "all"  # one count divides the one term
 TERM = f"{HEAD}/loss"
@@ -37,9 +37,9 @@ class OwnLossTask:
         return self.task.best
 
     @property
-    def mirrored(self) -> bool:
-        """Whether outputs are the mean of those on images and on their mirror images."""
-        return self.task.mirrored
+    def views(self) -> Views:
+        """How images are looked at to be scored."""
+        return self.task.views
 
     def head_of(self, parameter: str) -> str:
         """Name the head that trains `parameter`: there is one."""

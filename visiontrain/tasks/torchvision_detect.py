@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from visiontrain.core.types import Batch, Detections, Loss
+from visiontrain.core.types import AS_IT_IS, Batch, Detections, Loss, Views
 from visiontrain.tasks.config import DetectConfig
 from visiontrain.tasks.detect import to_original
 
@@ -26,7 +26,7 @@ class TorchvisionTask:
     config: DetectConfig
     kind: str  # of the model
     best: str = "map"
-    mirrored: bool = False
+    views: Views = AS_IT_IS
 
     @property
     def heads(self) -> tuple[str, ...]:
