@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from layouts import PICTURES, save, write_csv, write_folder
 
 import visiontrain as vt
 from visiontrain.core.errors import ConfigError
+from visiontrain.core.types import Views
 from visiontrain.tasks.config import ClassifyConfig
 
 SMALL = {"epochs": 1, "batch": 4, "imgsz": 32, "device": "cpu", "workers": 0, "log": {"to": []}}
@@ -114,19 +116,24 @@ def test_a_classifier_is_no_detector(tmp_path):
         vt.train(data="tiny", model="resnet_tiny", out=tmp_path / "run")
 
 
-@pytest.mark.parametrize("shift", [0, 1, 3])
-@pytest.mark.parametrize("flip", [False, True])
-def test_a_picture_s_logits_are_the_mean_of_those_of_its_views(tmp_path, flip, shift):
+def scored_with(classifier, **keys):
+    return replace(classifier, task=replace(classifier.task, config=ClassifyConfig(**keys)))
+
+
+def test_a_picture_s_logits_are_the_mean_of_those_of_its_views(tmp_path):
     source = write_folder(tmp_path / "pets")
-    task = {"flip": flip, "shift": shift}
+    task = {"flip": True, "shift": 3}
     run = vt.train(data=source, model=TINY, task=task, out=tmp_path / "run", **SMALL)
     classifier = vt.load(run.folder, device="cpu")
+    assert classifier.task.views == Views(mirrored=True, shift=3)
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
-    wide = np.pad(pixels, ((shift, shift), (shift, shift), (0, 0)), mode="reflect")
-    views = [pixels, pixels, wide[:32, :32], wide[2 * shift :, 2 * shift :]]
-    views += [view[:, ::-1].copy() for view in (views if flip else [])]
-    plain = replace(classifier, task=replace(classifier.task, config=ClassifyConfig()))
-    logits = torch.stack([one.scores.log() for one in plain.predict(views)])
-    torch.testing.assert_close(logits.mean(0).softmax(0), classifier.predict(pixels)[0].scores)
+    plain = scored_with(classifier)
+    for flip, shift in product([False, True], [0, 1, 3]):
+        wide = np.pad(pixels, ((shift, shift), (shift, shift), (0, 0)), mode="reflect")
+        views = [pixels, pixels, wide[:32, :32], wide[2 * shift :, 2 * shift :]]
+        views += [view[:, ::-1].copy() for view in (views if flip else [])]
+        logits = torch.stack([one.scores.log() for one in plain.predict(views)])
+        found = scored_with(classifier, flip=flip, shift=shift).predict(pixels)[0].scores
+        torch.testing.assert_close(logits.mean(0).softmax(0), found)
     picture = save(PICTURES[0], tmp_path)
     assert classifier.predict(picture)[0].names == ("cat", "dog")

@@ -98,7 +98,7 @@ def seen(forward: Callable[[Batch], Any], batch: Batch, task: Task) -> Any:
 
     None on a process that holds no outputs.
     """
-    if task.views == AS_IT_IS:
+    if task.views == AS_IT_IS:  # a detector's outputs are no tensor to take a mean of
         return forward(batch)
     total: Any = None
     for share, images in task.views.of(batch.images):
