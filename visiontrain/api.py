@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -16,6 +17,7 @@ from visiontrain import commands, comparison, planning, prediction
 from visiontrain.compare_config import USES as COMPARE_USES
 from visiontrain.compare_config import CompareConfig
 from visiontrain.core.config import Below, from_keys, read_preset
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Logger
 from visiontrain.core.own import Data, passed, taken_apart
 from visiontrain.core.shipped import shipped
@@ -25,6 +27,7 @@ from visiontrain.data.config import SHARDING_USES, ShardingConfig
 from visiontrain.engine.classifier import Classifier
 from visiontrain.engine.detector import Detector
 from visiontrain.engine.run_folder import RunFolder
+from visiontrain.engine.weights import load_meta
 from visiontrain.plan_config import USES as PLAN_USES
 from visiontrain.plan_config import PlanConfig
 from visiontrain.planning import Plan
@@ -33,6 +36,7 @@ from visiontrain.prediction import Predicted
 from visiontrain.prepare import below, folder_of
 from visiontrain.recipe import USES, Run
 from visiontrain.report.compare import Comparison
+from visiontrain.scoring import below_validation
 from visiontrain.strategies.environment import is_first
 
 Keys = Mapping[str, Any]  # the keys of a section
@@ -221,7 +225,8 @@ def val(preset: str | Path | None = None, /, **keys: Unpack[TrainKeys]) -> Train
     whole = taken_apart(keys)
     objects = passed(whole)
     whole = {key: value for key, value in whole.items() if key not in OF_MODEL}  # weights say it
-    run, exit_code = commands.validate(lambda: _run("val", preset, whole), objects)
+    made = partial(_run, "val", preset, whole, below_validation)
+    run, exit_code = commands.validate(made, objects)
     weights = Path(run.weights or "")
     return _result(run, RunFolder(weights).best if weights.is_dir() else weights, exit_code)
 
@@ -244,6 +249,13 @@ def compare(preset: str | Path | None = None, /, **keys: Unpack[CompareKeys]) ->
         VisiontrainError: before anything starts, with one line, when a run cannot be as asked.
     """
     base = None if preset is None else read_preset(CompareConfig, str(preset), shipped("cfg"))
+    for entry in keys.get("runs", ()):
+        objects = passed(taken_apart(entry))
+        if objects:
+            raise ConfigError(
+                f"runs: {next(iter(objects))} is an object, and one for all runs can be passed "
+                "alone; compare the results of several train() instead"
+            )
     config = from_keys(CompareConfig, taken_apart(keys), base, COMPARE_USES, comparison.below)
     return comparison.compare(config, _log)
 
@@ -299,6 +311,7 @@ def load(weights: str | Path, **keys: Unpack[LoadKeys]) -> Detector | Classifier
     whole = taken_apart(keys)
     rest = {key: value for key, value in whole.items() if key not in OF_MODEL}
     config = from_keys(DetectorConfig, {**rest, "weights": weights})
+    prediction.check_decoding(config, load_meta(config.weights).task)
     return prediction.load(config, passed(whole))
 
 

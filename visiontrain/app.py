@@ -292,7 +292,7 @@ def build_saver(run: Run, spec: DataSpec, learner: Learner, training: Table) -> 
         version=__version__,
     )
     fixed = {
-        "model": dict(meta.model),
+        "model": run.model.model_dump(mode="json", exclude={"own"}),
         "names": list(meta.names),
         "images": len(training),
         "labels_sha256": training.digest(),

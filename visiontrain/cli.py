@@ -22,7 +22,6 @@ VERBS = {
     "compare": "train in several modes from the same weights and see what each gives and costs",
 }
 NOT_EXACT, USAGE_ERROR, DATA_ERROR = 1, 2, 3
-ON_TOP = {"train", "parity"}  # what is typed lies on an older run or the data set's advice
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,7 +111,8 @@ def _check(words: Sequence[str]) -> int:
     from visiontrain.data.check import check  # noqa: PLC0415
     from visiontrain.data.open import open_dataset  # noqa: PLC0415
 
-    spec = open_dataset(run.data)
+    task = run.task.kind if "task" in run.model_fields_set else None
+    spec = open_dataset(run.data, task)
     advised = spec.defaults.get("imgsz", run.imgsz)
     imgsz = run.imgsz if "imgsz" in run.model_fields_set else advised
     report = check(spec, list(spec.splits), imgsz=imgsz)
@@ -219,7 +219,7 @@ def _load_run(verb: str, words: Sequence[str]):  # noqa: ANN202 - importing Run 
     from visiontrain.core.shipped import shipped  # noqa: PLC0415
     from visiontrain.recipe import USES, Run  # noqa: PLC0415
 
-    return load(Run, words, shipped("cfg"), USES[verb], _below if verb in ON_TOP else None)
+    return load(Run, words, shipped("cfg"), USES[verb], BELOW.get(verb))
 
 
 def _below(tree: dict[str, Any]) -> Mapping[str, Any]:
@@ -228,12 +228,24 @@ def _below(tree: dict[str, Any]) -> Mapping[str, Any]:
     return below(tree)
 
 
+def _below_validation(tree: dict[str, Any]) -> Mapping[str, Any]:
+    from visiontrain.scoring import below_validation  # noqa: PLC0415
+
+    return below_validation(tree)
+
+
 def _below_comparison(tree: dict[str, Any]) -> Mapping[str, Any]:
     from visiontrain.comparison import below  # noqa: PLC0415
 
     return below(tree)
 
 
+# What is typed lies on an older run, the data set's advice, or what weights say.
+BELOW: Mapping[str, Callable[[dict[str, Any]], Mapping[str, Any]]] = {
+    "train": _below,
+    "parity": _below,
+    "val": _below_validation,
+}
 RUN: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "val": _val,

@@ -32,11 +32,11 @@ from visiontrain.prepare import (
     check_group,
     folder_of,
     prepare,
-    prepare_validation,
     restarted,
     with_batch,
 )
 from visiontrain.recipe import Run, check_values
+from visiontrain.scoring import prepare_validation
 from visiontrain.strategies import launch
 from visiontrain.strategies.config import Client, Placement, Single
 from visiontrain.strategies.devices import settle

@@ -37,6 +37,7 @@ from visiontrain.strategies.registry import build_strategy
 
 Say = Callable[[str], None]  # shows one line to a person
 SHOWN = 5  # classes that the last line names
+DECODING = ("conf", "iou", "nms", "max_det")
 FAINT = 0.001  # a score that nobody misses; suppressing all below takes seconds an image
 
 
@@ -95,7 +96,7 @@ def load(
         CheckpointError: when the weights can't be used.
         ConfigError: when there is no such device.
     """
-    decoding = {key: getattr(config, key) for key in ("conf", "iou", "nms", "max_det")}
+    decoding = {key: getattr(config, key) for key in DECODING}
     return load_predictor(
         config.weights,
         decoding,
@@ -131,6 +132,7 @@ def prepare_prediction(
     if isinstance(mode, Pipeline):
         described = model_config(weights, config.weights, objects.get("model.own"))
         check_uses(mode, described, len(weights.meta.names), task)
+    check_decoding(config, task)
     if task == "classify" and config.save_json:
         raise ConfigError(
             "save_json: COCO has no results of classes; predictions.json is always written"
@@ -142,6 +144,18 @@ def prepare_prediction(
         kind = type(config.strategy)
         changes["strategy"] = kind(**mode.model_dump(include=set(kind.model_fields)))
     return config.model_copy(update=changes)
+
+
+def check_decoding(config: DetectorConfig, task: str) -> None:
+    """Refuse keys of detections for weights that classify.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    given = [key for key in DECODING if key in config.model_fields_set]
+    if given and task == "classify":
+        value = getattr(config, given[0])
+        raise ConfigError(f"{given[0]}: {value}; weights that classify whole images, leave it out")
 
 
 def mode_of(config: PredictConfig) -> StrategyConfig:

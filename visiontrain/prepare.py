@@ -13,17 +13,16 @@ from visiontrain import __version__
 from visiontrain.core.config import build, merge, read_tree
 from visiontrain.core.durable import replace_file, storing
 from visiontrain.core.errors import ConfigError
-from visiontrain.core.own import NONE, Objects, refuse_missing, with_objects
+from visiontrain.core.own import refuse_missing
 from visiontrain.core.shipped import shipped
 from visiontrain.core.yaml_loader import dump_yaml, load_yaml
 from visiontrain.data.config import sides
 from visiontrain.data.open import open_dataset
 from visiontrain.engine.optim import kind_of, peak
 from visiontrain.engine.run_folder import RunFolder, claim, reopen
-from visiontrain.engine.weights import load_weights
 from visiontrain.models.config import TorchvisionConfig
 from visiontrain.recipe import Run, check_fixed, check_values
-from visiontrain.staging import check_uses, with_stages
+from visiontrain.staging import with_stages
 from visiontrain.strategies.config import (
     DDP,
     Pipeline,
@@ -37,8 +36,6 @@ from visiontrain.strategies.federated.config import Federated, in_rounds
 from visiontrain.strategies.installed import check_installed
 from visiontrain.strategies.precision import LOWER, resolve
 from visiontrain.tasks.config import DetectConfig, TaskConfig
-
-SCORED_AS_TRAINED = {"data", "imgsz", "batch", "task", "project"}  # unless val is told otherwise
 
 # What a data set may say of a run on it: not where the run lies, nor what it starts from.
 RECOMMENDED = Run.model_fields.keys() - {"out", "project", "name", "resume", "weights"}
@@ -66,11 +63,11 @@ def prepare(run: Run) -> Run:
     folder = reopen(run.out) if run.resume else None
     if folder is not None and folder.config.is_file():
         check_fixed(build(Run, read_config(folder)), run)
-        run = _placed(run, folder)  # `fit` writes config.yaml once it goes on
+        run = placed(run, folder)  # `fit` writes config.yaml once it goes on
     else:
         place = Path(run.project) / run.task.kind
         folder = folder or claim(run.out, place, run.name, resumable=True)
-        run = _placed(run, folder)
+        run = placed(run, folder)
         write_config(run)
     if stages:
         with storing(folder.stages):
@@ -90,7 +87,7 @@ def settled(run: Run) -> Run:
     if given["resume"] and run.batch < 0 < base.get("batch", 0):
         given["batch"] = base["batch"]  # chosen once
     # A file that a validation left may name another split; training scores this one.
-    run = _settle(merge(Run, base, given) | {"split": "val"})
+    run = settle_tree(merge(Run, base, given) | {"split": "val"})
     run = as_rounds(run, given)
     refuse_missing(run, 'visiontrain.train("config.yaml", {})')
     run = with_batch(run)
@@ -223,57 +220,6 @@ def restarted(text: str) -> Run | None:
     return run
 
 
-def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
-    """Settle a validation as `prepare` does a run; what is open comes from the weights.
-
-    Args:
-        run: what was asked for.
-        objects: the user's: a model of their own, where the weights are of one.
-
-    Raises:
-        VisiontrainError: when the folder, the weights or the data cannot be used.
-    """
-    if run.weights is None:
-        raise ConfigError("weights: none given; add weights=FILE or the folder of a run")
-    meta = load_weights(run.weights).meta
-    task = {**meta.task_config, "kind": meta.task, "loss": None}
-    base: Tree = {"imgsz": meta.imgsz, "task": task, "name": "val", "augment": {"kind": "none"}}
-    old = _run_of(Path(run.weights))
-    if old is not None:
-        base |= {key: value for key, value in read_config(old).items() if key in SCORED_AS_TRAINED}
-    given = run.model_dump(exclude_unset=True)
-    if run.batch < 0:
-        given["batch"] = Run.model_fields["batch"].default  # scores are the same with any
-    source = given.get("data", {}).get("source")
-    if source is not None and _absolute(source) != base.get("data", {}).get("source"):
-        base.pop("data", None)  # what it says, such as a cap, is meant for other data
-    if meta.tile is not None:
-        side, overlap = meta.tile
-        base["data"] = {"tile": side, "overlap": overlap / side} | base.get("data", {})
-    tree = merge(Run, base, given) | {"model": dict(meta.model), "resume": False}
-    tree["task"] = {**tree["task"], "loss": None}  # nothing is trained
-    if "model.own" in objects and meta.model.get("kind") != "object":
-        raise ConfigError(
-            f"model: {run.weights} holds {meta.model.get('kind')}, no model of yours; leave it out"
-        )
-    run = with_objects(_settle(tree), objects)
-    refuse_missing(run, "visiontrain.val(weights=WEIGHTS, {})")
-    check_uses(run.strategy, run.model, len(meta.names), meta.task)
-    run = _placed(run, claim(run.out, Path(run.project) / meta.task, run.name))
-    write_config(run)
-    return run
-
-
-def _run_of(weights: Path) -> RunFolder | None:
-    """Return the run that left a weights file, if it still lies there."""
-    if not weights.is_dir():
-        if weights.parent.name != "weights":
-            return None
-        weights = weights.parent.parent
-    folder = RunFolder(weights)
-    return folder if folder.config.is_file() else None
-
-
 def with_batch(run: Run) -> Run:
     """Replace batch=-1 by what fits, so that config.yaml repeats the run on any machine."""
     if run.batch > 0:
@@ -306,14 +252,14 @@ def with_batch(run: Run) -> Run:
     return run
 
 
-def _settle(tree: Tree) -> Run:
+def settle_tree(tree: Tree) -> Run:
     """Check a whole config against this machine; replace `auto` where numbers depend on it."""
     run = build(Run, tree)
     check_values(run)
     strategy = settle(run.strategy, run.device)
     precision = resolve(run.precision, devices(run.device)[0])
     optim = run.optim.model_copy(update={"kind": kind_of(run.optim), "lr": _rate(run)})
-    data = run.data.model_copy(update={"source": _absolute(run.data.source)})
+    data = run.data.model_copy(update={"source": absolute(run.data.source)})
     settled = {"precision": precision, "optim": optim, "data": data, "task": _task(run)}
     return run.model_copy(update={"strategy": strategy, **settled})
 
@@ -334,7 +280,7 @@ def _rate(run: Run) -> float:
     return run.optim.lr or (RESNET_RATE if slow else peak(run.optim))
 
 
-def _absolute(source: str) -> str:
+def absolute(source: str) -> str:
     """Return where a data set lies, so that the run can be scored from another folder."""
     if source in {known.stem for known in shipped("datasets").glob("*.yaml")}:
         return source
@@ -345,7 +291,8 @@ def _absolute(source: str) -> str:
         return source
 
 
-def _placed(run: Run, folder: RunFolder) -> Run:
+def placed(run: Run, folder: RunFolder) -> Run:
+    """Put a run into a folder."""
     return run.model_copy(update={"out": str(folder.path)})
 
 

@@ -136,7 +136,7 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
     ),
     "check": (
         *("data.source", "data.train_images", "data.val_images", "data.fraction"),
-        *("data.cache_dir", "data.max_pixels", "data.shard_cache_gb", "imgsz", "out"),
+        *("data.cache_dir", "data.max_pixels", "data.shard_cache_gb", "imgsz", "out", "task.kind"),
     ),
     "parity": (
         *("data", "augment", "model", "optim", "strategy", "epochs", "batch", "accumulate"),
@@ -145,8 +145,6 @@ USES: Mapping[str, tuple[str, ...]] = {  # what a verb may be told; the rest wou
         *("imgsz", "precision", "device", "ema", "freeze", "seed", "weights", "recompute"),
     ),
 }
-
-
 OWN_LOSS = ("box", "cls", "l1", "topk", "alpha", "beta")
 
 
@@ -388,11 +386,12 @@ def check_fixed(old: Run, new: Run) -> None:
         ConfigError: naming the key.
     """
     check_same_clients(old.strategy, new.strategy)
+    own_data = None not in (old.data.own, new.data.own)  # by names of classes, which may move
     for keys in FIXED:
         was, now = reduce(getattr, keys, old), reduce(getattr, keys, new)
         if isinstance(was, Section) and isinstance(now, Section):
-            was, now = was.model_dump(), now.model_dump()
-        if was != now:
+            was, now = was.model_dump(exclude={"own"}), now.model_dump(exclude={"own"})
+        if was != now and not (own_data and keys == ("data", "source")):
             raise ConfigError(
                 f"{'.'.join(keys)}: {now}, but the run in out has {was}; "
                 "leave it away, or start a new run without resume=true"

@@ -5,7 +5,6 @@ returns one number for each picture; the step divides by the pictures of the who
 two processes train exactly as one.
 """
 
-import torch
 import visiontrain as vt
 from torch import nn
 from torch.nn import functional
@@ -27,10 +26,14 @@ def small_net(classes):
 
 
 def focal(logits, batch):
-    """Focal loss: pictures that are classified well already count less (arXiv 1708.02002)."""
-    labels = batch.targets[:, 0, 0].long()
-    plain = functional.cross_entropy(logits, labels, reduction="none")
-    return (1 - torch.exp(-plain)) ** 2 * plain
+    """Focal loss: pictures that are classified well already count less (arXiv 1708.02002).
+
+    A picture that `mixup` or `cutmix` made has several classes, each with its share.
+    """
+    classes, shares = batch.targets[..., 0].long(), batch.targets[..., 5]
+    shares = shares * (classes >= 0)  # -1 where others have more classes
+    logs = functional.log_softmax(logits, 1).gather(1, classes.clamp(min=0))
+    return (shares * (1 - logs.exp()) ** 2 * -logs).sum(1)
 
 
 run = vt.train(

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from layouts import PICTURES, save, write_csv, write_folder
 
 import visiontrain as vt
+from visiontrain.cli import main
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.types import Views
+from visiontrain.core.yaml_loader import load_yaml
 from visiontrain.tasks.config import ClassifyConfig
 
 SMALL = {"epochs": 1, "batch": 4, "imgsz": 32, "device": "cpu", "workers": 0, "log": {"to": []}}
@@ -66,8 +69,61 @@ def test_a_folder_of_classes_becomes_a_classifier_that_predicts(tmp_path):
     told = vt.predict(weights=run.folder, source=f"{source}/val/cat", out=tmp_path / "said")
     assert [len(row["classes"]) for row in told.rows] == [2, 2]
     assert (tmp_path / "said/images/a.jpg").is_file()
+    check_keys_of_its_task(run.folder, source, tmp_path)
     with pytest.raises(ConfigError, match="save_json: COCO has no results of classes"):
         vt.predict(weights=run.folder, source=source, save_json=True, out=tmp_path / "no")
+
+
+def check_keys_of_its_task(folder, source, tmp_path):
+    """Weights say what they are for; what means nothing to that is refused in use, too."""
+    words = ["val", f"weights={folder}", f"out={tmp_path / 'views'}", "plots=false"]
+    assert main([*words, "task.flip=true", "task.shift=1"]) == 0
+    assert load_yaml((tmp_path / "views/config.yaml").read_text(), "x")["task"]["shift"] == 1
+    seen = vt.val(weights=folder, task={"flip": True}, out=tmp_path / "flip", plots=False)
+    assert (seen.config.task.kind, seen.config.task.flip) == ("classify", True)
+    with pytest.raises(ConfigError, match=r"task.conf: task=classify has no such key; task=detect"):
+        vt.val(weights=folder, conf=0.5, out=tmp_path / "no")
+    with pytest.raises(ConfigError, match=r"task: detect, but .* is of task=classify; leave"):
+        vt.val(detector_s(tmp_path), weights=folder, out=tmp_path / "no")
+    for key, value in {"conf": 0.9, "nms": True, "max_det": 1}.items():
+        for call in (partial(vt.predict, source=source, out=tmp_path / "no"), vt.load):
+            with pytest.raises(ConfigError, match=rf"{key}: {value}; weights that classify whole"):
+                call(weights=folder, **{key: value})
+
+
+def detector_s(folder):
+    (folder / "detector.yaml").write_text("task: {kind: detect}\n")
+    return folder / "detector.yaml"
+
+
+def test_names_of_other_tools_reach_what_they_mean(tmp_path):
+    source = write_folder(tmp_path / "pets")
+    run = vt.train(
+        data=source,
+        model=TINY,
+        out=tmp_path / "run",
+        **{"cutmix": 0.5, "erasing": 0.4, "auto_augment": "randaugment", "label_smoothing": 0.2},
+        **SMALL,
+    )
+    changed = run.config.augment
+    assert (changed.cutmix, changed.erasing, changed.auto) == (0.5, 0.4, "randaugment")
+    assert run.config.task.smoothing == 0.2
+
+
+def test_a_damaged_picture_is_no_score(tmp_path):
+    source = write_folder(tmp_path / "pets")
+    (tmp_path / "pets/val/cat/a.jpg").unlink()
+    file = save(PICTURES[0], tmp_path / "pets/val/cat", ".png")
+    run = vt.train(data=source, model=TINY, out=tmp_path / "run", **SMALL)
+    good = vt.val(weights=run.folder, save_json=True, out=tmp_path / "good", plots=False)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:200] + bytes(200) + whole[400:])  # its chunks are all there
+    found = vt.val(weights=run.folder, save_json=True, out=tmp_path / "val", plots=False)
+    assert (found.metrics["images"], found.metrics["unreadable"]) == (3, 1)
+    rows = json.loads((tmp_path / "val/scores.json").read_text())
+    assert rows == json.loads((tmp_path / "good/scores.json").read_text())[1:]
+    assert found.metrics["per_class"]["cat"]["images"] == 1
+    assert "unreadable" not in good.metrics
 
 
 def test_images_of_several_classes(tmp_path):

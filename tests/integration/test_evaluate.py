@@ -12,7 +12,8 @@ from visiontrain.data.dataset import EvalSet
 from visiontrain.data.open import open_dataset
 from visiontrain.engine.learner import Learner, start_average
 from visiontrain.engine.weights import WeightsMeta, save_weights
-from visiontrain.prepare import folder_of, prepare, prepare_validation
+from visiontrain.prepare import folder_of, prepare
+from visiontrain.scoring import prepare_validation
 
 IMAGES = 10  # in batches of 4: three, the last one of 2
 PAIRS = 100  # of anchor and class, the best of each image

@@ -138,6 +138,12 @@ def test_a_run_with_objects_goes_on_and_its_weights_are_used(tmp_path):
     assert found.names == ("red", "green", "blue")
 
 
+def test_a_comparison_cannot_vary_objects():
+    for entry in ({"model": net}, {"loss": loss}, {"augment": noisy}):
+        with pytest.raises(vt.ConfigError, match=r"runs: .* is an object, and one for all runs"):
+            vt.compare(runs=[entry, {}], data=TINTS, model=net)
+
+
 def two_files(weights, folder):
     """Copy weights away from their run."""
     return shutil.copy(weights, folder / "alone.safetensors")

@@ -11,8 +11,9 @@ from visiontrain.core.yaml_loader import load_yaml
 from visiontrain.engine import autobatch
 from visiontrain.engine.weights import load_weights
 from visiontrain.loggers.console import Silent
-from visiontrain.prepare import below, prepare, prepare_validation
+from visiontrain.prepare import below, prepare
 from visiontrain.recipe import Run
+from visiontrain.scoring import prepare_validation
 
 STAGED = {"kind": "pipeline"}
 

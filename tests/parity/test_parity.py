@@ -156,7 +156,7 @@ def test_every_pipeline_is_one_device(keys, kind, world, ranks):
 
 
 SORTERS = {
-    "tiny": {"model": {"kind": "resnet_tiny", "widths": (16, 32, 32)}},
+    "tiny": {"model": {"kind": "resnet_tiny", "widths": (16, 32, 32), "depth": 3}},
     "yolo": {"model": {"kind": "yolo_n"}, "norm": "frozen", "freeze": 2},
     "timm": {"model": {"kind": "timm", "backbone": "resnet18"}, "norm": "frozen"},
     "several": {

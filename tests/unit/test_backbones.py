@@ -144,8 +144,23 @@ WHOLE = (
     *("resnet10t", "resnet18", "resnet26", "tf_efficientnet_lite0"),
     *("mobilenetv3_small_050", "mobilenetv3_large_075", "convnext_atto", "convnext_femto"),
     *("swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "deit_tiny_patch16_224"),
-    "regnetx_002",  # not taken apart
+    *("regnetx_002", "vit_small_r26_s32_224"),  # not taken apart
 )
+
+
+@pytest.mark.parametrize("with_extra", [False, True])
+@pytest.mark.parametrize("pool", ["map", "avg"])
+def test_registers_are_pooled_only_where_timm_pools_them(pool, with_extra):
+    torch.manual_seed(0)
+    keys = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    keys |= {"class_token": False, "reg_tokens": 2, "num_classes": 3, "global_pool": pool}
+    keys["dynamic_img_size"] = True  # as `create` makes them
+    net = timm.models.VisionTransformer(**keys, pool_include_prefix=with_extra).eval()
+    net.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        model = assembled(net, Timm()).eval()
+        torch.testing.assert_close(model(images), net(normalise(net)(images)))
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -173,7 +173,7 @@ def test_what_cannot_be_read_is_replaced_by_the_next():
     with pytest.raises(DataError, match="no image can be read"):
         training(MOVES, broken=set(range(COUNT)))
     scored = LabelledEval(table(broken={3}), SIDE).cell([3])
-    assert scored.ids.tolist() == [3]
+    assert (scored.ids.tolist(), scored.valid.tolist()) == ([3], [0])
     assert (scored.images == 114).all()
 
 

@@ -65,6 +65,15 @@ def test_weighted_classes_are_torchs(logits):
     torch.testing.assert_close(mean(got), functional.cross_entropy(logits, labels, weight))
 
 
+def test_smoothed_weighted_classes_are_torchs(logits):
+    labels = torch.tensor([0, 3, 2, 2, 4, 1])
+    some = task(smoothing=0.1, class_weights=WEIGHTS)
+    got = some.loss(logits, batch([[(k, 1.0)] for k in labels.tolist()]), 0.0)
+    weight = torch.tensor(WEIGHTS, dtype=torch.float64)
+    want = functional.cross_entropy(logits, labels, weight, label_smoothing=0.1)
+    torch.testing.assert_close(mean(got), want)
+
+
 def normalised(weights):
     """Return a batch's mean loss and gradients as a mode makes them of sums and counts."""
     run = {"strategy": {"kind": "single"}, "precision": "fp32", "optim": {}}
@@ -106,6 +115,20 @@ def test_several_classes_are_binary_decisions(logits):
     for row, pairs in zip(wanted, rows, strict=True):
         for label, _ in pairs:
             row[label] = 1
+    got = task(several=True, smoothing=0.0).loss(logits, batch(rows), 0.0)
+    want = functional.binary_cross_entropy_with_logits(logits, wanted)
+    torch.testing.assert_close(mean(got), want)
+    weighted = task(several=True, smoothing=0.2, class_weights=WEIGHTS)
+    got, weight = weighted.loss(logits, batch(rows), 0.0), torch.tensor(WEIGHTS).double()
+    want = functional.binary_cross_entropy_with_logits(logits, wanted * 0.8 + 0.1, weight)
+    torch.testing.assert_close(mean(got), want)
+
+
+def test_mixed_images_of_several_classes_have_each_by_its_share_and_no_more_than_once(logits):
+    """What both have is there whole; the rest by how much of its image is seen."""
+    rows = [[(0, 0.7), (1, 0.7), (1, 0.3)], [(2, 1.0)], [(3, 0.75), (3, 0.75)], [], [], []]
+    wanted = torch.zeros(6, CLASSES, dtype=torch.float64)
+    wanted[0, :2], wanted[1, 2], wanted[2, 3] = torch.tensor([0.7, 1.0]), 1, 1
     got = task(several=True, smoothing=0.0).loss(logits, batch(rows), 0.0)
     want = functional.binary_cross_entropy_with_logits(logits, wanted)
     torch.testing.assert_close(mean(got), want)

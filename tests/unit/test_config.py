@@ -42,6 +42,10 @@ def typed(*words):
         (["log.to=[console, wandb]"], {"log": {"to": ["console", "wandb"]}}),
         (["log.to=console,wandb"], {"log": {"to": ["console", "wandb"]}}),
         (["log.to=wandb"], {"log": {"to": ["wandb"]}}),
+        (
+            ["task=classify", "task.class_weights=1,2.5"],
+            {"task": {"kind": "classify", "class_weights": [1.0, 2.5]}},
+        ),
         (["weights=null"], {"weights": None}),
         (["modes/ddp", "strategy.processes=4"], {"strategy": {"kind": "ddp", "processes": 4}}),
         (["ddp", "strategy=fsdp"], {"strategy": {"kind": "fsdp", "processes": 2}}),
@@ -82,7 +86,9 @@ def test_words_become_keys(words, want):
         (["epochs"], "epochs: no value; write epochs=VALUE"),
         (["save=5"], "save: 5; write save.every_epochs=VALUE"),
         (["perspective=0.0005"], "perspective: no such key; did you mean augment.perspective?"),
-        (["cutmix=0.1"], "cutmix: no such key; there is no such augmentation yet"),
+        (["bgr=0.1"], "bgr: no such key; there is no such augmentation yet"),
+        (["cutmix=0.1"], "augment.cutmix: augment=standard has no such key; augment=classify has"),
+        (["label_smoothing=0.1"], "task.smoothing: task=detect has no such key; task=classify has"),
         (
             ["model=best.pt"],
             "model: best.pt; weights=FILE starts from one of ours, files of other tools",

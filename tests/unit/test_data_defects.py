@@ -14,6 +14,7 @@ from layouts import (
     save,
     voc_object,
     write_coco,
+    write_csv,
     write_more_shards,
     write_second_picture,
     write_voc,
@@ -188,7 +189,15 @@ OTHER_CASES = {
     "shards/truncated-shard": lambda root: write_more_shards(root, "x.jpg", cut=900),
     "shards/unreadable-shard": lambda root: write_more_shards(root, content=b"no tar" * 200),
     "voc/missing-image": lambda root: voc_list(root, "nowhere"),
+    "csv/repeated-row": lambda root: csv_row(root, "train/a.jpg,dog"),
 }
+
+
+def csv_row(root, row):
+    source = write_csv(root)
+    file = root / "train.csv"
+    file.write_text(f"{file.read_text()}{row}\n")
+    return source
 
 
 def voc_list(root, id_):

@@ -1,6 +1,8 @@
 """Objects that users pass: named, recorded, handed on, and what is said when they do not fit."""
 
 import json
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch import nn
 import visiontrain as vt
 from visiontrain.core.config import build, from_keys, merge
 from visiontrain.core.errors import ConfigError, DataError
-from visiontrain.core.own import named, objects_of, refuse_missing, taken_apart, with_objects
+from visiontrain.core.own import Own, named, objects_of, refuse_missing, taken_apart, with_objects
 from visiontrain.core.types import Loss
 from visiontrain.data.config import ClassifyAugment, DataConfig
 from visiontrain.data.open import open_dataset
@@ -22,13 +24,14 @@ from visiontrain.loggers.config import LogConfig
 from visiontrain.loggers.registry import build_loggers
 from visiontrain.models.config import OwnModel
 from visiontrain.models.registry import build_model
-from visiontrain.recipe import Run, check_values
+from visiontrain.recipe import Run, check_fixed, check_values
 from visiontrain.strategies.handover import hand_over, handed_over
 from visiontrain.tasks.classify import ClassifyTask
 from visiontrain.tasks.config import ClassifyConfig
 from visiontrain.tasks.own_loss import OwnLossTask
 
 GREY = np.full((20, 30, 3), 128, np.uint8)
+TENS = [vt.Sample(GREY, 0)] * 10
 
 
 def darker(sample, random):
@@ -64,6 +67,63 @@ def test_names_from_files_are_never_imported(key):
 def test_a_lambda_has_no_name():
     with pytest.raises(ConfigError, match="loss: a lambda"):
         taken_apart({"loss": lambda outputs, batch: outputs})
+
+
+def test_none_is_no_object_and_what_only_an_object_can_be_is_nothing_else():
+    assert taken_apart({"loss": None, "logger": None, "augment": None, "epochs": 3}) == {
+        "epochs": 3
+    }
+    for argument, value in (("logger", [print, print]), ("loss", "focal")):
+        with pytest.raises(ConfigError, match=f"{argument}: .*; pass one function or object"):
+            taken_apart({argument: value})
+    assert taken_apart({"task.loss": darker})["task.loss"].value is darker
+    without = from_keys(Run, taken_apart({"augment": {"kind": "standard", "own": None}}))
+    assert without.augment.own is None
+
+
+def test_what_stands_in_a_script_is_called_by_its_file(monkeypatch):
+    """Another script can import it by that name, and not from __main__."""
+    monkeypatch.setattr(darker, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "/x/train_dots.py", raising=False)
+    assert named("augment", darker).ref == "train_dots:darker"
+
+
+def test_a_run_goes_on_wherever_its_objects_stand_now():
+    old, new = (
+        Run(
+            model=OwnModel(own=Own(f"{module}:net")),
+            data=DataConfig(source=module, own=Own(module)),
+        )
+        for module in ("train", "resume")
+    )
+    check_fixed(old, new)
+    with pytest.raises(ConfigError, match=r"data.source: tiny, but the run in out has train"):
+        check_fixed(old, Run(model=old.model, data=DataConfig(source="tiny")))
+
+
+def test_the_call_that_repeats_a_run_makes_a_data_set_of_its_classes():
+    run = from_keys(Run, taken_apart({"data": vt.Data(TENS, TENS, ["a"])}))
+    with pytest.raises(ConfigError, match=r"data=visiontrain.Data\(list\(...\), ...\)"):
+        refuse_missing(Run.model_validate_json(run.model_dump_json(exclude_unset=True)), "x({})")
+
+
+def test_models_that_give_something_else_are_told_so():
+    task = ClassifyTask(ClassifyConfig(), 3)
+    batch = vt.Batch(
+        *(torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, 6), torch.arange(2), torch.zeros(2, 5)),
+        valid=torch.ones(2),
+    )
+    for outputs, got in ((torch.zeros(2, 1000), r"\(2, 1000\)"), ((torch.zeros(2, 3),), "tuple")):
+        for call in (
+            lambda made: task.loss(made, batch, 0.0),
+            lambda made: task.decode(made, batch),
+        ):
+            with pytest.raises(
+                ConfigError, match=rf"model: {got} comes out .*return logits \(2, 3\)"
+            ):
+                call(outputs)
+    with pytest.raises(ConfigError, match=r"model: .*no visiontrain.VisionModel, which a detector"):
+        build_model(OwnModel(own=named("model", nn.Flatten())), 4)
 
 
 def test_objects_reach_other_processes_with_their_code(tmp_path):
@@ -134,6 +194,51 @@ def test_classes_that_are_no_numbers_of_classes_are_named(first, classes, reason
     assert str(error.value).startswith(f"train[1]: classes: {reason}")
 
 
+def test_boxes_among_whole_images_are_named():
+    """What the first sample lacks decides: an empty one before others would lose their boxes."""
+    with pytest.raises(
+        DataError, match=r"train\[1\]: boxes, where train\[0\] has none, .* boxes=\["
+    ):
+        opened(vt.Sample(GREY, []), vt.Sample(GREY, [0], [[1, 2, 12, 13]])).table("train")
+
+
+def test_names_are_a_list_or_numbered():
+    numbered = opened(vt.Sample(GREY, 0), names={1: "dog", 0: "cat"})
+    assert numbered.names == ("cat", "dog")
+    for names in ("cat", {0: "cat", 2: "dog"}, 5):
+        with pytest.raises(ConfigError, match=r"data: names: .*; give a list of names"):
+            opened(vt.Sample(GREY, 0), names=names)
+
+
+@pytest.mark.parametrize(
+    "image", [GREY.astype(np.float32), (GREY / 128 - 1.5), np.full((2, 2), np.nan)]
+)
+def test_floats_outside_of_0_to_1_are_no_picture(image):
+    """Normalised ones would become black and white without a word."""
+    data = vt.TorchData([(image, 0)])
+    with pytest.raises(
+        DataError, match=r"train\[0\]: an image of floats from .*leave Normalize out"
+    ):
+        open_dataset(DataConfig(own=named("data", vt.Data(data, data, ["cat"]))))
+
+
+def test_a_data_set_is_read_by_one_thread():
+    """One with a single open file would give pictures to the labels of others."""
+    readers = set()
+
+    class Read(list):
+        def __getitem__(self, index):
+            readers.add(threading.get_ident())
+            return super().__getitem__(index)
+
+    samples = Read(vt.Sample(GREY, k % 2) for k in range(40))
+    table = open_dataset(DataConfig(own=named("data", vt.Data(samples, samples, ["a", "b"]))))
+    training_set(
+        table.table("train"), 32, ClassifyAugment(crop=1.0), seed=0, epochs=1, order=SHUFFLED
+    )
+    assert readers == {threading.get_ident()}
+
+
 def test_classes_of_boxes_are_whole_numbers_too():
     box = [[1, 2, 12, 13]]
     with pytest.raises(DataError, match=r"^train\[1\]: classes: \['cat'\]; give the number of a"):
@@ -165,7 +270,7 @@ def test_an_error_of_the_users_is_one_line():
             raise FileNotFoundError("a.png")
 
     with pytest.raises(DataError, match=r"train\[0\]: FileNotFoundError: a.png; mend it"):
-        open_dataset(DataConfig(own=named("data", vt.Data(Broken([1]), Broken([1]), "ab"))))
+        open_dataset(DataConfig(own=named("data", vt.Data(Broken([1]), Broken([1]), ["a"]))))
 
 
 def test_torch_data_sets_are_understood():

@@ -293,7 +293,7 @@ def _scalar(root: type[Section], key: str, text: str) -> Any:
         if text in NULLS:
             return None
         parts = [part.strip() for part in text.split(",")]
-        numbers = any(int in options(get_args(option)[0]) for option in lists)
+        numbers = any({int, float} & {*options(get_args(option)[0])} for option in lists)
         return [load_yaml(part, key) for part in parts] if numbers else parts
     if sections(annotation_of(root, key)) and not text.startswith("{"):
         allowed = options(annotation_of(root, _main(key)))

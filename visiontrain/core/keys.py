@@ -25,9 +25,8 @@ def switch(on: str, off: str) -> Callable[[Any], Any]:
 
 
 # Keys of YOLO tools that have no counterpart of the same kind here, and what to do instead.
-NO = "there is no such augmentation yet"
 FOREIGN: Mapping[str, str] = {
-    **dict.fromkeys(("cutmix", "erasing", "auto_augment", "bgr"), NO),
+    "bgr": "there is no such augmentation yet",
     "pretrained": "write model.backbone and model.pretrained, or weights=FILE",
     "exist_ok": "a name that is taken gets a number; out=DIR names a folder",
     "save_period": "write save.every_epochs",
@@ -42,7 +41,6 @@ FOREIGN: Mapping[str, str] = {
     "dfl": "boxes are predicted without distributions, so there is no such loss",
     "compile": "it saved no time on CPUs and is not offered yet",
     "dropout": "the models have none",
-    "label_smoothing": "class targets are soft already",
     "classes": "there is no such filter yet",
     "agnostic_nms": "there is no suppression across classes yet",
     "save_crop": "there is no such output yet",
@@ -82,4 +80,8 @@ ALIASES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "multi_scale": ("augment.multi_scale", same),
     "mixup": ("augment.mixup", same),
     "copy_paste": ("augment.copy_paste", same),
+    "cutmix": ("augment.cutmix", same),
+    "erasing": ("augment.erasing", same),
+    "auto_augment": ("augment.auto", same),
+    "label_smoothing": ("task.smoothing", same),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ ARGUMENTS = {  # key -> the argument of `train` that fills it
     "task.loss": "loss",
     "log.own": "logger",
 }
+
+OPTIONAL = ("augment", "loss", "logger")  # None is as if not given
 
 S = TypeVar("S", bound=Section)
 
@@ -107,28 +110,33 @@ def named(argument: str, value: Any) -> Own:
     """
     thing = value.train if isinstance(value, Data) else value
     described = thing if isinstance(thing, type) or inspect.isroutine(thing) else type(thing)
-    name = described.__qualname__
+    name, module = described.__qualname__, described.__module__
     if "<lambda>" in name:
         raise ConfigError(
             f"{argument}: a lambda, which has no name that config.yaml could keep; write it as a "
             "function with def"
         )
-    return Own(f"{described.__module__}:{name}", value)
+    script = getattr(sys.modules.get(module), "__file__", None)
+    if module == "__main__" and script:
+        module = Path(script).stem  # by which another script can import it
+    return Own(f"{module}:{name}", value)
 
 
 def taken_apart(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Give objects among the arguments of `train` the keys that they are kept under.
 
     Raises:
-        ConfigError: of a lambda.
+        ConfigError: of a lambda, or a value where only an object can be.
     """
     found: dict[str, Any] = {}
-    for argument, value in arguments.items():
+    for given, value in arguments.items():
+        argument = ARGUMENTS.get(given, given)
         key = next((key for key, name in ARGUMENTS.items() if name == argument), None)
         section = (key or "").partition(".")[0]
-        nested = isinstance(value, Mapping) and "own" in value and section == argument
+        nested = isinstance(value, Mapping) and _is_object(value.get("own")) and section == argument
         if key is None or not (nested or _is_object(value)):
-            found[argument] = value
+            if value is not None or given not in OPTIONAL:
+                found[given] = _no_object(given, value)
             continue
         own = named(argument, value["own"] if nested else value)
         if nested:
@@ -139,6 +147,19 @@ def taken_apart(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if argument == "data":
             found["data.source"] = own.ref
     return found
+
+
+def _no_object(argument: str, value: Any) -> Any:
+    """Pass on a value that is no object, where there may be another.
+
+    Raises:
+        ConfigError: there may be none.
+    """
+    if argument in ("loss", "logger"):
+        raise ConfigError(
+            f"{argument}: {value!r}; pass one function or object of yours, see docs/api.md"
+        )
+    return value
 
 
 def passed(keys: Mapping[str, Any]) -> Objects:
@@ -206,12 +227,18 @@ def refuse_missing(section: Section, call: str, prefix: str = "") -> None:
     """
     lacking = missing(section, prefix)
     if lacking:
-        passed = ", ".join(
-            f"{ARGUMENTS[key]}={ref.partition(':')[2]}" for key, ref in lacking.items()
-        )
+        passed = ", ".join(_argument(key, ref) for key, ref in lacking.items())
         modules = ", ".join(dict.fromkeys(ref.partition(":")[0] for ref in lacking.values()))
         first = next(iter(lacking))
         raise ConfigError(
             f"{first}: {lacking[first]} is an object of Python, and nothing is imported from a "
             f"config; with it from {modules}: {call.format(passed)}"
         )
+
+
+def _argument(key: str, ref: str) -> str:
+    """Write the argument that passes an object."""
+    name = ref.partition(":")[2]
+    return (
+        f"{ARGUMENTS[key]}={f'visiontrain.Data({name}(...), ...)' if key == 'data.own' else name}"
+    )

@@ -15,7 +15,7 @@ MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 def derive(*key: int | str) -> int:
     """Hash `key` to 128 bits; equal on every machine and Python version."""
-    text = "/".join(map(str, key)).encode()
+    text = "/".join(map(str, key)).encode("utf-8", "surrogateescape")  # names of any bytes
     return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
 
 

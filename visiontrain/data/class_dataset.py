@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -35,14 +36,15 @@ class LabelledEval:
         return len(self.table)
 
     def cell(self, rows: Sequence[int]) -> Batch:
-        """Return the images of `rows`; a blank one for none, grey for what cannot be read."""
+        """Return the images of `rows`; a blank one for none, and, invalid, for the unreadable."""
         if not rows:
             return collate([], self.imgsz)
         blank = np.full((self.imgsz, self.imgsz, 3), GREY, np.uint8)
-        read = (self.reader.read(row) for row in rows)
+        read = [self.reader.read(row) for row in rows]
         pixels = np.stack([blank if image is None else centre(image, self.imgsz) for image in read])
         labels = [weighted(self.table, row, 1.0) for row in rows]
-        return batch_of(pixels, labels, np.array(rows, np.int64))
+        valid = torch.tensor([float(image is not None) for image in read])
+        return replace(batch_of(pixels, labels, np.array(rows, np.int64)), valid=valid)
 
     def merge(self, rows: Tensor) -> Tensor:
         """Return rows as they are: whole images are looked at."""

@@ -42,32 +42,35 @@ class CsvReader:
     """
 
     task = "classify"
-    notes: tuple[str, ...] = ()
 
     def __init__(self, description: Description) -> None:
         description.check_keys(KEYS)
-        self.description = description
+        self.description, self.wanted = description, description.names()
         self.root = description.root()
         self.splits: Mapping[str, Any] = {
             split: [self._file(split, entry) for entry in entries]
             for split, entries in description.sources().items()
         }
         first = next(iter(self.splits.values()))
-        self._rows = {path: read_rows(path) for path in first}
+        self._rows = {path: read_rows(path, self.wanted) for path in first}
         rows = [row for path in first for row in self._rows[path]]
-        listed = description.names() or unique_names(
+        listed = self.wanted or unique_names(
             sorted({label for row in rows for label in row.labels}), description.where
         )
         if len(listed) < 1:
             raise DataError(f"{first[0]}: no label in {counted(len(rows), 'row')}; add some")
         self.names = listed
         self.several = self._several(rows)
+        self.notes = tuple(_left_out(path, self.wanted) for path in first)
+        self.notes = tuple(note for note in self.notes if note)
 
     def read(self, split: str, choice: Choice) -> Table:
         """Look up the images of `split`, and look at each one's header."""
         rows = [(path, row) for path in self.splits[split] for row in self._of(path)]
         if not rows:
             raise DataError(f"{self.splits[split][0]}: no row; write image,label in each")
+        defects: list[Defect] = []
+        rows = self._each_once(rows, defects)
         chosen = [rows[k] for k in choice.rows(len(rows))]
         places = [self._image(path, row.image) for path, row in chosen]
         images = FileImages(Paths(places), self.description.max_pixels)
@@ -75,7 +78,6 @@ class CsvReader:
         seen = replace(seen, defects=tuple(_placed(seen.defects, places, chosen)))
         number = {name: label for label, name in enumerate(self.names)}
         labels: list[tuple[int, int]] = []
-        defects: list[Defect] = []
         dropped: set[int] = set()
         for k, (path, row) in enumerate(chosen):
             reason = self._wrong(row, number)
@@ -87,6 +89,31 @@ class CsvReader:
         return build_labelled(
             self.names, images, seen, labels, dropped, defects, several=self.several
         )
+
+    def _each_once(
+        self, rows: Sequence[tuple[Path, Row]], defects: list[Defect]
+    ) -> list[tuple[Path, Row]]:
+        """Join the rows that give an image other labels; of a single one the first counts.
+
+        Rows that are alike stay: an image may be meant to be seen more often.
+        """
+        found: list[tuple[Path, Row]] = []
+        first: dict[str, int] = {}
+        for path, row in rows:
+            place = self._image(path, row.image)
+            known = first.setdefault(place, len(found))
+            if known == len(found) or found[known][1].labels == row.labels:
+                found.append((path, row))
+                continue
+            file, before = found[known]
+            if self.several:
+                labels = tuple(dict.fromkeys((*before.labels, *row.labels)))
+                found[known] = file, replace(before, labels=labels)
+            else:
+                reason = f"{place} is of another class in {file}:{before.line}; `several: true` "
+                reason += "lets images have several"
+                defects.append(Defect(str(path), row.line, "repeated-row", reason))
+        return found
 
     def _several(self, rows: Sequence[Row]) -> bool:
         """Tell whether an image may have any number of labels.
@@ -114,7 +141,7 @@ class CsvReader:
 
     def _of(self, path: Path) -> list[Row]:
         if path not in self._rows:
-            self._rows[path] = read_rows(path)
+            self._rows[path] = read_rows(path, self.wanted)
         return self._rows[path]
 
     def _file(self, split: str, entry: str) -> Path:
@@ -140,8 +167,40 @@ def _placed(
         yield Defect(str(path), row.line, defect.kind, f"{defect.file}: {defect.reason}")
 
 
-def read_rows(path: Path) -> list[Row]:
+def _left_out(path: Path, names: Sequence[str] | None) -> str:
+    """Name the columns of a file that are not read, if there are some."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        head = _head(_cells(path, file))
+    read = {head.image, *((head.label,) if head.label is not None else head.classes(names))}
+    others = [name for k, name in enumerate(head.names) if k not in read and name]
+    return f"{path}: columns left out: {', '.join(others)}" if others else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The first line of a file: which column is what."""
+
+    names: Sequence[str]
+    image: int | None
+    label: int | None
+
+    def classes(self, wanted: Sequence[str] | None) -> list[int]:
+        """Return the columns of classes, where each has one: those `wanted`, or all named ones."""
+        named = (k for k, name in enumerate(self.names) if name and k != self.image)
+        return [k for k in named if wanted is None or self.names[k] in wanted]
+
+
+def _head(lines: Iterator[tuple[int, list[str]]]) -> Head:
+    names = [name.strip() for name in next(lines, (1, []))[1]]
+    return Head(names, _column(names, IMAGE), _column(names, LABEL))
+
+
+def read_rows(path: Path, names: Sequence[str] | None = None) -> list[Row]:
     """Read a CSV file.
+
+    Args:
+        path: it.
+        names: of the classes, if they are known: of columns for each class, others are left out.
 
     Raises:
         DataError: it cannot be read, or its first line names no images.
@@ -149,14 +208,14 @@ def read_rows(path: Path) -> list[Row]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = _cells(path, file)
-            head = [name.strip() for name in next(lines, (1, []))[1]]
-            image, label = _column(head, IMAGE), _column(head, LABEL)
-            if image is None or len(head) < 2:
+            head = _head(lines)
+            classes = head.classes(names)
+            if head.image is None or (head.label is None and not classes):
                 raise DataError(
-                    f"{path}:1: columns {', '.join(head) or 'none'}; name one image and one label, "
-                    "or one for each class"
+                    f"{path}:1: columns {', '.join(head.names) or 'none'}; name one image and one "
+                    "label, or one for each class"
                 )
-            return [_row(path, line, head, cells, (image, label)) for line, cells in lines if cells]
+            return [_row(path, line, head, cells, classes) for line, cells in lines if cells]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); give a CSV file in UTF-8") from error
 
@@ -186,27 +245,24 @@ def _column(head: Sequence[str], names: Sequence[str]) -> int | None:
     return next((k for k, name in enumerate(head) if name.lower() in names), None)
 
 
-def _row(
-    path: Path,
-    line: int,
-    head: Sequence[str],
-    cells: Sequence[str],
-    columns: tuple[int, int | None],
-) -> Row:
-    image, label = columns
-    if len(cells) != len(head):
+def _row(path: Path, line: int, head: Head, cells: Sequence[str], classes: Sequence[int]) -> Row:
+    if len(cells) != len(head.names):
         raise DataError(
-            f"{path}:{line}: {counted(len(cells), 'column')}, but the first line has {len(head)}; "
-            "quote texts that hold a comma"
+            f"{path}:{line}: {counted(len(cells), 'column')}, but the first line has "
+            f"{len(head.names)}; quote texts that hold a comma"
         )
-    if label is not None:
-        parts = [part.strip() for part in cells[label].split(BETWEEN)]
-        return Row(line, cells[image].strip(), tuple(dict.fromkeys(p for p in parts if p)))
+    image = cells[head.image or 0].strip()
+    if head.label is not None:
+        parts = [part.strip() for part in cells[head.label].split(BETWEEN)]
+        return Row(line, image, tuple(dict.fromkeys(p for p in parts if p)))
     named = []
-    for k, (name, cell) in enumerate(zip(head, cells, strict=True)):
-        value = cell.strip().lower()
-        if k != image and value in YES:
-            named.append(name)
-        elif k != image and value not in NO:
-            raise DataError(f"{path}:{line}: {name}: got {cell!r}; give 0 or 1")
-    return Row(line, cells[image].strip(), tuple(named), marked=True)
+    for k in classes:
+        value = cells[k].strip().lower()
+        if value in YES:
+            named.append(head.names[k])
+        elif value not in NO:
+            raise DataError(
+                f"{path}:{line}: {head.names[k]}: got {cells[k]!r}; give 0 or 1, call the column "
+                f"of classes `label`, or list the columns that are classes under names:"
+            )
+    return Row(line, image, tuple(named), marked=True)

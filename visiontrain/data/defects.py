@@ -25,6 +25,10 @@ DEFECTS: dict[str, tuple[Effect, str]] = {
     "empty-box": ("box dropped", "no area is left inside the image"),
     "duplicate-box": ("box dropped", "the same box and class again in one image"),
     "unknown-image": ("box dropped", "a box belongs to an image that is not listed"),
+    "repeated-row": (
+        "image dropped",
+        "two rows of a CSV give an image other classes; the first counts",
+    ),
     "missing-image": ("image dropped", "the file does not exist"),
     "corrupt-image": ("image dropped", "the file is empty, or its header is damaged"),
     "truncated-image": ("image dropped", "the picture ends early or is damaged"),

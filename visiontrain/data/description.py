@@ -168,6 +168,8 @@ class Description:
             names = [numbered[i] for i in range(len(numbered))]
         if not isinstance(names, list) or not names:
             raise self.fail("names", f"got {names!r}", "give a list of class names")
+        if any(isinstance(name, bool) for name in names):
+            raise self.fail("names", f"got {names!r}", "put true, false, yes and no into quotes")
         if not all(isinstance(name, str | int | float) for name in names):
             raise self.fail("names", f"got {names!r}", "give texts")
         return [str(name).strip() for name in names]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from visiontrain.data.description import SPLITS, Choice, Description, unique_nam
 from visiontrain.data.images import FileImages, Paths
 from visiontrain.data.scan import scan
 from visiontrain.data.table import Table
-from visiontrain.data.walk import is_picture, walk
+from visiontrain.data.walk import is_hidden, is_picture, walk
 
 KEYS = ("path", *SPLITS, "validation", "names", "holdout")
 FOLDERS = {  # what a split's folder may be called
@@ -39,11 +40,7 @@ class FolderReader:
         self.description = description
         self.root = description.root()
         self.share = self._share()
-        given = {split: description.values.get(split) for split in SPLITS}
-        given["val"] = given["val"] or description.values.get("validation")
-        self.splits: Mapping[str, Any] = {s: p for s, p in given.items() if p is not None} or {
-            "train": "."
-        }
+        self.splits: Mapping[str, Any] = self._given() or {"train": "."}
         if "train" in self.splits and "val" not in self.splits:
             self.splits = {**self.splits, "val": None}  # held out
         self.names = description.names() or unique_names(self._classes(), description.where)
@@ -64,11 +61,29 @@ class FolderReader:
         labels = [(row, number[name]) for row, (name, _) in enumerate(chosen)]
         return build_labelled(self.names, images, seen, labels)
 
+    def _given(self) -> dict[str, str]:
+        """Return the folder of each split that the description names."""
+        values = self.description.values
+        given = {split: values.get(split) for split in SPLITS}
+        given["val"] = given["val"] or values.get("validation")
+        for split, place in given.items():
+            if place is not None and not isinstance(place, str):
+                raise self.description.fail(split, f"got {place!r}", "give one folder")
+        if given["val"] is not None and "holdout" in values:
+            got = f"{values['holdout']}, but val is given"
+            raise self.description.fail("holdout", got, "leave one of them out")
+        return {split: place for split, place in given.items() if place is not None}
+
     def _notes(self) -> Iterator[str]:
         """Say what is held out, and which folders of pictures are no class of `names:`."""
         if "val" in self.splits and self.splits["val"] is None:
             held = f"no val, so {self.share:.0%} of each class of train is held out for it"
             yield f"{self.description.where}: {held}"
+        if "train" in self.splits:
+            folder = self._folder(self.splits["train"])
+            empty = [name for name in self.names if not any(self._walk(folder / name))]
+            if empty:
+                yield f"{folder}: no picture of {_some(empty)}"
         if self.description.values.get("names") is None:
             return  # one that another split has is refused when it is read
         places = [place for place in self.splits.values() if place is not None]
@@ -78,10 +93,9 @@ class FolderReader:
                 path.name for path in listed if path.name not in self.names and any(walk(path))
             ]
             if others:
-                told = ", ".join(others[:LISTED]) + (", ..." if len(others) > LISTED else "")
                 yield (
                     f"{folder}: {counted(len(others), 'folder')} of pictures left out, being no "
-                    f"class of `names:`: {told}"
+                    f"class of `names:`: {_some(others)}"
                 )
 
     def _share(self) -> float:
@@ -131,6 +145,8 @@ class FolderReader:
 
     def _folder(self, place: str) -> Path:
         folder = self.root / place
+        if not folder.is_dir() and self.description.values.get("path") is None:
+            folder = self.description.locate("train", place)
         if not folder.is_dir():
             raise DataError(f"{self.description.where}: no folder {folder}; correct the path")
         return Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow links
@@ -146,33 +162,81 @@ class FolderReader:
         return found
 
 
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+
+
 def class_folders(folder: Path) -> list[Path]:
-    """Return the folders below `folder` that may be classes, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[:1] not in "._")
+    """Return the folders below `folder` that may be classes, sorted by name.
+
+    One whose name begins with _ is of a tool, unless it holds pictures.
+    """
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+    return [path for path in found if path.name[0] != "_" or any(walk(path))]
 
 
 def split_folders(root: Path) -> dict[str, str]:
-    """Return which folders of `root` are splits: "train" -> "training"."""
-    found = {path.name.lower(): path.name for path in root.iterdir() if path.is_dir()}
-    return {
-        split: found[name]
+    """Return which folders of `root` are splits: "train" -> "training".
+
+    Raises:
+        DataError: two folders are one split, or one that is scored has no folders of classes.
+    """
+    by_name: dict[str, list[Path]] = {}
+    for path in sorted(root.iterdir()):
+        if path.is_dir():
+            by_name.setdefault(path.name.lower(), []).append(path)
+    there = {
+        split: [path for name in names for path in by_name.get(name, ()) if any(walk(path))]
         for split, names in FOLDERS.items()
-        for name in names
-        if name in found and holds_classes(root / found[name])
     }
+    if not any(len(holding(path)) > 1 for path in there["train"]):
+        return {}
+    for split, paths in there.items():
+        if len(paths) > 1:
+            raise DataError(
+                f"{root}: {_some([path.name for path in paths])} are all {split}; name one in a "
+                "YAML (format: folder), or move the others away"
+            )
+    sorted_in = {
+        split: path.name
+        for split, paths in there.items()
+        for path in paths
+        if any(any(walk(own)) for own in class_folders(path))
+    }
+    if there["val"] and "val" not in sorted_in:
+        raise DataError(
+            f"{there['val'][0]}: pictures without folders of their classes; sort them as in train, "
+            "name them in a CSV (format: csv), or move them away"
+        )
+    return sorted_in
 
 
-def holds_classes(folder: Path) -> bool:
-    """Tell whether two folders or more directly below `folder` hold pictures."""
-    holding = 0
+def holding(folder: Path) -> list[str]:
+    """Name the folders directly below `folder` that hold pictures themselves."""
+    found = []
     for path in class_folders(folder):
-        with os.scandir(path) as entries:
-            holding += any(is_picture(entry.name) for entry in entries)
-        if holding == 2:
-            return True
-    return False
+        try:
+            with os.scandir(path) as entries:
+                if any(is_picture(entry.name) for entry in entries):
+                    found.append(path.name)
+        except OSError:  # such as lost+found: told if it is taken for a class
+            continue
+    return found
 
 
 def is_root(folder: Path) -> bool:
-    """Tell whether `folder` is a data set of class folders, with or without splits."""
-    return "train" in split_folders(folder) or holds_classes(folder)
+    """Tell whether `folder` is a data set of class folders, with or without splits.
+
+    Raises:
+        DataError: as `split_folders`; or its splits hold pictures, but no folders of classes.
+    """
+    if split_folders(folder):
+        return True
+    names = holding(folder)
+    splits = [name for name in names if name.lower() in chain(*FOLDERS.values())]
+    if len(names) > 1 and len(splits) == len(names):
+        raise DataError(
+            f"{folder}: pictures in {_some(names)}, but not in a folder for each class; sort "
+            "them so, or describe them in a YAML, see datasets/README.md"
+        )
+    return len(names) > 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from visiontrain.data.description import SPLITS, Choice, unique_names
 from visiontrain.data.table import Table
 
 Pixels = NDArray[np.uint8]
+ROUNDING = 1e-3  # by which floats may leave [0, 1], as interpolated ones do
 NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 
 
@@ -37,7 +38,7 @@ class OwnReader:
         for split, dataset in self.splits.items():
             if not len(dataset):
                 raise DataError(f"data: {split}: {where} has no samples; give some")
-        self.names = unique_names([str(name) for name in data.names], "data")
+        self.names = unique_names(names_of(data.names), "data")
         first = OwnImages(data.train, "train", range(1)).sample(0)
         self.task = "classify" if first.boxes is None else "detect"
         numbers_of(first.classes, "train[0]", columns=self.task == "detect")
@@ -59,11 +60,19 @@ class OwnReader:
             sizes[row] = sample.image.shape[1::-1]
             samples.append(replace(sample, image=NO_PIXELS))
         if self.task == "classify":
-            return self._classes(images, sizes, [sample.classes for sample in samples])
+            return self._classes(images, sizes, samples)
         return self._boxes(images, sizes, samples)
 
-    def _classes(self, images: OwnImages, sizes: NDArray[np.int32], labels: Sequence[Any]) -> Table:
-        given = [classes_of(label, images.name(row)) for row, label in enumerate(labels)]
+    def _classes(
+        self, images: OwnImages, sizes: NDArray[np.int32], samples: Sequence[Sample]
+    ) -> Table:
+        boxed = [row for row, sample in enumerate(samples) if sample.boxes is not None]
+        if boxed:
+            raise DataError(
+                f"{images.name(boxed[0])}: boxes, where train[0] has none, so that whole images "
+                "are classified; for an image without objects give boxes=[]"
+            )
+        given = [classes_of(sample.classes, images.name(k)) for k, sample in enumerate(samples)]
         counts = np.array([len(label) for label in given], np.int64)
         classes = np.concatenate(given)
         bad = np.flatnonzero((classes < 0) | (classes >= len(self.names)))
@@ -88,6 +97,21 @@ class OwnReader:
         judge = Judge(self.names, images.name, single_cls=False)
         boxes = judge(arrays(labels), sizes)
         return table_of(self.names, images, sizes, boxes, judge.defects)
+
+
+def names_of(given: Any) -> list[str]:
+    """Return the names of classes, also of a mapping from their numbers.
+
+    Raises:
+        ConfigError: they are no list of names.
+    """
+    if isinstance(given, Mapping) and sorted(given) == list(range(len(given))):
+        given = [given[number] for number in range(len(given))]
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise ConfigError(
+            f"data: names: {short(repr(given))}; give a list of names, in the order of the classes"
+        )
+    return [str(name) for name in given]
 
 
 def numbers_of(given: Any, where: str, *, columns: bool = False) -> NDArray[np.int64]:
@@ -180,8 +204,8 @@ class OwnImages:
         where = self.name(row)
         try:
             sample = self.dataset[int(self.rows[row])]
-        except VisiontrainError:
-            raise
+        except VisiontrainError as error:
+            raise type(error)(f"{where}: {error}") from error
         except Exception as error:
             reason = short(f"{type(error).__name__}: {error}")
             raise DataError(f"{where}: {reason}; mend it in the data set") from error
@@ -196,6 +220,12 @@ class OwnImages:
             got = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
             raise DataError(f"{where}: image: {got}; give a numpy array of uint8, (H, W, 3), RGB")
         return sample
+
+
+def reads_own(images: Any) -> bool:
+    """Tell whether a source reads a user's data set, which need not stand several threads."""
+    inner = getattr(images, "images", None)  # of a source that is a choice of another's rows
+    return isinstance(images, OwnImages) or (inner is not None and reads_own(inner))
 
 
 # -- torch's data sets -----------------------------------------------------------------
@@ -241,7 +271,7 @@ def from_torch(item: Any) -> Sample:
         case (image, Tensor() as label) if label.ndim == 0:
             return Sample(_pixels(image), int(label))
     raise ConfigError(
-        f"data: an item {short(item)}; give TorchData(dataset, convert=...) a function that turns "
+        f"an item {short(item)}; give TorchData(dataset, convert=...) a function that turns "
         "it into a visiontrain.Sample"
     )
 
@@ -259,5 +289,11 @@ def _pixels(image: Any) -> Pixels:
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if np.issubdtype(pixels.dtype, np.floating):
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN is not, either
+            raise DataError(
+                f"an image of floats from {low:.3g} to {high:.3g}; give uint8, or floats in "
+                "[0, 1]: leave Normalize out, it belongs into the model"
+            )
         pixels = (pixels * 255).round().clip(0, 255).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))

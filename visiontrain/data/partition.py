@@ -61,10 +61,13 @@ def deal(dealing: Dealing, train: Table, other: Table) -> tuple[list[Rows], list
 def main_class(table: Table) -> Rows:
     """Return the class (N,) that each image has most boxes of, the first of several; C for none."""
     count, classes = len(table), len(table.names)
-    owner = np.repeat(np.arange(count), np.diff(table.offsets))
-    flat = np.bincount(owner * classes + table.classes, minlength=count * classes)
-    boxes = flat.reshape(count, classes)
-    return np.where(boxes.any(axis=1), boxes.argmax(axis=1), classes).astype(np.int64)
+    owner = np.repeat(np.arange(count, dtype=np.int64), np.diff(table.offsets))
+    pairs, boxes = np.unique(owner * classes + table.classes, return_counts=True)
+    best = np.lexsort((pairs % classes, -boxes, pairs // classes))  # of each image the first
+    images, first = np.unique(pairs[best] // classes, return_index=True)
+    found = np.full(count, classes, np.int64)
+    found[images] = pairs[best][first] % classes
+    return found
 
 
 def iid(dealing: Dealing, train: Table, other: Table) -> tuple[Rows, Rows]:

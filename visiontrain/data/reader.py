@@ -21,6 +21,7 @@ class Reader:
 
     table: Table
     bad: set[int] = field(default_factory=set)
+    reason: str = ""  # why the last of these cannot be read
 
     def read(self, row: int) -> Pixels | None:
         """Return image `row`, or None when it cannot be read; said once per process."""
@@ -30,6 +31,7 @@ class Reader:
             return self.table.images.read(row)
         except DataError as error:
             self.bad.add(row)
+            self.reason = str(error)
             _warn("%s", error)
             return None
 
@@ -44,4 +46,4 @@ class Reader:
             image = self.read(candidate)
             if image is not None:
                 return candidate, image
-        raise DataError("data: no image can be read; run `visiontrain check` to see why")
+        raise DataError(f"data: no image can be read; of the last: {self.reason}")

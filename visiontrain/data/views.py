@@ -14,6 +14,7 @@ from visiontrain.core.seed import generator, uniforms
 from visiontrain.data.augment import Colours
 from visiontrain.data.config import ClassifyAugment
 from visiontrain.data.letterbox import GREY
+from visiontrain.data.own import reads_own
 from visiontrain.data.own_change import repainted
 from visiontrain.data.policy import apply_policy
 from visiontrain.data.reader import Reader
@@ -123,9 +124,13 @@ def squares(table: Table, side: int) -> tuple[Pixels, Rows]:
         if image is not None:
             pixels[row], good[row] = centre(image, side), True
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(read, range(len(table)), chunksize=256):
-            pass
+    if reads_own(table.images):
+        for row in range(len(table)):
+            read(row)
+    else:
+        with ThreadPoolExecutor(THREADS) as pool:
+            for _ in pool.map(read, range(len(table)), chunksize=256):
+                pass
     rows = np.arange(len(table))
     if not good.all():
         for row in np.flatnonzero(~good):

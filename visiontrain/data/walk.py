@@ -6,9 +6,18 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from visiontrain.core.errors import DataError
 from visiontrain.data.header import OTHER_SUFFIXES, SUFFIXES
 
 PICTURES = SUFFIXES | OTHER_SUFFIXES  # those that are not read become defects, not silence
+
+
+OF_TOOLS = ("__MACOSX", "@eaDir")  # what a Mac's archives and a Synology's index leave behind
+
+
+def is_hidden(folder: str) -> bool:
+    """Tell by its name whether a folder is no part of a data set, such as .ipynb_checkpoints."""
+    return folder.startswith(".") or folder in OF_TOOLS
 
 
 def is_picture(name: str) -> bool:
@@ -20,17 +29,27 @@ def walk(folder: Path) -> Iterator[str]:
     """Yield the images below `folder`, sorted: equal on every machine.
 
     Links are followed, but no folder is read twice: a link to one above would never end.
+    Hidden folders are left out, and those that tools leave.
+
+    Raises:
+        DataError: a folder cannot be listed: its pictures would be missing without a word.
     """
     # os.path throughout: a Path for each of a million images is slow.
     seen: set[tuple[int, int]] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refused):
         status = os.stat(parent)  # noqa: PTH116
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         # Links last: labels lie beside the folder itself rather than beside a link to it.
+        folders[:] = (name for name in folders if not is_hidden(name))
         folders.sort(key=lambda name: (os.path.islink(os.path.join(parent, name)), name))  # noqa: PTH114, PTH118
         for name in sorted(files):
             if is_picture(name):
                 yield os.path.join(parent, name)  # noqa: PTH118
+
+
+def _refused(error: OSError) -> None:
+    reason = f"{error.filename}: cannot be listed ({error.strerror})"
+    raise DataError(f"{reason}; let it be read, or move it away") from error

@@ -94,6 +94,15 @@ def load_weights(path: str | Path) -> Weights:
     Raises:
         CheckpointError: when there is none, or it is not one of ours.
     """
+    return _read(path, tensors=True)
+
+
+def load_meta(path: str | Path) -> WeightsMeta:
+    """Read what a weights file, or the best of a run folder, says of itself; raise as above."""
+    return _read(path, tensors=False).meta
+
+
+def _read(path: str | Path, *, tensors: bool) -> Weights:
     file = Path(path)
     if file.is_dir():
         file = _best_of(RunFolder(file))
@@ -104,13 +113,14 @@ def load_weights(path: str | Path) -> Weights:
     try:
         with safe_open(file, framework="pt") as opened:
             header = (opened.metadata() or {}).get(KEY)
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            names = opened.keys() if tensors else ()
+            found = {name: opened.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"weights: {file} is no intact safetensors file ({error}); give one that "
             "visiontrain wrote: those of other tools cannot be read"
         ) from error
-    return Weights(read_meta(header, file), tensors)
+    return Weights(read_meta(header, file), found)
 
 
 def _best_of(run: RunFolder) -> Path:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from visiontrain.core.errors import DivergedError
+from visiontrain.core.errors import DataError, DivergedError
 from visiontrain.core.interfaces import Metrics
 from visiontrain.core.types import ClassScores
 
@@ -97,12 +97,13 @@ class ClassificationEvaluator:
             `top1`, `top5`, `balanced` (mean recall of the classes), `loss`, `ece`, `per_class`.
 
         Raises:
+            DataError: no image could be read.
             DivergedError: a score is not finite.
         """
         array = unique_rows(rows)
-        counts = confusion(self._table, array)
         right = array[:, FIRST:] == self._truth[array[:, IMAGE].astype(int)][:, None]
-        each = by_class(counts, self._table.names)
+        own = self._truth[array[:, IMAGE].astype(int)]
+        each = by_class(own, array[:, FIRST].astype(int), self._table.names)
         recalls = [row["recall"] for row in each.values() if row["images"]]
         return {
             "top1": float(right[:, 0].mean()),
@@ -118,9 +119,12 @@ def unique_rows(rows: Tensor) -> Floats:
     """Return rows as an array, in the order of the images, each once.
 
     Raises:
+        DataError: there are none.
         DivergedError: a score is not finite.
     """
     array = rows.numpy()
+    if not len(array):
+        raise DataError("evaluation: no image could be read; `visiontrain check` names them")
     if not np.isfinite(array).all():
         raise DivergedError("evaluation: a score is not finite; train with a lower optim.lr")
     return array[np.unique(array[:, IMAGE], return_index=True)[1]]
@@ -133,18 +137,27 @@ def confusion(table: Labels, array: Floats) -> Ints:
     return np.bincount(own * classes + said, minlength=classes**2).reshape(classes, classes)
 
 
-def by_class(counts: Ints, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return precision, recall and F1 of each class; nan where nothing decides."""
-    right = np.diag(counts).astype(np.float64)
+def by_class(own: Ints, said: Ints, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return precision, recall and F1 of each class; nan where nothing decides.
+
+    Counted by class, not by pair of classes: of 20,000, that is a matrix of gigabytes.
+
+    Args:
+        own: the classes of images (K,).
+        said: what they are taken for (K,).
+        names: of all classes.
+    """
+    wanted, taken, right = (
+        np.bincount(classes, minlength=len(names)) for classes in (own, said, own[own == said])
+    )
     with np.errstate(invalid="ignore"):
-        recall, precision = right / counts.sum(1), right / counts.sum(0)
-        f1 = 2 * right / (counts.sum(0) + counts.sum(1))
+        recall, precision, f1 = right / wanted, right / taken, 2 * right / (wanted + taken)
     return {
         name: {
             "recall": float(recall[label]),
             "precision": float(precision[label]),
             "f1": float(f1[label]),
-            "images": int(counts[label].sum()),
+            "images": int(wanted[label]),
         }
         for label, name in enumerate(names)
     }
@@ -192,6 +205,7 @@ class LabelsEvaluator:
             decisions at a score of a half `precision`, `recall`, `f1`; `per_class`.
 
         Raises:
+            DataError: no image could be read.
             DivergedError: a score is not finite.
         """
         array = unique_rows(rows)

@@ -88,19 +88,33 @@ class Whiten(nn.Module):
 
 
 class TinyStage(nn.Module):
-    """Halve the resolution, then a residual convolution."""
+    """Halve the resolution, then residual convolutions."""
 
-    def __init__(self, inputs: int, outputs: int, *, norm: Norm) -> None:
+    def __init__(self, inputs: int, outputs: int, *, depth: int, norm: Norm) -> None:
         super().__init__()
         self.enter = _identity_first(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
         self.enter_norm = make_norm(norm, outputs)
         self.stay = _identity_first(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False))
         self.stay_norm = make_norm(norm, outputs)
+        self.deeper = nn.Sequential(*(TinyResidual(outputs, norm=norm) for _ in range(depth - 2)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, S, S) to (B, outputs, S / 2, S / 2)."""
         x = F.gelu(self.enter_norm(F.max_pool2d(self.enter(x), 2)))
-        return x + F.gelu(self.stay_norm(self.stay(x)))
+        return self.deeper(x + F.gelu(self.stay_norm(self.stay(x))))
+
+
+class TinyResidual(nn.Module):
+    """Add a convolution's outputs to its inputs."""
+
+    def __init__(self, channels: int, *, norm: Norm) -> None:
+        super().__init__()
+        self.conv = _identity_first(nn.Conv2d(channels, channels, 3, padding=1, bias=False))
+        self.norm = make_norm(norm, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, channels, S, S) to the same shape."""
+        return x + F.gelu(self.norm(self.conv(x)))
 
 
 def _identity_first(layer: nn.Conv2d) -> nn.Conv2d:
@@ -127,10 +141,10 @@ class TinyHead(nn.Module):
         return self.decide(x.amax((2, 3))) * self.scale
 
 
-def resnet_tiny(widths: Sequence[int], classes: int, norm: Norm) -> Classifier:
-    """Make a small residual net for pictures of about 32 pixels."""
+def resnet_tiny(widths: Sequence[int], depth: int, classes: int, norm: Norm) -> Classifier:
+    """Make a small residual net for pictures of about 32 pixels: `depth` convolutions a stage."""
     stages = {
-        f"stage{k}": TinyStage(a, b, norm=norm)
+        f"stage{k}": TinyStage(a, b, depth=depth, norm=norm)
         for k, (a, b) in enumerate(zip((24, *widths), widths, strict=False), start=1)
     }
     stem = nn.Sequential(Whiten(), nn.GELU())

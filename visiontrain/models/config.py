@@ -123,6 +123,7 @@ class ResNetTiny(ForClasses):
         max_length=3,
         description="channels of the three stages of resnet_tiny",
     )
+    depth: int = Field(2, ge=2, description="convolutions in a stage of resnet_tiny")
 
 
 class Timm(ForClasses):

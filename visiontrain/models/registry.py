@@ -61,7 +61,7 @@ def on_yolo(config: YoloConfig, num_classes: int) -> VisionModel:
 
 def tiny(config: ResNetTiny, num_classes: int) -> VisionModel:
     """Make a classifier for pictures of 32 pixels."""
-    return resnet_tiny(config.widths, num_classes, config.norm)
+    return resnet_tiny(config.widths, config.depth, num_classes, config.norm)
 
 
 def of_timm(config: Timm, num_classes: int) -> VisionModel:
@@ -94,10 +94,25 @@ def own(config: OwnModel, num_classes: int) -> VisionModel:
     )
 
 
+def own_detector(config: OwnModel, num_classes: int) -> VisionModel:
+    """Make a detector of the user's.
+
+    Raises:
+        ConfigError: as `own`, or it has no blocks.
+    """
+    made = own(config, num_classes)
+    if isinstance(made, Classifier):
+        raise ConfigError(
+            f"model: {config.own.ref} is no visiontrain.VisionModel, which a detector has to be; "
+            "for a classifier add task=classify"
+        )
+    return made
+
+
 Builder = Callable[[Any, int], VisionModel]
 MODELS: dict[str, Builder] = {
     **dict.fromkeys(SIZES, yolo),
-    "object": own,
+    "object": own_detector,
     **dict.fromkeys(("fcos", "retinanet", "faster_rcnn"), foreign),
 }
 CLASSIFIERS: dict[str, Builder] = {

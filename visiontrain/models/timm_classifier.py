@@ -61,6 +61,7 @@ class TokenHead(nn.Module):
         self.norm, self.fc_norm, self.head = net.norm, net.fc_norm, net.head
         self.attn_pool = net.attn_pool
         self.pool, self.extra = net.global_pool, net.num_prefix_tokens
+        self.with_extra = getattr(net, "pool_include_prefix", None)  # older timm: None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, extra + N, C) to logits (B, classes)."""
@@ -68,9 +69,11 @@ class TokenHead(nn.Module):
 
         x = self.norm(x)
         if self.attn_pool is not None:
-            x = self.attn_pool(x)
+            x = self.attn_pool(x[:, self.extra :] if self.with_extra is False else x)
         else:
-            x = global_pool_nlc(x, pool_type=self.pool, num_prefix_tokens=self.extra)
+            x = global_pool_nlc(
+                x, self.pool, self.extra, reduce_include_prefix=bool(self.with_extra)
+            )
         return self.head(self.fc_norm(x))
 
 
@@ -120,7 +123,8 @@ def assembled(net: Any, config: Timm) -> Classifier:
     """Take a network of timm's apart, and put a classifier together."""
     net = with_norm(net, config.norm)
     take_apart = families().get(type(net))
-    if take_apart is None:
+    patches = type(getattr(net, "patch_embed", None)).__name__
+    if take_apart is None or (take_apart is vision_transformer and patches != "PatchEmbed"):
         return Classifier({WHOLE: Entire(net)}, (f"blocks.{WHOLE}.net.",))
     blocks = take_apart(net)
     blocks["stem"] = nn.Sequential(normalise(net), blocks["stem"])

@@ -28,6 +28,7 @@ from visiontrain.report.pictures import Picture, grid, save_sheet
 from visiontrain.report.plots import class_bars
 
 SHOWN = 16  # pictures
+COMPARED = 2000  # classes at most, each with each: more are no picture, and gigabytes
 
 
 def class_plots(table: Table, rows: Tensor, folder: Path) -> list[Path]:
@@ -35,12 +36,19 @@ def class_plots(table: Table, rows: Tensor, folder: Path) -> list[Path]:
     if table.several:
         return [scores_picture(table, rows, folder / "examples.png")]
     array = unique_rows(rows)
+    return [
+        *(confusion_plots(table, array, folder) if len(table.names) <= COMPARED else ()),
+        calibration_plot(table, array, folder / "calibration.png"),
+        mistakes_picture(table, array, folder / "examples.png"),
+    ]
+
+
+def confusion_plots(table: Table, array: NDArray[np.float64], folder: Path) -> list[Path]:
+    """Draw what the images of each class are taken for: counts, and shares of the class."""
     matrix, shares = confusion(table, array).T, folder / "confusion_matrix_normalized.png"
     return [
         confusion_plot(matrix, table.names, folder / "confusion_matrix.png"),
         confusion_plot(matrix, table.names, shares, normalized=True),
-        calibration_plot(table, array, folder / "calibration.png"),
-        mistakes_picture(table, array, folder / "examples.png"),
     ]
 
 

@@ -64,10 +64,12 @@ def write_results(scored: Scored, version: str) -> None:
 def summary(scored: Scored, version: str) -> dict[str, Any]:
     """Return what metrics.json holds."""
     run, table = scored.run, scored.table
+    missed = unreadable(scored)
     return {
         "task": run.task.kind,
         "split": run.split,
-        "images": len(table),
+        "images": len(table) - missed,
+        **({"unreadable": missed} if missed else {}),
         "names": list(table.names),
         **scored.outcome.metrics,
         "strategy": run.strategy.kind,
@@ -86,13 +88,24 @@ def summary(scored: Scored, version: str) -> dict[str, Any]:
     }
 
 
+def unreadable(scored: Scored) -> int:
+    """Return how many images were left out of a classifier's scores, as damaged.
+
+    In a detector's they count as images in which nothing was found.
+    """
+    rows = scored.outcome.rows
+    if scored.table.task == "detect" or rows is None:
+        return 0
+    return len(scored.table) - len(rows[:, 0].unique())
+
+
 def score_lines(scored: Scored) -> list[str]:
     """Write the scores as an aligned table: all classes together, then each that occurs."""
     metrics, table = scored.outcome.metrics, scored.table
     classes = {n: c for n, c in metrics.get("per_class", {}).items() if c.get("boxes", c["images"])}
     every = {
         **metrics,
-        "images": len(table),
+        "images": len(table) - unreadable(scored),
         "boxes": sum(row.get("boxes", 0) for row in classes.values()),
     }
     columns = COLUMNS["several" if table.several else table.task]

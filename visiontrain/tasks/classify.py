@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from visiontrain.core.errors import ConfigError
 from visiontrain.core.types import Batch, ClassScores, Loss, Views
 from visiontrain.tasks.config import ClassifyConfig
 
@@ -47,8 +48,12 @@ class ClassifyTask:
 
         The count is the images', weighted as their classes are (as torch's `cross_entropy` does);
         the smoothing is that of Szegedy et al. 2016 (arXiv 1512.00567).
+
+        Raises:
+            ConfigError: the model, one of the user's, gives something else.
         """
         del progress
+        self._check(outputs, len(batch))
         logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         wanted = self._wanted(batch, logits)
         weights = logits.new_tensor(self._weights())
@@ -83,9 +88,17 @@ class ClassifyTask:
         """Spread a share evenly over all ways that a decision can go."""
         return wanted * (1 - self.config.smoothing) + self.config.smoothing / ways
 
+    def _check(self, outputs: Tensor, images: int) -> None:
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        if got != (images, self.num_classes):
+            raise ConfigError(
+                f"model: {got} comes out for {images} images; return logits "
+                f"{(images, self.num_classes)}, one for each class"
+            )
+
     def decode(self, outputs: Tensor, batch: Batch) -> list[ClassScores]:
-        """Turn logits (B, C) into probabilities, one entry per image."""
-        del batch
+        """Turn logits (B, C) into probabilities, one entry per image; raise as `loss` does."""
+        self._check(outputs, len(batch))
         logits = outputs.float()
         scores = logits.sigmoid() if self.config.several else logits.softmax(1)
         return [ClassScores(row) for row in scores]

@@ -1,0 +1,89 @@
+"""From what was asked of a validation to one that anyone can repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from visiontrain.core.config import merge
+from visiontrain.core.errors import ConfigError
+from visiontrain.core.own import NONE, Objects, refuse_missing, with_objects
+from visiontrain.engine.run_folder import RunFolder, claim
+from visiontrain.engine.weights import WeightsMeta, load_meta
+from visiontrain.prepare import Tree, absolute, placed, read_config, settle_tree, write_config
+from visiontrain.recipe import Run
+from visiontrain.staging import check_uses
+
+SCORED_AS_TRAINED = {"data", "imgsz", "batch", "task", "project"}  # unless val is told otherwise
+
+
+def below_validation(given: Mapping[str, Any]) -> Tree:
+    """Return what the keys that were given for a validation lie on: the task of the weights.
+
+    Raises:
+        VisiontrainError: when there are none, or they cannot be used.
+    """
+    return {"task": {"kind": _scored(given.get("weights")).task}}
+
+
+def _scored(weights: Any) -> WeightsMeta:
+    """Return what the weights to score say of themselves."""
+    if weights is None:
+        raise ConfigError("weights: none given; add weights=FILE or the folder of a run")
+    return load_meta(str(weights))
+
+
+def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
+    """Settle a validation as `prepare` does a run; what is open comes from the weights.
+
+    Args:
+        run: what was asked for.
+        objects: the user's: a model of their own, where the weights are of one.
+
+    Raises:
+        VisiontrainError: when the folder, the weights or the data cannot be used.
+    """
+    meta = _scored(run.weights)
+    task = {**meta.task_config, "kind": meta.task, "loss": None}
+    base: Tree = {"imgsz": meta.imgsz, "task": task, "name": "val", "augment": {"kind": "none"}}
+    old = _run_of(Path(str(run.weights)))
+    if old is not None:
+        base |= {key: value for key, value in read_config(old).items() if key in SCORED_AS_TRAINED}
+    given = run.model_dump(exclude_unset=True)
+    if given.get("task", {}).get("kind", meta.task) != meta.task:
+        raise ConfigError(
+            f"task: {run.task.kind}, but {run.weights} is of task={meta.task}; leave it out"
+        )
+    if run.batch < 0:
+        given["batch"] = Run.model_fields["batch"].default  # scores are the same with any
+    source = given.get("data", {}).get("source")
+    if "own" in given.get("data", {}):
+        base.pop("data", None)  # its name does not tell whether it is the same
+    if source is not None and absolute(source) != base.get("data", {}).get("source"):
+        base.pop("data", None)  # what it says, such as a cap, is meant for other data
+    if meta.tile is not None:
+        side, overlap = meta.tile
+        base["data"] = {"tile": side, "overlap": overlap / side} | base.get("data", {})
+    tree = merge(Run, base, given) | {"model": dict(meta.model), "resume": False}
+    tree["task"] = {**tree["task"], "loss": None}  # nothing is trained
+    if "model.own" in objects and meta.model.get("kind") != "object":
+        raise ConfigError(
+            f"model: {run.weights} holds {meta.model.get('kind')}, no model of yours; leave it out"
+        )
+    run = with_objects(settle_tree(tree), objects)
+    refuse_missing(run, "visiontrain.val(weights=WEIGHTS, {})")
+    check_uses(run.strategy, run.model, len(meta.names), meta.task)
+    run = placed(run, claim(run.out, Path(run.project) / meta.task, run.name))
+    write_config(run)
+    return run
+
+
+def _run_of(weights: Path) -> RunFolder | None:
+    """Return the run that left a weights file, if it still lies there."""
+    if not weights.is_dir():
+        if weights.parent.name != "weights":
+            return None
+        weights = weights.parent.parent
+    folder = RunFolder(weights)
+    return folder if folder.config.is_file() else None
