@@ -111,6 +111,10 @@ class TrainKeys(TypedDict, total=False):
     mixup: float
     multi_scale: float
     copy_paste: float
+    cutmix: float
+    erasing: float
+    auto_augment: Literal["none", "trivial", "randaugment"]
+    label_smoothing: float
 
 
 class ScaleKeys(TypedDict, total=False):

@@ -57,10 +57,7 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
         )
     if run.batch < 0:
         given["batch"] = Run.model_fields["batch"].default  # scores are the same with any
-    source = given.get("data", {}).get("source")
-    if "own" in given.get("data", {}):
-        base.pop("data", None)  # its name does not tell whether it is the same
-    if source is not None and absolute(source) != base.get("data", {}).get("source"):
+    if _others(given.get("data", {}), base.get("data", {})):
         base.pop("data", None)  # what it says, such as a cap, is meant for other data
     if meta.tile is not None:
         side, overlap = meta.tile
@@ -77,6 +74,12 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
     run = placed(run, claim(run.out, Path(run.project) / meta.task, run.name))
     write_config(run)
     return run
+
+
+def _others(given: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Tell whether other data are given; of those in Python names do not tell."""
+    source = given.get("source")
+    return "own" in given or (source is not None and absolute(source) != before.get("source"))
 
 
 def _run_of(weights: Path) -> RunFolder | None:

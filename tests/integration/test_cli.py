@@ -189,7 +189,7 @@ def test_verbs_work_on_what_train_left(tmp_path, monkeypatch, capsys):
     assert main(["check", "data=tiny"]) == 0
     assert "train: 16 images" in capsys.readouterr().out
     assert main(["check", "data=digits", "task=classify"]) == 0
-    assert "train: 1258 images, 1258 labels" in capsys.readouterr().out
+    assert "train: 1,258 images, 1,258 labels" in capsys.readouterr().out
 
 
 def test_parity_prints_its_table_and_verdict(monkeypatch, capsys):

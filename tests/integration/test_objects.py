@@ -120,7 +120,9 @@ def test_a_run_with_objects_goes_on_and_its_weights_are_used(tmp_path):
     out = tmp_path / "run"
     objects = {"data": TINTS, "model": net, "loss": loss, "augment": noisy, "logger": note}
     vt.train(**objects, **SMALL, **QUIET, epochs=2, out=out)
-    with pytest.raises(vt.ConfigError, match=r'train\("config.yaml", data=Tints, augment=noisy'):
+    with pytest.raises(
+        vt.ConfigError, match=r"data=visiontrain.Data\(Tints\(...\), ...\), augment=noisy"
+    ):
         vt.train(out=out, resume=True, epochs=3)
     run = vt.train(**objects, out=out, resume=True, epochs=3)
     assert [step for step, _ in rows] == [4, 8, 12]

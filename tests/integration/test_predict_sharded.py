@@ -82,9 +82,15 @@ def folder(tmp_path_factory):
 
 
 def config(weights, folder, out, **keys):
+    return for_classes(
+        weights, folder, out, **{"conf": 0.0, "max_det": 3, "save_json": True} | keys
+    )
+
+
+def for_classes(weights, folder, out, **keys):
     return PredictConfig(
         **{"weights": str(weights), "source": str(folder), "out": str(out), "device": "cpu"},
-        **{"conf": 0.0, "max_det": 3, "batch": 2, "save_txt": True, "save_json": True} | keys,
+        **{"batch": 2, "save_txt": True} | keys,
     )
 
 
@@ -174,10 +180,9 @@ def test_a_classifier_in_a_pipeline_scores_as_on_one_device(folder, tmp_path, ra
     meta = WeightsMeta("classify", ResNetTiny().model_dump(), NAMES, 32, task)
     path = tmp_path / "some.safetensors"
     save_weights(path, meta, dict(model.state_dict()))
-    keys, source = {"save_json": False}, folder / "c"
-    one = predict(config(path, source, tmp_path / "one", **keys), lambda _: None)
+    one = predict(for_classes(path, folder / "c", tmp_path / "one"), lambda _: None)
     mode = {"kind": "pipeline", "processes": 2}
-    many = prepare_prediction(config(path, source, tmp_path / "many", strategy=mode, **keys))
+    many = prepare_prediction(for_classes(path, folder / "c", tmp_path / "many", strategy=mode))
     assert ranks(2).run(share, to_text(many)) == [0, 0]
     assert left(tmp_path / "many") == left(one.folder)
     assert len(one.rows) == 3

@@ -14,7 +14,6 @@ from layouts import (
     save,
     voc_object,
     write_coco,
-    write_csv,
     write_more_shards,
     write_second_picture,
     write_voc,
@@ -189,15 +188,7 @@ OTHER_CASES = {
     "shards/truncated-shard": lambda root: write_more_shards(root, "x.jpg", cut=900),
     "shards/unreadable-shard": lambda root: write_more_shards(root, content=b"no tar" * 200),
     "voc/missing-image": lambda root: voc_list(root, "nowhere"),
-    "csv/repeated-row": lambda root: csv_row(root, "train/a.jpg,dog"),
 }
-
-
-def csv_row(root, row):
-    source = write_csv(root)
-    file = root / "train.csv"
-    file.write_text(f"{file.read_text()}{row}\n")
-    return source
 
 
 def voc_list(root, id_):
@@ -241,7 +232,8 @@ def test_single_cls_makes_two_classes_of_one_place_one_box(tmp_path):
 
 
 def test_every_kind_of_defect_has_a_case():
-    assert set(YOLO_CASES) | {case.split("/")[1].strip() for case in OTHER_CASES} == set(DEFECTS)
+    others = {case.split("/")[1].strip() for case in OTHER_CASES}
+    assert set(YOLO_CASES) | others == set(DEFECTS) - {"repeated-row"}  # test_data_class_layouts
 
 
 def test_images_without_labels_are_background(tmp_path):
@@ -404,6 +396,5 @@ def test_a_name_that_is_no_utf8_can_be_printed(tmp_path):
     assert len(spec.table("train").boxes) == ALL_BOXES
     image.write_bytes(b"broken")
     report = check(spec, ["train", "val"])
-    text = "\n".join(report.lines())
-    assert b"/\\udcb9.jpg: starts with" in text.encode()
+    assert b"/\\udcb9.jpg: starts with" in "\n".join(report.lines()).encode()
     json.dumps(report.as_json()).encode()
