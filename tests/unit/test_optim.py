@@ -63,6 +63,23 @@ def test_steps_of_matrices_are_orthogonal(shape):
     assert (orthogonal(matrix.double()) * (one @ third)).sum() > 0.6 * len(other)  # no turn
 
 
+@pytest.mark.parametrize("shape", [(8, 72), (72, 8), (8, 12), (8, 8)])
+@pytest.mark.parametrize("rank", [1, 8])
+def test_wide_matrices_are_iterated_on_as_jordan_does(shape, rank):
+    random = torch.Generator().manual_seed(3)
+    matrix = torch.randn(shape[0], rank, generator=random) @ torch.randn(
+        rank, shape[1], generator=random
+    )
+    wide = matrix.double() if shape[0] <= shape[1] else matrix.double().T
+    x = wide / wide.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    want = x if shape[0] <= shape[1] else x.T
+    torch.testing.assert_close(orthogonal(matrix.double()), want, rtol=0, atol=1e-7)
+    torch.testing.assert_close(orthogonal(matrix).double(), want, rtol=0, atol=1e-3)
+
+
 def test_muon_turns_matrices_and_moves_vectors_as_adamw_does():
     generator = torch.Generator().manual_seed(2)
     start = [torch.randn(5, generator=generator), torch.randn(4, 2, 3, 3, generator=generator)]

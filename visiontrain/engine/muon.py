@@ -14,6 +14,7 @@ from visiontrain.engine.sgd import finite
 # Quintic Newton-Schulz iteration (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 A, B, C = 3.4445, -4.7750, 2.0315
 ITERATIONS = 5
+WIDE = 2  # columns per row from which the iteration is worked out on rows by rows
 OTHERS = 0.04  # rate of AdamW as a share of Muon's, which is relative to the matrix
 
 
@@ -86,10 +87,34 @@ def orthogonal(matrix: Tensor) -> Tensor:
     """Bring the singular values of (R, C) near to 1, in the type it comes in."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide / (wide.norm() + 1e-7)
-    for _ in range(ITERATIONS):
-        gram = x @ x.T
-        x = A * x + (B * gram + C * gram @ gram) @ x
+    if x.shape[1] > WIDE * x.shape[0]:
+        x = polynomial(x @ x.T) @ x
+    else:
+        for _ in range(ITERATIONS):
+            x = iteration(x @ x.T) @ x
     return x if matrix.shape[0] <= matrix.shape[1] else x.T
+
+
+def iteration(gram: Tensor) -> Tensor:
+    """Return what (R, R) one iteration multiplies a matrix x by, from x x^T."""
+    found = torch.addmm(gram, gram, gram, beta=B, alpha=C)
+    found.diagonal().add_(A)
+    return found
+
+
+def polynomial(gram: Tensor) -> Tensor:
+    """Return what (R, R) all iterations together multiply x by, from x x^T.
+
+    What an iteration multiplies by is symmetric, and x x^T after it follows from x x^T before: so
+    a wide matrix is multiplied twice in all. Of a 3 x 3 convolution that takes 0.4 of the time.
+    """
+    product = iteration(gram)
+    factor = product
+    for _ in range(ITERATIONS - 1):
+        gram = factor @ gram @ factor
+        factor = iteration(gram)
+        product = factor @ product
+    return product
 
 
 def scaled(matrix: Tensor) -> Tensor:
