@@ -253,8 +253,9 @@ def compare(preset: str | Path | None = None, /, **keys: Unpack[CompareKeys]) ->
         VisiontrainError: before anything starts, with one line, when a run cannot be as asked.
     """
     base = None if preset is None else read_preset(CompareConfig, str(preset), shipped("cfg"))
-    for entry in keys.get("runs", ()):
-        objects = passed(taken_apart(entry))
+    given = keys.get("runs")
+    for entry in given if isinstance(given, list | tuple) else ():
+        objects = passed(taken_apart(entry)) if isinstance(entry, Mapping) else {}
         if objects:
             raise ConfigError(
                 f"runs: {next(iter(objects))} is an object, and one for all runs can be passed "

@@ -17,6 +17,8 @@ from visiontrain.staging import check_uses
 
 SCORED_AS_TRAINED = {"data", "imgsz", "batch", "task", "project"}  # unless val is told otherwise
 
+OF_WEIGHTS = ("single_cls", "tile", "overlap")  # keys of data that weights are made for
+
 
 def below_validation(given: Mapping[str, Any]) -> Tree:
     """Return what the keys that were given for a validation lie on: the task of the weights.
@@ -57,7 +59,10 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
         )
     if run.batch < 0:
         given["batch"] = Run.model_fields["batch"].default  # scores are the same with any
-    if _others(given.get("data", {}), base.get("data", {})):
+    new, before = given.get("data", {}), base.get("data", {})
+    if "own" in new:  # of those in Python names do not tell whether they are others
+        base["data"] = {key: before[key] for key in OF_WEIGHTS if key in before}
+    elif "source" in new and absolute(new["source"]) != before.get("source"):
         base.pop("data", None)  # what it says, such as a cap, is meant for other data
     if meta.tile is not None:
         side, overlap = meta.tile
@@ -74,12 +79,6 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
     run = placed(run, claim(run.out, Path(run.project) / meta.task, run.name))
     write_config(run)
     return run
-
-
-def _others(given: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Tell whether other data are given; of those in Python names do not tell."""
-    source = given.get("source")
-    return "own" in given or (source is not None and absolute(source) != before.get("source"))
 
 
 def _run_of(weights: Path) -> RunFolder | None:

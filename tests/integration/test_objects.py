@@ -60,6 +60,11 @@ def net(classes):
     )
 
 
+def net_elsewhere(classes):
+    """Return what `net` does, under another name, as after moving it."""
+    return net(classes)
+
+
 def detector(classes):
     return build_model(YoloN(norm="group"), classes)
 
@@ -131,6 +136,8 @@ def test_a_run_with_objects_goes_on_and_its_weights_are_used(tmp_path):
         "kind": "object",
         "ref": "test_objects:loss",
     }
+    moved = objects | {"model": net_elsewhere, "data": vt.Data(TINTS.train, TINTS.val, TINTS.names)}
+    assert vt.train(**moved, out=out, resume=True, epochs=3).metrics["top1"] == run.metrics["top1"]
     again = vt.val(weights=out, data=TINTS, model=net, out=tmp_path / "val", log={"plots": False})
     assert again.metrics["top1"] == run.metrics["top1"]
     with pytest.raises(vt.ConfigError, match=r"visiontrain.load\(WEIGHTS, model=net\)"):
@@ -144,6 +151,14 @@ def test_a_comparison_cannot_vary_objects():
     for entry in ({"model": net}, {"loss": loss}, {"augment": noisy}):
         with pytest.raises(vt.ConfigError, match=r"runs: .* is an object, and one for all runs"):
             vt.compare(runs=[entry, {}], data=TINTS, model=net)
+
+
+def test_weights_of_one_class_are_scored_as_such(tmp_path):
+    data = vt.Data(Squares(10, 0), Squares(5, 1), ["square"])
+    keys = SMALL | {"imgsz": 64, "epochs": 1, "data.val_images": 3, "data.single_cls": True}
+    run = vt.train(data=data, model="yolo_n", out=tmp_path / "run", **keys, log={"to": []})
+    scored = vt.val(weights=run.folder, data=data, out=tmp_path / "val", log={"plots": False})
+    assert (scored.metrics["names"], scored.metrics["images"]) == (["object"], 5)  # no cap
 
 
 def two_files(weights, folder):

@@ -176,6 +176,25 @@ def test_a_run_goes_on_with_the_labels_it_began_with(tmp_path):
         prepared(tmp_path / "run", **keys, resume=True)[1].fit()
 
 
+def test_what_an_earlier_version_did_not_write_is_no_difference(tmp_path, monkeypatch):
+    """As it had no `depth` of resnet_tiny, and kept the name of a model of the user's."""
+    made = Saver.__init__
+
+    def earlier(self, learner, folder, meta, config, fixed):
+        model = {key: value for key, value in fixed["model"].items() if key != "finest"}
+        old = {key: value for key, value in fixed.items() if key != "labels_sha256"}
+        made(self, learner, folder, meta, config, old | {"model": model | {"own": {"ref": "a:b"}}})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Saver, "__init__", earlier)
+        prepared(tmp_path, epochs=1)[1].fit()
+    run, trainer = prepared(tmp_path, epochs=2, resume=True)
+    assert trainer.fit().exit_code == 0
+    changed = run.model_copy(update={"model": run.model.model_copy(update={"norm": "group"})})
+    with pytest.raises(CheckpointError, match=r"its model is .*'norm': 'batch'"):
+        app.build(changed, CPU).fit()
+
+
 def test_resume_takes_the_runs_own_config(tmp_path):
     prepare(config(tmp_path, epochs=7, **{"optim.lr": 0.005}))
     run = prepare(from_keys(Run, {"out": tmp_path, "resume": True, "patience": 3}))

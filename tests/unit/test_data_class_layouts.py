@@ -49,6 +49,21 @@ def test_a_test_without_classes_is_left_alone(tmp_path):
     assert list(spec.splits) == ["train", "val"]
 
 
+def test_a_test_in_a_folder_of_no_class_is_left_alone_too(tmp_path):
+    write_folder(tmp_path / "set")
+    save(PICTURES[0], tmp_path / "set/test/unknown")
+    assert list(opened(tmp_path / "set", tmp_path / "cache").splits) == ["train", "val"]
+    save(PICTURES[0], tmp_path / "set/testing/dog")
+    (tmp_path / "set/test/unknown/a.jpg").unlink()
+    assert dict(opened(tmp_path / "set", tmp_path / "cache").splits)["test"] == "testing"
+
+
+def test_a_link_to_a_split_is_no_second_one(tmp_path):
+    write_folder(tmp_path / "set")
+    (tmp_path / "set/valid").symlink_to("val")
+    assert dict(opened(tmp_path / "set", tmp_path / "cache").splits)["val"] == "val"
+
+
 def test_a_val_of_one_class_is_scored(tmp_path):
     write_folder(tmp_path / "set")
     for file in (tmp_path / "set/val/dog").iterdir():
@@ -67,7 +82,7 @@ def test_two_folders_of_one_split_are_refused(twin, tmp_path):
         opened(root, tmp_path / "cache")
 
 
-def test_hidden_folders_are_no_data_and_those_with_an_underscore_are(tmp_path):
+def test_hidden_folders_are_no_data_and_those_with_an_underscore_are_told(tmp_path):
     root = tmp_path / "set"
     write_folder(root)
     for place in (".ipynb_checkpoints", "train/cat/.thumbs", "train/dog/@eaDir/a.jpg", "__MACOSX"):
@@ -75,7 +90,16 @@ def test_hidden_folders_are_no_data_and_those_with_an_underscore_are(tmp_path):
     save(PICTURES[2], root / "train/_other")
     (root / "train/_notes").mkdir()
     spec = opened(root, tmp_path / "cache")
-    assert spec.names == ("_other", "cat", "dog")
+    assert spec.names == ("cat", "dog")
+    assert names(spec.table("train")) == sorted(f"{name}.jpg" for name in LABELS)
+    told = "1 folder of pictures left out, being no class of `names:`: _other"
+    assert spec.notes == (f"{root / 'train'}: {told}",)
+    yaml = tmp_path / "data.yaml"
+    yaml.write_text(
+        "format: folder\npath: set\ntrain: train\nval: val\nnames: [_other, cat, dog]\n"
+    )
+    spec = opened(yaml, tmp_path / "cache")
+    assert spec.notes == ()
     assert names(spec.table("train")) == sorted(f"{name}.jpg" for name in [*LABELS, "c"])
 
 
@@ -83,7 +107,9 @@ def test_a_class_without_pictures_is_told(tmp_path):
     write_folder(tmp_path / "set")
     (tmp_path / "set/train/bird").mkdir()
     spec = opened(tmp_path / "set", tmp_path / "cache")
-    assert spec.notes == (f"{tmp_path / 'set/train'}: no picture of bird",)
+    told = [f"{tmp_path / 'set'}: train: no image of bird"]
+    assert spec.remarks({split: spec.table(split) for split in ("train", "val")}) == told
+    assert not spec.remarks({"val": spec.table("val")})
 
 
 def test_names_of_any_bytes_are_held_out_too(tmp_path):
@@ -136,13 +162,34 @@ def test_what_a_description_cannot_mean_is_refused(text, message, tmp_path):
         described(tmp_path, text)
 
 
+def test_what_is_scored_needs_no_folder_of_train(tmp_path):
+    spec = described(tmp_path, "path: set\ntrain: gone\nval: val\nnames: [cat, dog]")
+    assert len(spec.table("val")) == len(LABELS)
+    with pytest.raises(DataError, match=r"no folder .*gone"):
+        spec.table("train")
+
+
+def test_what_is_held_out_hangs_on_no_place(tmp_path, monkeypatch):
+    held = []
+    for place in ("here", "some/where/else"):
+        monkeypatch.setenv("VISIONTRAIN_DATASETS", str(tmp_path / place))
+        for label in ("cat", "dog"):
+            for seed in range(12):
+                file = save(PICTURES[0], tmp_path / place / "pets/train" / label, seed=seed)
+                file.rename(file.with_name(f"{seed}.jpg"))
+        spec = described(tmp_path / f"yaml-{len(held)}", "train: pets/train\nholdout: 0.3")
+        held.append(names(spec.table("val")))
+    assert held[0] == held[1]
+
+
 def test_folders_are_looked_for_where_other_data_sets_are(tmp_path, monkeypatch):
     monkeypatch.setenv("VISIONTRAIN_DATASETS", str(tmp_path / "all"))
     write_folder(tmp_path / "all/pets")
     spec = described(tmp_path, "train: pets/train\nval: pets/val")
     assert len(spec.table("val")) == len(LABELS)
-    with pytest.raises(DataError, match=rf"nothing at .*{re.escape(str(tmp_path / 'all/none'))}"):
-        described(tmp_path, "train: none")
+    spec = described(tmp_path, "train: pets/train\nval: none")
+    with pytest.raises(DataError, match=rf"val: nothing at .*{re.escape(str(tmp_path / 'all'))}"):
+        spec.table("val")
 
 
 # -- CSV files ---------------------------------------------------------------------------
@@ -168,10 +215,20 @@ def test_rows_that_give_an_image_two_classes_contradict_each_other(tmp_path):
     assert "train.csv:2; `several: true`" in defect.reason
 
 
-def test_rows_of_an_image_of_several_classes_are_one(tmp_path):
-    table = rewritten(tmp_path, LONG, "several: true\n").table("train")
-    assert (len(table), table.offsets.tolist()) == (3, [0, 2, 3, 4])
-    assert table.classes.tolist() == [0, 1, 1, 1]
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2)])
+def test_rows_of_an_image_of_several_classes_are_one_in_any_order(order, tmp_path):
+    head, *lines = (LONG + "train/a.jpg,dog\n").splitlines()
+    text = "\n".join([head, *(lines[k] for k in order), lines[4]])
+    table = rewritten(tmp_path, text, "several: true\n").table("train")
+    found = {
+        Path(table.images.name(row)).name: table.classes[table.rows(row)].tolist()
+        for row in range(len(table))
+    }
+    assert {name: sorted(labels) for name, labels in found.items()} == {
+        "a.jpg": [0, 1],
+        "b.jpg": [1],
+    }
+    assert len(table) == 2
     assert not table.defects
 
 
@@ -184,6 +241,17 @@ def test_columns_that_are_no_class_of_names_are_left_out_and_told(tmp_path):
     assert f"{tmp_path / 'set/train.csv'}: columns left out: valid, fold" in spec.notes
     with pytest.raises(DataError, match=r"train.csv:2: fold: got '3'; give 0 or 1, .*names:"):
         rewritten(tmp_path, WIDE)
+
+
+def test_a_name_without_a_column_is_no_class_that_nobody_has(tmp_path):
+    spec = rewritten(tmp_path, WIDE, "names: [cat, dog]\n")
+    (tmp_path / "set/val.csv").write_text("image,cat,Dog\nval/a.jpg,1,0\n")
+    with pytest.raises(
+        DataError, match=r"val.csv:1: no column 'dog', which `names:` lists; .* Dog"
+    ):
+        spec.table("val")
+    with pytest.raises(DataError, match=r"train.csv:1: no column 'dogs'"):
+        rewritten(tmp_path / "b", WIDE, "names: [cat, dogs]\n")
 
 
 def test_a_column_of_classes_under_another_name_is_told_what_to_be_called(tmp_path):

@@ -61,8 +61,9 @@ class CsvReader:
             raise DataError(f"{first[0]}: no label in {counted(len(rows), 'row')}; add some")
         self.names = listed
         self.several = self._several(rows)
-        self.notes = tuple(_left_out(path, self.wanted) for path in first)
-        self.notes = tuple(note for note in self.notes if note)
+        files = dict.fromkeys(path for paths in self.splits.values() for path in paths)
+        notes = (_left_out(path, self.wanted) for path in files)
+        self.notes = tuple(note for note in notes if note)
 
     def read(self, split: str, choice: Choice) -> Table:
         """Look up the images of `split`, and look at each one's header."""
@@ -93,25 +94,26 @@ class CsvReader:
     def _each_once(
         self, rows: Sequence[tuple[Path, Row]], defects: list[Defect]
     ) -> list[tuple[Path, Row]]:
-        """Join the rows that give an image other labels; of a single one the first counts.
+        """Join the rows of an image that may have several labels; else its first class counts.
 
-        Rows that are alike stay: an image may be meant to be seen more often.
+        Rows that give it that class again stay: it may be meant to be seen more often.
         """
         found: list[tuple[Path, Row]] = []
-        first: dict[str, int] = {}
+        first: dict[tuple[Path, str], int] = {}
         for path, row in rows:
-            place = self._image(path, row.image)
-            known = first.setdefault(place, len(found))
-            if known == len(found) or found[known][1].labels == row.labels:
+            known = first.setdefault((path.parent, os.path.normpath(row.image)), len(found))
+            if known == len(found):
                 found.append((path, row))
                 continue
             file, before = found[known]
             if self.several:
                 labels = tuple(dict.fromkeys((*before.labels, *row.labels)))
                 found[known] = file, replace(before, labels=labels)
+            elif row.labels == before.labels:
+                found.append((path, row))
             else:
-                reason = f"{place} is of another class in {file}:{before.line}; `several: true` "
-                reason += "lets images have several"
+                reason = f"{row.image} is of another class in {file}:{before.line}; "
+                reason += "`several: true` lets images have several"
                 defects.append(Defect(str(path), row.line, "repeated-row", reason))
         return found
 
@@ -214,6 +216,12 @@ def read_rows(path: Path, names: Sequence[str] | None = None) -> list[Row]:
                 raise DataError(
                     f"{path}:1: columns {', '.join(head.names) or 'none'}; name one image and one "
                     "label, or one for each class"
+                )
+            lacking = [name for name in names or () if name not in head.names]
+            if head.label is None and lacking:
+                raise DataError(
+                    f"{path}:1: no column {lacking[0]!r}, which `names:` lists; there are "
+                    f"{', '.join(filter(None, head.names))}"
                 )
             return [_row(path, line, head, cells, classes) for line, cells in lines if cells]
     except (OSError, UnicodeDecodeError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ IGNORED = frozenset(
     }
 )
 SPLITS = ("train", "val", "test")
+LISTED = 5  # names that a note gives
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +174,11 @@ class Description:
         if not all(isinstance(name, str | int | float) for name in names):
             raise self.fail("names", f"got {names!r}", "give texts")
         return [str(name).strip() for name in names]
+
+
+def some(names: Sequence[str]) -> str:
+    """List the first few."""
+    return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
 
 
 def unique_names(names: list[str], where: str) -> tuple[str, ...]:

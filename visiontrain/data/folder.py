@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from visiontrain.core.errors import DataError
 from visiontrain.core.seed import derive
 from visiontrain.data.build import build_labelled
 from visiontrain.data.defects import counted
-from visiontrain.data.description import SPLITS, Choice, Description, unique_names
+from visiontrain.data.description import SPLITS, Choice, Description, some, unique_names
 from visiontrain.data.images import FileImages, Paths
 from visiontrain.data.scan import scan
 from visiontrain.data.table import Table
-from visiontrain.data.walk import is_hidden, is_picture, walk
+from visiontrain.data.walk import holds_pictures, is_hidden, is_picture, walk
 
 KEYS = ("path", *SPLITS, "validation", "names", "holdout")
 FOLDERS = {  # what a split's folder may be called
@@ -24,8 +25,8 @@ FOLDERS = {  # what a split's folder may be called
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
+SPLIT_NAMES = frozenset(chain(*FOLDERS.values()))
 HELD_OUT = 0.1  # share of each class
-LISTED = 5  # folders that a note names
 Item = tuple[str, str]  # class, path
 
 
@@ -79,23 +80,18 @@ class FolderReader:
         if "val" in self.splits and self.splits["val"] is None:
             held = f"no val, so {self.share:.0%} of each class of train is held out for it"
             yield f"{self.description.where}: {held}"
-        if "train" in self.splits:
-            folder = self._folder(self.splits["train"])
-            empty = [name for name in self.names if not any(self._walk(folder / name))]
-            if empty:
-                yield f"{folder}: no picture of {_some(empty)}"
-        if self.description.values.get("names") is None:
-            return  # one that another split has is refused when it is read
+        named = self.description.values.get("names") is not None
         places = [place for place in self.splits.values() if place is not None]
         for folder in dict.fromkeys(self.root / place for place in places):
-            listed = class_folders(folder) if folder.is_dir() else []  # told when it is read
-            others = [
-                path.name for path in listed if path.name not in self.names and any(walk(path))
-            ]
-            if others:
+            listed = _folders(folder) if folder.is_dir() else []  # told when it is read
+            others = [path for path in listed if path.name not in self.names]
+            if not named:  # others that another split has are refused when it is read
+                others = [path for path in others if path.name.startswith("_")]
+            left = [path.name for path in others if holds_pictures(path)]
+            if left:
                 yield (
-                    f"{folder}: {counted(len(others), 'folder')} of pictures left out, being no "
-                    f"class of `names:`: {_some(others)}"
+                    f"{folder}: {counted(len(left), 'folder')} of pictures left out, being no "
+                    f"class of `names:`: {some(left)}"
                 )
 
     def _share(self) -> float:
@@ -106,31 +102,35 @@ class FolderReader:
 
     def _items(self, split: str) -> list[Item]:
         """List (class, path) of a split, class by class."""
-        place = self.splits[split]
-        if place is not None and self.splits.get("val", "") is not None:
-            return self._listed(place)
+        if self.splits[split] is not None and self.splits.get("val", "") is not None:
+            return self._listed(split)
         held = {path for _, path in self._held_out()}
-        if place is None:
+        if self.splits[split] is None:
             return self._held_out()
-        items = self._listed(place)
+        items = self._listed(split)
         return [item for item in items if item[1] not in held] if split == "train" else items
 
     def _held_out(self) -> list[Item]:
         """Return the share of train that is val: those whose names hash lowest in their class."""
         by_class: dict[str, list[str]] = {}
-        for name, path in self._listed(self.splits["train"]):
+        for name, path in self._listed("train"):
             by_class.setdefault(name, []).append(path)
         held = []
         for name, paths in by_class.items():
             count = max(1, round(self.share * len(paths))) if len(paths) > 1 else 0
-            ordered = sorted(
-                paths, key=lambda path: derive("holdout", os.path.relpath(path, self.root))
-            )
+            ordered = sorted(paths, key=self._hash)
             held += [(name, path) for path in sorted(ordered[:count])]
         return held
 
-    def _listed(self, place: str) -> list[Item]:
-        folder = self._folder(place)
+    def _hash(self, path: str) -> int:
+        """Order the files of train, wherever the data set lies."""
+        place = self.splits["train"]
+        if (self.root / place).is_dir():
+            return derive("holdout", os.path.relpath(path, self.root))
+        return derive("holdout", place, os.path.relpath(path, self._folder("train")))
+
+    def _listed(self, split: str) -> list[Item]:
+        folder = self._folder(split)
         own = [path.name for path in class_folders(folder)]
         strange = [name for name in own if name not in self.names]
         if strange and self.description.values.get("names") is None:
@@ -143,16 +143,17 @@ class FolderReader:
     def _walk(self, folder: Path) -> Iterable[str]:
         return walk(folder) if folder.is_dir() else ()
 
-    def _folder(self, place: str) -> Path:
+    def _folder(self, split: str) -> Path:
+        place = self.splits[split]
         folder = self.root / place
         if not folder.is_dir() and self.description.values.get("path") is None:
-            folder = self.description.locate("train", place)
+            folder = self.description.locate(split, place)
         if not folder.is_dir():
             raise DataError(f"{self.description.where}: no folder {folder}; correct the path")
         return Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow links
 
     def _classes(self) -> list[str]:
-        folder = self._folder(next(iter(self.splits.values())))
+        folder = self._folder(next(iter(self.splits)))
         found = [path.name for path in class_folders(folder)]
         if len(found) < 2:
             raise DataError(
@@ -162,81 +163,82 @@ class FolderReader:
         return found
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
-
-
 def class_folders(folder: Path) -> list[Path]:
-    """Return the folders below `folder` that may be classes, sorted by name.
-
-    One whose name begins with _ is of a tool, unless it holds pictures.
-    """
-    found = sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
-    return [path for path in found if path.name[0] != "_" or any(walk(path))]
+    """Return the folders below `folder` that are classes where none are named, sorted by name."""
+    return [path for path in _folders(folder) if not path.name.startswith("_")]
 
 
-def split_folders(root: Path) -> dict[str, str]:
-    """Return which folders of `root` are splits: "train" -> "training".
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+
+
+def splits_of(root: Path) -> dict[str, str] | None:
+    """Return which folders of `root` are splits: "train" -> "training"; {} for classes without.
+
+    Returns:
+        None where `root` is no data set of class folders.
 
     Raises:
-        DataError: two folders are one split, or one that is scored has no folders of classes.
+        DataError: two folders are one split, or pictures of a split lie in no folder of a class.
     """
     by_name: dict[str, list[Path]] = {}
-    for path in sorted(root.iterdir()):
-        if path.is_dir():
-            by_name.setdefault(path.name.lower(), []).append(path)
+    for path in _folders(root):
+        by_name.setdefault(path.name.lower(), []).append(path)
     there = {
-        split: [path for name in names for path in by_name.get(name, ()) if any(walk(path))]
+        split: _each_once(path for name in names for path in by_name.get(name, ()))
         for split, names in FOLDERS.items()
     }
-    if not any(len(holding(path)) > 1 for path in there["train"]):
-        return {}
+    if not any(len(list(islice(holding(path), 2))) == 2 for path in there["train"]):
+        return _unsplit(root)
     for split, paths in there.items():
         if len(paths) > 1:
             raise DataError(
-                f"{root}: {_some([path.name for path in paths])} are all {split}; name one in a "
+                f"{root}: {some([path.name for path in paths])} are all {split}; name one in a "
                 "YAML (format: folder), or move the others away"
             )
-    sorted_in = {
-        split: path.name
-        for split, paths in there.items()
-        for path in paths
-        if any(any(walk(own)) for own in class_folders(path))
-    }
-    if there["val"] and "val" not in sorted_in:
-        raise DataError(
-            f"{there['val'][0]}: pictures without folders of their classes; sort them as in train, "
-            "name them in a CSV (format: csv), or move them away"
-        )
-    return sorted_in
-
-
-def holding(folder: Path) -> list[str]:
-    """Name the folders directly below `folder` that hold pictures themselves."""
-    found = []
-    for path in class_folders(folder):
-        try:
-            with os.scandir(path) as entries:
-                if any(is_picture(entry.name) for entry in entries):
-                    found.append(path.name)
-        except OSError:  # such as lost+found: told if it is taken for a class
-            continue
+    (train,) = there["train"]
+    found = {"train": train.name}
+    for path in there["val"]:
+        if not any(map(holds_pictures, class_folders(path))):
+            raise DataError(
+                f"{path}: pictures without folders of their classes; sort them as in train, "
+                "name them in a CSV (format: csv), or move them away"
+            )
+        found["val"] = path.name
+    for path in there["test"]:  # often without classes: nothing is lost if it is left alone
+        own = {sub.name for sub in class_folders(path)}
+        if own and own <= {sub.name for sub in class_folders(train)}:
+            found["test"] = path.name
     return found
 
 
-def is_root(folder: Path) -> bool:
-    """Tell whether `folder` is a data set of class folders, with or without splits.
+def _each_once(paths: Iterable[Path]) -> list[Path]:
+    """Leave out folders without pictures, and links to one that is there already."""
+    found: list[Path] = []
+    for path in paths:
+        if holds_pictures(path) and not any(path.samefile(other) for other in found):
+            found.append(path)
+    return found
 
-    Raises:
-        DataError: as `split_folders`; or its splits hold pictures, but no folders of classes.
-    """
-    if split_folders(folder):
-        return True
-    names = holding(folder)
-    splits = [name for name in names if name.lower() in chain(*FOLDERS.values())]
-    if len(names) > 1 and len(splits) == len(names):
+
+def _unsplit(root: Path) -> dict[str, str] | None:
+    """Tell classes from splits whose pictures lie in no folder of a class; as `splits_of`."""
+    names = []
+    for name in holding(root):
+        names.append(name)
+        if len(names) > 1 and any(one.lower() not in SPLIT_NAMES for one in names):
+            return {}
+    if len(names) > 1:
         raise DataError(
-            f"{folder}: pictures in {_some(names)}, but not in a folder for each class; sort "
+            f"{root}: pictures in {some(names)}, but not in a folder for each class; sort "
             "them so, or describe them in a YAML, see datasets/README.md"
         )
-    return len(names) > 1
+    return None
+
+
+def holding(folder: Path) -> Iterator[str]:
+    """Yield the names of the class folders of `folder` that hold pictures themselves."""
+    for path in class_folders(folder):
+        with suppress(OSError), os.scandir(path) as entries:  # such as lost+found
+            if any(is_picture(entry.name) for entry in entries):
+                yield path.name

@@ -22,7 +22,7 @@ from visiontrain.data.atomic import cache_folder
 from visiontrain.data.cache import keep_images
 from visiontrain.data.config import DataConfig
 from visiontrain.data.defects import counted, describe, fatal, printable, summary
-from visiontrain.data.description import IGNORED, Choice, Description, Reader
+from visiontrain.data.description import IGNORED, Choice, Description, Reader, some
 from visiontrain.data.images import FileImages
 from visiontrain.data.own import OwnReader
 from visiontrain.data.registry import FORMATS
@@ -97,6 +97,11 @@ class DataSpec:
                 if self.config.own is not None:  # there is no check of it
                     found += f"; first: {describe(table.defects[0])}"
                 lines.append(f"{found}; {self._advice}")
+            if split == "train" and table.task == "classify":
+                counts = np.bincount(table.classes, minlength=len(table.names))
+                missing = [table.names[label] for label in np.flatnonzero(counts == 0)]
+                if missing:
+                    lines.append(f"{self.source}: train: no image of {some(missing)}")
         return [printable(line) for line in lines]
 
     def how_to_add(self, split: str) -> str:
@@ -256,9 +261,8 @@ def _root(place: Path) -> Mapping[str, Any] | None:
     path = str(place.resolve())
     if voc.is_root(place):
         return {"format": "voc", "path": path}
-    if _file_in(place) is None and folder.is_root(place):
-        return {"format": "folder", "path": path, **folder.split_folders(place)}
-    return None
+    splits = folder.splits_of(place) if _file_in(place) is None else None
+    return None if splits is None else {"format": "folder", "path": path, **splits}
 
 
 def _describe(place: Path, config: DataConfig, environment: Path | None) -> Description:

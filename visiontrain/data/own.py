@@ -204,8 +204,12 @@ class OwnImages:
         where = self.name(row)
         try:
             sample = self.dataset[int(self.rows[row])]
-        except VisiontrainError as error:
-            raise type(error)(f"{where}: {error}") from error
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        except VisiontrainError:
+            raise
         except Exception as error:
             reason = short(f"{type(error).__name__}: {error}")
             raise DataError(f"{where}: {reason}; mend it in the data set") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from visiontrain.core.errors import DataError
@@ -48,6 +49,14 @@ def walk(folder: Path) -> Iterator[str]:
         for name in sorted(files):
             if is_picture(name):
                 yield os.path.join(parent, name)  # noqa: PTH118
+
+
+def holds_pictures(folder: str | Path) -> bool:
+    """Tell whether `walk` finds any; most often by the first file, without listing all."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        if any(is_picture(entry.name) for entry in entries):
+            return True
+    return any(walk(Path(folder)))
 
 
 def _refused(error: OSError) -> None:

@@ -215,7 +215,7 @@ class Saver:
             return None
         for key, mine in self.fixed.items():
             theirs = found.snapshot.meta.get(key)
-            if theirs != mine:
+            if not agree(theirs, mine):
                 raise CheckpointError(
                     f"{found.path}: its {key} is {theirs}, this run's is {mine}; give what the run "
                     "was started with, or a new folder"
@@ -306,3 +306,14 @@ def _holds(path: Path, manifest: str) -> bool:
     """Tell whether this very checkpoint lies here: a machine may have an older run's."""
     file = path / MANIFEST
     return file.is_file() and file.read_text() == manifest
+
+
+def agree(theirs: Any, mine: Any) -> bool:
+    """Tell whether a checkpoint's value is this run's.
+
+    An earlier version may not have written a key, or others too: `check_fixed` and the tensors
+    tell whether the model is another.
+    """
+    if isinstance(theirs, Mapping) and isinstance(mine, Mapping):
+        return all(theirs.get(key, value) == value for key, value in mine.items())
+    return theirs is None or theirs == mine
