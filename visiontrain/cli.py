@@ -188,9 +188,17 @@ def _compare(words: Sequence[str]) -> int:
     config = load(CompareConfig, words, shipped("cfg"), USES, _below_comparison)
     from visiontrain.comparison import compare  # noqa: PLC0415
 
-    comparison = compare(config, partial(print, flush=True))  # runs print from other processes
+    comparison = compare(config, _lasting)  # runs print from other processes
     print(comparison)
     return comparison.exit_code
+
+
+def _lasting(line: str) -> None:
+    """Print a line, for as long as somebody reads: what is under way goes on without."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
 def _plan(words: Sequence[str]) -> int:

@@ -43,6 +43,7 @@ from visiontrain.strategies.devices import settle
 from visiontrain.strategies.environment import is_first, launched, wants_torchrun
 from visiontrain.strategies.member import once
 
+TOLD = 20  # files left out, each by a line
 WORKER = "visiontrain.worker"  # sits above this module and is only named here
 
 
@@ -114,8 +115,10 @@ def predict(config: PredictConfig, say: Say, objects: Objects | None = None) -> 
 
 
 def _tell(result: Predicted, say: Say) -> None:
-    for reason in result.unreadable:
+    for reason in result.unreadable[:TOLD]:
         say(printable(f"left out: {reason}"))
+    if len(result.unreadable) > TOLD:
+        say(f"left out: {len(result.unreadable) - TOLD:,} more, see metrics.json")
     if result.rows:
         say(printable(result.summary()))
 

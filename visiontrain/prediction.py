@@ -7,14 +7,14 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from visiontrain.core.errors import ConfigError, DataError
+from visiontrain.core.errors import ConfigError, DataError, StorageError
 from visiontrain.core.own import NONE, Objects
 from visiontrain.core.types import ClassScores, Detections, Place, Prediction
 from visiontrain.data.defects import counted
@@ -210,6 +210,8 @@ def predict_share(config: PredictConfig, place: Place, objects: Objects) -> int:
     asked = {"conf": min(config.conf, FAINT), "device": str(place.device)}
     staged = isinstance(mode, Pipeline)  # else each process holds the model, and runs it alone
     predictor = load(config.model_copy(update=asked), objects, strategy if staged else None)
+    if isinstance(predictor, Detector):
+        predictor = replace(predictor, least=config.conf)
     inputs = agreed(find_inputs(config.source), strategy)
     reader = ShotReader(inputs, config.batch, config.vid_stride, config.max_pixels)
     writer = ShotWriter(config, folder_of(config).path, predictor.names, inputs)
@@ -217,19 +219,39 @@ def predict_share(config: PredictConfig, place: Place, objects: Objects) -> int:
     shots = reader.batches(portions(inputs, config.batch)[index::total])
     began, best = time.perf_counter(), 0.0
     with Signals() as signals, closing(writer):
-        for batch in in_step(shots, strategy, signals):
-            found = looked(predictor, [shot.pixels for shot in batch]) if batch else []
-            for shot, said in zip(batch, found, strict=True) if strategy.holds_outputs else ():
-                best = max([best, *said.scores.tolist()])
-                writer.add(shot, above(said, config.conf))
+        with kept_for_last(alone=place.world == 1) as failure:
+            for batch in in_step(shots, strategy, signals):
+                images = [shot.pixels for shot in batch]
+                found = looked(predictor, images, config.batch) if batch else []
+                for shot, said in zip(batch, found, strict=True) if strategy.holds_outputs else ():
+                    best = max([best, *said.scores.tolist()])
+                    writer.add(shot, above(said, config.conf))
+        writer.close()  # a film can be played even if what follows fails
         seconds = time.perf_counter() - began
         left_out = reader.unreadable if strategy.holds_outputs else ()  # all of a pipeline read
         share = Share(writer.rows, left_out, best, seconds, signals.received)
         shares = gathered(share, strategy)
         if place.is_main:
             write_shares(config, predictor, shares)
+    for error in failure:
+        raise error
     received = max(share.signal for share in shares)
     return unsaved(received) if received else 0
+
+
+@contextmanager
+def kept_for_last(*, alone: bool) -> Iterator[list[StorageError]]:
+    """Keep what cannot be written for later: first, what was found is to be saved.
+
+    Of several processes, the others would wait for this one.
+    """
+    failure: list[StorageError] = []
+    try:
+        yield failure
+    except StorageError as error:
+        if not alone:
+            raise
+        failure.append(error)
 
 
 def agreed(inputs: Sequence[Input], strategy: Strategy) -> list[Input]:
@@ -284,10 +306,12 @@ def gathered(share: Share, strategy: Strategy) -> list[Share]:
     return [Share(**json.loads(text)) for text in lines]
 
 
-def looked(predictor: Detector | Classifier, images: list[Pixels]) -> Sequence[Prediction]:
-    """Predict on pictures by one forward pass."""
+def looked(
+    predictor: Detector | Classifier, images: list[Pixels], most: int
+) -> Sequence[Prediction]:
+    """Predict on pictures by one forward pass, or one of each `most` tiles."""
     if isinstance(predictor, Detector):
-        return predictor.detect(images)
+        return predictor.detect(images, most)
     return predictor.classify(images)
 
 

@@ -62,6 +62,7 @@ def prepare(run: Run) -> Run:
     run, stages = with_stages(settled(run), asked=asked)
     folder = reopen(run.out) if run.resume else None
     if folder is not None and folder.config.is_file():
+        refuse_lost(folder)
         check_fixed(build(Run, read_config(folder)), run)
         run = placed(run, folder)  # `fit` writes config.yaml once it goes on
     else:
@@ -73,6 +74,20 @@ def prepare(run: Run) -> Run:
         with storing(folder.stages):
             replace_file(folder.stages, "\n".join([*stages, ""]).encode())
     return run
+
+
+def refuse_lost(folder: RunFolder) -> None:
+    """Refuse to begin anew over what a run left whose checkpoints are gone.
+
+    Raises:
+        ConfigError: there are results, and nothing to go on from.
+    """
+    left = [path for path in (folder.results, folder.metrics, folder.best) if path.is_file()]
+    if left and not (folder.checkpoints.is_dir() and any(folder.checkpoints.iterdir())):
+        raise ConfigError(
+            f"out: {folder.path} holds {left[0].name} but no checkpoint to go on from; start in "
+            "another folder, with weights=FILE if from its weights"
+        )
 
 
 def settled(run: Run) -> Run:

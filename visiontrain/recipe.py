@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -386,12 +387,13 @@ def check_fixed(old: Run, new: Run) -> None:
         ConfigError: naming the key.
     """
     check_same_clients(old.strategy, new.strategy)
-    own_data = None not in (old.data.own, new.data.own)  # by names of classes, which may move
+    moved = None not in (old.data.own, new.data.own)  # a checkpoint knows its labels
+    moved |= Path(old.data.source).name == Path(new.data.source).name
     for keys in FIXED:
         was, now = reduce(getattr, keys, old), reduce(getattr, keys, new)
         if isinstance(was, Section) and isinstance(now, Section):
             was, now = was.model_dump(exclude={"own"}), now.model_dump(exclude={"own"})
-        if was != now and not (own_data and keys == ("data", "source")):
+        if was != now and not (moved and keys == ("data", "source")):
             raise ConfigError(
                 f"{'.'.join(keys)}: {now}, but the run in out has {was}; "
                 "leave it away, or start a new run without resume=true"

@@ -11,6 +11,7 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.core.own import NONE, Objects, refuse_missing, with_objects
 from visiontrain.engine.run_folder import RunFolder, claim
 from visiontrain.engine.weights import WeightsMeta, load_meta
+from visiontrain.models.registry import check_input
 from visiontrain.prepare import Tree, absolute, placed, read_config, settle_tree, write_config
 from visiontrain.recipe import Run
 from visiontrain.staging import check_uses
@@ -53,6 +54,10 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
     if old is not None:
         base |= {key: value for key, value in read_config(old).items() if key in SCORED_AS_TRAINED}
     given = run.model_dump(exclude_unset=True)
+    if old is None and not {"source", "own"} & given.get("data", {}).keys():
+        raise ConfigError(
+            f"data: not given, and {run.weights} lies in no run that would tell; add data=..."
+        )
     if given.get("task", {}).get("kind", meta.task) != meta.task:
         raise ConfigError(
             f"task: {run.task.kind}, but {run.weights} is of task={meta.task}; leave it out"
@@ -74,6 +79,8 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
             f"model: {run.weights} holds {meta.model.get('kind')}, no model of yours; leave it out"
         )
     run = with_objects(settle_tree(tree), objects)
+    if run.imgsz != meta.imgsz:
+        check_input(run.model, run.imgsz, meta.task)
     refuse_missing(run, "visiontrain.val(weights=WEIGHTS, {})")
     check_uses(run.strategy, run.model, len(meta.names), meta.task)
     run = placed(run, claim(run.out, Path(run.project) / meta.task, run.name))

@@ -312,7 +312,7 @@ def best_of(trials: Sequence[Trial], count: int) -> tuple[list[Trial], list[str]
             best.append(replace(failed, error=f"{failed.name}: {failed.error}"))
             continue
         chosen = max(group, key=lambda trial: trial.score or 0.0)
-        scores = ", ".join(f"{trial.score:.3f}" for trial in group)
+        scores = ", ".join("-" if t.score is None else f"{t.score:.3f}" for t in group)
         best.append(chosen)
         reasons.append(
             f"seed {seed}: client {group.index(chosen)} is the best of {count} on the val split: "

@@ -59,7 +59,8 @@ def predict(config_json: str, place: Place, objects: Objects = NONE) -> int:
         VisiontrainError: with one line for the user.
     """
     config = from_text(config_json)
-    with fitting(f"{config.batch} images", f"set batch={max(1, config.batch // 2)}"):
+    less = f"set batch={config.batch // 2}" if config.batch > 1 else "take a smaller imgsz or tile"
+    with fitting(f"{config.batch} images", less):
         return predict_share(config, place, objects)
 
 

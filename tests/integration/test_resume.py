@@ -1,5 +1,6 @@
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,6 +175,26 @@ def test_a_run_goes_on_with_the_labels_it_began_with(tmp_path):
     label.write_text(label.read_text().replace("1 ", "0 ", 1))
     with pytest.raises(CheckpointError, match="its labels_sha256 is"):
         prepared(tmp_path / "run", **keys, resume=True)[1].fit()
+
+
+def test_results_without_checkpoints_are_not_begun_over(tmp_path):
+    prepared(tmp_path, epochs=1)[1].fit()
+    results = (tmp_path / "results.csv").read_text()
+    shutil.rmtree(tmp_path / "checkpoints")
+    for resume in (True, "auto"):
+        with pytest.raises(ConfigError, match=r"holds results.csv but no checkpoint to go on from"):
+            prepare(config(tmp_path, epochs=1, resume=resume))
+    assert (tmp_path / "results.csv").read_text() == results
+
+
+def test_a_run_goes_on_where_its_data_have_moved(tmp_path):
+    source = write_yolo(tmp_path / "boxes")
+    keys = {"batch": 2, "epochs": 1}
+    prepared(tmp_path / "run", data={"source": source, "workers": 0}, **keys)[1].fit()
+    (tmp_path / "boxes").rename(tmp_path / "elsewhere")
+    moved = {"source": source.replace("boxes", "elsewhere"), "workers": 0}
+    keys = {"batch": 2, "epochs": 2, "resume": True}
+    assert prepared(tmp_path / "run", data=moved, **keys)[1].fit().exit_code == 0
 
 
 def test_what_an_earlier_version_did_not_write_is_no_difference(tmp_path, monkeypatch):

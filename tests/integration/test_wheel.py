@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,13 +13,21 @@ import pytest
 TOP = Path(__file__).parents[2]
 PREFIX = "visiontrain/_shipped/"
 SHIPPED = ("cfg", "datasets", "weights")
+SHOWN = (".yaml", ".md")
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
+    """Build it where a user has data of their own."""
+    folder, here = (tmp_path_factory.mktemp(name) for name in ("wheel", "checkout"))
+    for kind in (*SHIPPED, "visiontrain"):
+        shutil.copytree(TOP / kind, here / kind, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(TOP / name, here)
+    (here / "datasets" / "mine").mkdir()
+    (here / "datasets" / "mine" / "patient.jpg").write_bytes(b"private")
     words = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(words, cwd=TOP, check=True, capture_output=True)
+    subprocess.run(words, cwd=here, check=True, capture_output=True)
     (path,) = folder.glob("*.whl")
     return path
 
@@ -28,7 +37,9 @@ def test_it_holds_presets_data_sets_weights_help_and_licence(wheel):
         names = set(file.namelist())
     for kind in SHIPPED:
         files = {path.relative_to(TOP).as_posix() for path in (TOP / kind).rglob("*.*")}
-        assert {PREFIX + name for name in files} <= names
+        shown = {name.removeprefix(PREFIX) for name in names if name.startswith(f"{PREFIX}{kind}/")}
+        assert shown <= files  # and not what users keep there
+        assert {name for name in files if Path(name).suffix in SHOWN or "cluster" in name} <= shown
     package = (path for path in (TOP / "visiontrain").rglob("*") if path.is_file())
     ours = {path.relative_to(TOP).as_posix() for path in package if "__pycache__" not in path.parts}
     assert ours == {name for name in names if ".dist-info/" not in name} - {

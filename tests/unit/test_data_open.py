@@ -307,3 +307,17 @@ def test_the_classes_of_coco_need_no_reading(tmp_path):
 def test_recommended_keys_reach_the_run(tmp_path):
     assert opened("digits", tmp_path).defaults["imgsz"] == 160
     assert not opened(write_yolo(tmp_path / "set"), tmp_path).defaults
+
+
+@pytest.mark.parametrize("layout", [write_yolo, write_voc])
+def test_a_list_in_another_encoding_is_one_line(layout, tmp_path):
+    """As Windows PowerShell's > writes it."""
+    source = Path(layout(tmp_path / "set"))
+    if source.suffix == ".yaml":
+        source.write_text(source.read_text().replace("images/train", "train.txt"))
+        place = tmp_path / "set/train.txt"
+    else:
+        place = tmp_path / "set/ImageSets/Main/train.txt"
+    place.write_text("a\nb\n", encoding="utf-16")
+    with pytest.raises(DataError, match=r"train.txt: cannot be read .*; save the list as UTF-8"):
+        opened(source, tmp_path / "cache").table("train")

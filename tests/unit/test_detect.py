@@ -118,6 +118,17 @@ def test_decode_inverts_the_letterbox_and_keeps_the_best(task):
     assert found.boxes[0].tolist() == [8.0, 0.0, 40.0, 24.0]
 
 
+def test_suppression_leaves_as_many_objects_as_are_kept():
+    """Ten anchors answer for each: the best pairs alone are of a few objects."""
+    objects, anchors = 40, 10
+    some = build_task(DetectConfig(conf=0.1, nms=True, iou=0.5, max_det=30), 1, YoloN())
+    places = torch.arange(objects).repeat_interleave(anchors).float() * 16
+    boxes = torch.stack([places, places, places + 12, places + 12], 1)
+    scores = torch.linspace(0.9, 0.2, objects).repeat_interleave(anchors)[:, None]
+    found = some._one(boxes, scores, torch.tensor([1.0, 0, 0, 700, 700]))
+    assert found.boxes[:, 0].tolist() == [16.0 * k for k in range(30)]
+
+
 def test_nms_is_off_unless_asked(task):
     distances, logits = torch.full((1, 84, 4), 3.0), torch.full((1, 84, CLASSES), -9.0)
     logits[0, 9, 1], logits[0, 10, 1] = 2.0, 1.0

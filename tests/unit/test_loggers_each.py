@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import io
+import json
 import logging
 import sys
 
@@ -93,6 +94,18 @@ def test_csv_keeps_what_it_had_when_the_disk_is_full(tmp_path, monkeypatch, capl
     assert logger.state() == {"step": 10}
 
 
+def test_a_state_that_no_checkpoint_can_hold_switches_a_logger_off(tmp_path, caplog):
+    class Odd(CsvLogger):
+        def state(self):
+            return {"path": tmp_path}
+
+    logger = Guarded(Odd())
+    with caplog.at_level(logging.WARNING):
+        logger.start({}, tmp_path)
+    assert "not JSON serializable; switched off, training goes on" in caplog.text
+    assert json.dumps(logger.state()) == "{}"
+
+
 def test_a_logger_that_could_not_start_gets_another_chance_on_resume(tmp_path):
     blocked = tmp_path / "run"
     blocked.write_text("a file where the folder should be")
@@ -130,9 +143,12 @@ def test_tensorboard_says_how_to_install_it(monkeypatch):
 
 
 def test_wandb_goes_online_only_with_a_key():
-    assert choose_mode("auto", key=False) == "offline"
-    assert choose_mode("auto", key=True) == "online"
-    assert choose_mode("offline", key=True) == "offline"
+    assert choose_mode("auto", "", key=False) == "offline"
+    assert choose_mode("auto", "online", key=False) == "offline"
+    assert choose_mode("auto", "", key=True) == "online"
+    assert choose_mode("auto", "offline", key=True) == "offline"
+    assert choose_mode("auto", "disabled", key=True) == "disabled"
+    assert choose_mode("offline", "online", key=True) == "offline"
 
 
 class Recorder:

@@ -3,7 +3,9 @@
 import json
 import os
 import sys
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from PIL import Image
 
 from visiontrain.core.errors import DataError
 from visiontrain.core.types import Detections
-from visiontrain.data.inputs import find_inputs, frame_rate, read_frames
+from visiontrain.data.inputs import Input, find_inputs, frame_rate, read_frames
 from visiontrain.report.detections import (
     Film,
     coco_rows,
@@ -21,6 +23,7 @@ from visiontrain.report.detections import (
     yolo_lines,
 )
 from visiontrain.report.draw import colour_of, draw_boxes
+from visiontrain.report.predictions import stems
 
 NAMES = ("cell", "platelet")
 
@@ -88,8 +91,8 @@ def test_nothing_to_read_is_one_line(tmp_path, monkeypatch, source):
 def test_a_name_that_is_no_utf8_is_read_and_written(tmp_path):
     path = tmp_path / os.fsdecode(b"\xb9\xb7.mp4")
     film = Film(path, 10.0)  # OpenCV ends the process when it gets the name as text
-    for _ in range(3):
-        film.add(np.zeros((48, 64, 3), np.uint8), found(), NAMES)
+    for number in range(3):
+        film.add(np.zeros((48, 64, 3), np.uint8), found(), NAMES, number)
     film.close()
     assert (frame_rate(path), len(list(read_frames(path, 1)))) == (10, 3)
     row = image_row(path.name, (64, 48), found(), NAMES)
@@ -100,13 +103,62 @@ def test_a_name_that_is_no_utf8_is_read_and_written(tmp_path):
 def test_film_has_every_frame_and_reads_back(tmp_path):
     film = Film(tmp_path / "sub" / "tour.mov", 10.0)
     for level in range(12):
-        film.add(np.full((48, 64, 3), level * 20, np.uint8), found(), NAMES)
+        film.add(np.full((48, 64, 3), level * 20, np.uint8), found(), NAMES, level)
     film.close()
     path = tmp_path / "sub" / "tour.mp4"
     assert frame_rate(path) == 10
     frames = list(read_frames(path, 5))
     assert [number for number, _ in frames] == [0, 5, 10]
     assert [int(pixels.mean() / 20 + 0.5) for _, pixels in frames] == [0, 5, 10]
+
+
+def write_film(path, count=40):
+    """Write a film of frames that are hard to compress."""
+    code = {".avi": "MJPG", ".mp4": "mp4v"}[path.suffix]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), 25, (64, 48))
+    for number in range(count):
+        random = np.random.default_rng(number)
+        writer.write(random.integers(0, 255, (48, 64, 3), np.uint8))
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize(("name", "zeros", "last"), [("a.mp4", 0.2, 39), ("a.avi", 0.6, 16)])
+def test_damage_in_a_film_is_told_and_is_not_its_end(name, zeros, last, tmp_path, capfd):
+    """A fifth in the middle is damaged, or all after two fifths."""
+    path = write_film(tmp_path / name)
+    assert [number for number, _ in read_frames(path, 1)] == list(range(40))
+    data = path.read_bytes()
+    begin, end = int(0.4 * len(data)), int((0.4 + zeros) * len(data))
+    path.write_bytes(data[:begin] + bytes(end - begin) * (end < len(data) - 1) + data[end:])
+    numbers = []
+
+    def take():
+        for number, _ in read_frames(path, 1):
+            numbers.append(number)
+
+    with pytest.raises(DataError, match=rf"{name}: \d+ of 40 frames can be read; the rest is dam"):
+        take()
+    assert 10 <= len(numbers) < 40
+    assert abs(numbers[-1] - last) <= 3
+    assert capfd.readouterr().out == ""  # FFmpeg says so on stderr, too
+
+
+def test_a_name_with_a_colon_is_no_protocol(tmp_path, monkeypatch):
+    write_film(tmp_path / "a.avi", 3).rename(tmp_path / "11:12.avi")
+    monkeypatch.chdir(tmp_path)
+    assert len(list(read_frames(Path("11:12.avi"), 1))) == 3
+
+
+@pytest.mark.parametrize(("rate", "read"), [(29.97, 29.97), (119.983, 120), (0, 25)])
+def test_rates_are_such_as_mp4_takes(rate, read, monkeypatch):
+    monkeypatch.setattr(cv2.VideoCapture, "get", lambda self, key: rate)
+    assert frame_rate(Path("a.mp4")) == pytest.approx(read)
+
+
+def test_frames_beside_their_film_keep_their_labels():
+    inputs = [Input(Path(name), name) for name in ("clip/000000.jpg", "clip.mp4", "other.mp4")]
+    assert stems(inputs) == ["clip/000000", "clip.mp4", "other"]
 
 
 def test_broken_video_is_a_data_error(tmp_path, capfd):

@@ -89,6 +89,20 @@ def test_the_likeliest_whole_box_is_taken_and_neighbours_stay_apart():
     ]
 
 
+def test_a_faint_detection_takes_no_partner_away():
+    rects = np.array([[0, 0, 640, 640], [512, 0, 1152, 640]], np.float64)
+    rows = np.array(
+        [
+            [0, 530, 100, 620, 200, 0.9, 0],
+            [1, 20, 101, 110, 201, 0.85, 0],  # the same object
+            [1, 17, 100, 109, 199, 0.004, 0],  # nearer to the first, but hardly there
+        ],
+        np.float64,
+    )
+    found = merge_rows(rows, np.zeros(2, np.int64), rects)
+    assert found[:, 5].tolist() == [0.9, 0.004]
+
+
 def test_a_table_of_tiles_has_the_boxes_that_are_seen():
     picture = np.random.default_rng(0).integers(0, 256, (40, 100, 3), np.uint8)
     boxes = [np.array([[1, 10, 10, 30, 30], [2, 34, 0, 54, 20], [0, 50, 5, 51, 9]], np.float32)]

@@ -117,6 +117,9 @@ def test_transforms_of_albumentations_are_taken_by_name():
         ({"name": "Blur", "blur": 3}, "Blur: .*blur"),
         ({"name": "Blur", "blur_limit": "x"}, "Blur: "),
         ({}, "no image transform 'None'"),
+        ({"name": "Normalize", "p": 0.1}, r"Normalize: turns uint8 \(64, 64, 3\) into float32"),
+        ({"name": "ToFloat"}, "ToFloat: turns uint8 "),
+        ({"name": "TextImage", "font_path": "none.ttf"}, "TextImage: "),
     ],
 )
 def test_what_albumentations_does_not_take_is_one_line(entry, message):

@@ -90,8 +90,8 @@ def require_space(folder: Path, size: int) -> None:
 def full_disk(path: Path, got: str) -> str:
     """Say what a full disk means for the run."""
     return (
-        f"{path}: no space left on the disk ({got}); free some space or set save.keep=1, "
-        "then add resume=true: what was saved before is intact"
+        f"{path}: no space left on the disk ({got}); free some space; a training keeps less with "
+        "save.keep=1, and goes on with resume=true: what was saved before is intact"
     )
 
 
@@ -109,6 +109,6 @@ def storing(path: Path) -> Iterator[None]:
             raise StorageError(full_disk(path, error.strerror or "full")) from error
         reason = error.strerror or str(error)
         raise StorageError(
-            f"{path}: cannot be written ({reason}); check the disk and permissions, "
-            "then add resume=true"
+            f"{path}: cannot be written ({reason}); check the disk and permissions; a training "
+            "goes on with resume=true"
         ) from error

@@ -21,6 +21,7 @@ from visiontrain.data.config import AugmentConfig, ClassifyAugment
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 Pixels = NDArray[np.uint8]
+PROBE = generator("probe").integers(0, 256, (64, 64, 3), np.uint8)  # a picture
 Rows = NDArray[np.float32]  # (M, 6) targets
 
 
@@ -89,11 +90,18 @@ def custom_transform(entry: Mapping[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a parameter it does not know is only warned of
-            return known[name](**keys)
-    except (TypeError, ValueError, UserWarning) as error:
+            change, always = known[name](**keys), known[name](**{**keys, "p": 1.0})
+            changed = always(image=PROBE.copy())["image"]
+    except Exception as error:  # whatever it raises: it may ask for more than a picture
         raise ConfigError(
             f"augment.custom: {name}: {short(str(error))}; see albumentations' documentation"
         ) from error
+    if changed.dtype != PROBE.dtype or changed.shape != PROBE.shape:
+        raise ConfigError(
+            f"augment.custom: {name}: turns {PROBE.dtype} {PROBE.shape} into {changed.dtype} "
+            f"{changed.shape}; take transforms that leave the type and the shape"
+        )
+    return change
 
 
 def flip(image: Pixels, rows: Rows, *, leftright: bool, updown: bool) -> tuple[Pixels, Rows]:

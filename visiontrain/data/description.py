@@ -176,6 +176,18 @@ class Description:
         return [str(name).strip() for name in names]
 
 
+def lines_of(path: Path) -> list[str]:
+    """Read a list.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); save the list as UTF-8") from error
+
+
 def some(names: Sequence[str]) -> str:
     """List the first few."""
     return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")

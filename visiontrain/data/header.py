@@ -74,7 +74,7 @@ def read_header(file: BinaryIO, where: str, max_pixels: int) -> Header:
         raise ImageError(where, "corrupt-image", "the header says the image has no pixels")
     if header.width * header.height > max_pixels:
         reason = (
-            f"{header.width} x {header.height} is more than data.max_pixels={max_pixels}; "
+            f"{header.width} x {header.height} is more than max_pixels={max_pixels}; "
             "raise it if this is no accident"
         )
         raise ImageError(where, "huge-image", reason)

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from visiontrain.core.errors import DataError
 from visiontrain.data.build import Labels, build
-from visiontrain.data.description import Choice, Description, unique_names
+from visiontrain.data.description import Choice, Description, lines_of, unique_names
 from visiontrain.data.header import SUFFIXES
 from visiontrain.data.images import FileImages, Paths
 from visiontrain.data.scan import scan
@@ -83,7 +83,7 @@ class VocReader:
         if not file.is_file():
             there = ", ".join(sorted(path.stem for path in file.parent.glob("*.txt")))
             raise DataError(f"{self.description.where}: {split}: no {file}; there are: {there}")
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = lines_of(file)
         pictures = _pictures(root / FOLDERS[1])
         ids = [_id(line.strip(), pictures) for line in lines if line.strip()]
         annotations = root / FOLDERS[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,8 +26,8 @@ def is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in PICTURES and not name.startswith(".")  # noqa: PTH122
 
 
-def walk(folder: Path) -> Iterator[str]:
-    """Yield the images below `folder`, sorted: equal on every machine.
+def walk(folder: Path, wanted: Callable[[str], bool] = is_picture) -> Iterator[str]:
+    """Yield the images, or other `wanted` names, below `folder`, sorted: equal on every machine.
 
     Links are followed, but no folder is read twice: a link to one above would never end.
     Hidden folders are left out, and those that tools leave.
@@ -47,7 +47,7 @@ def walk(folder: Path) -> Iterator[str]:
         folders[:] = (name for name in folders if not is_hidden(name))
         folders.sort(key=lambda name: (os.path.islink(os.path.join(parent, name)), name))  # noqa: PTH114, PTH118
         for name in sorted(files):
-            if is_picture(name):
+            if wanted(name):
                 yield os.path.join(parent, name)  # noqa: PTH118
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from visiontrain.core.errors import DataError
 from visiontrain.data.build import Labels, build
 from visiontrain.data.defects import counted
-from visiontrain.data.description import Choice, Description
+from visiontrain.data.description import Choice, Description, lines_of
 from visiontrain.data.header import SUFFIXES
 from visiontrain.data.images import FileImages, Paths
 from visiontrain.data.scan import scan
@@ -83,7 +83,7 @@ class YoloReader:
             return list(walk(place))
         if place.suffix.lower() != ".txt":
             return [str(place)]
-        lines = place.read_text(encoding="utf-8-sig").splitlines()
+        lines = lines_of(place)
         return [str(self._listed(place, line.strip())) for line in lines if line.strip()]
 
     def _locate(self, split: str, entry: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -31,11 +31,11 @@ class Classifier:
     # Gives the model's outputs on a placed batch; None where another process has them.
     forward: Callable[[VisionModel, Batch], Any] = whole
 
-    def predict(self, images: Picture | Sequence[Picture], *, batch: int = 8) -> list[ClassScores]:
+    def predict(self, images: Picture | Iterable[Picture], *, batch: int = 8) -> list[ClassScores]:
         """Score every class, `batch` pictures at a time, each by the square in its middle.
 
         Args:
-            images: a path, an RGB array (H, W, 3) uint8, or a sequence of either.
+            images: a path, an RGB array (H, W, 3) uint8, a picture of PIL's, or several of these.
             batch: pictures per forward pass.
 
         Returns:
@@ -43,6 +43,7 @@ class Classifier:
 
         Raises:
             DataError: when a file can't be read or an array has another shape or type.
+            ConfigError: `batch` is below 1.
         """
         return [scores for part in batches(images, batch) for scores in self.classify(part)]
 

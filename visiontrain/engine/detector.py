@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,6 @@ from visiontrain.engine.pictures import Picture, Pixels, batches
 from visiontrain.metrics.rows import BOX, CLASS, SCORE, to_rows
 from visiontrain.ops.tiles import Tiling, merge_rows
 
-TILES = 8  # in a forward pass
 NOTHING = Detections(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
 
 
@@ -33,14 +32,15 @@ class Detector:
     device: torch.device
     tiling: Tiling | None = None  # how pictures are cut
     most: int = 300  # detections kept of a picture that is cut
+    least: float = 0.0  # score from which those of tiles are put together, if there are any
     # Gives the model's outputs on a placed batch; None where another process has them.
     forward: Callable[[VisionModel, Batch], Any] = whole
 
-    def predict(self, images: Picture | Sequence[Picture], *, batch: int = 8) -> list[Detections]:
+    def predict(self, images: Picture | Iterable[Picture], *, batch: int = 8) -> list[Detections]:
         """Find objects, `batch` pictures at a time.
 
         Args:
-            images: a path, an RGB array (H, W, 3) uint8, or a sequence of either.
+            images: a path, an RGB array (H, W, 3) uint8, a picture of PIL's, or several of these.
             batch: pictures per forward pass.
 
         Returns:
@@ -48,32 +48,35 @@ class Detector:
 
         Raises:
             DataError: when a file can't be read or an array has another shape or type.
+            ConfigError: `batch` is below 1.
         """
-        return [found for part in batches(images, batch) for found in self.detect(part)]
+        return [found for part in batches(images, batch) for found in self.detect(part, batch)]
 
-    def detect(self, images: Sequence[Pixels]) -> list[Detections]:
-        """Find objects in `images` by one forward pass, or one of each few tiles.
+    def detect(self, images: Sequence[Pixels], most: int = 8) -> list[Detections]:
+        """Find objects in `images` by one forward pass, or one of each `most` tiles.
 
         Nothing on a process that holds no outputs. All of a pipeline have to call this alike.
         """
         if self.tiling is None:
             return self._look(images)
-        return [self._in_tiles(image, self.tiling) for image in images]
+        return [self._in_tiles(image, self.tiling, most) for image in images]
 
-    def _in_tiles(self, image: Pixels, tiling: Tiling) -> Detections:
+    def _in_tiles(self, image: Pixels, tiling: Tiling, most: int) -> Detections:
         rects = tiling.rects(image.shape[1], image.shape[0])
         found: list[Detections] = []
-        for start in range(0, len(rects), TILES):
-            some = rects[start : start + TILES].tolist()
+        for start in range(0, len(rects), most):
+            some = rects[start : start + most].tolist()
             found += self._look([image[y1:y2, x1:x2] for x1, y1, x2, y2 in some])
+        rows = to_rows(found, torch.arange(len(rects))).numpy()
+        likely = rows[rows[:, SCORE] >= self.least]
         whole = merge_rows(
-            to_rows(found, torch.arange(len(rects))).numpy(),
+            likely if len(likely) else rows,
             np.zeros(len(rects), np.int64),
             rects.astype(np.float64),
             self.most,
         )
-        rows = torch.from_numpy(whole).float()
-        merged = Detections(rows[:, BOX], rows[:, SCORE], rows[:, CLASS].long())
+        table = torch.from_numpy(whole).float()
+        merged = Detections(table[:, BOX], table[:, SCORE], table[:, CLASS].long())
         return self._named(merged)
 
     @torch.inference_mode()

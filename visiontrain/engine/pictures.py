@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
-from visiontrain.core.errors import DataError
+from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.data.images import decode, read_bytes
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
-Picture = str | Path | Pixels
+Picture = str | Path | Pixels | Image.Image
 MAX_PIXELS = 64_000_000
 
 
-def batches(images: Picture | Sequence[Picture], size: int) -> Iterator[list[Pixels]]:
+def batches(images: Picture | Iterable[Picture], size: int) -> Iterator[list[Pixels]]:
     """Yield pictures, read from files where they are paths, `size` at a time.
 
     Raises:
         DataError: a file cannot be read, or an array has another shape or type.
+        ConfigError: `size` is below 1.
     """
-    one = isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim < 4)
-    pictures: Sequence[Picture] = [images] if one else images  # pyrefly: ignore
+    if size < 1:
+        raise ConfigError(f"batch: {size}; take 1 or more")
+    one = isinstance(images, str | Path | Image.Image)
+    one = one or (isinstance(images, np.ndarray) and images.ndim < 4)
+    pictures: Sequence[Picture] = [images] if one else list(images)  # pyrefly: ignore
     for start in range(0, len(pictures), size):
         part = pictures[start : start + size]
         yield [_pixels(picture, start + i) for i, picture in enumerate(part)]
@@ -37,6 +42,8 @@ def read_pixels(path: Path, max_pixels: int = MAX_PIXELS) -> Pixels:
 def _pixels(picture: Picture, number: int) -> Pixels:
     if isinstance(picture, str | Path):
         return read_pixels(Path(picture))
+    if isinstance(picture, Image.Image):
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     good = picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8
     if not good or not picture.size:
         got = f"an array {picture.shape} of {picture.dtype}"

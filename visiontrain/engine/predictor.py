@@ -18,7 +18,7 @@ from visiontrain.engine.detector import Detector
 from visiontrain.engine.evaluate import whole
 from visiontrain.engine.weights import SMALLEST, Weights, WeightsMeta, load_weights
 from visiontrain.models.config import ModelConfig, OwnModel
-from visiontrain.models.registry import build_model
+from visiontrain.models.registry import build_model, check_input
 from visiontrain.ops.tiles import Tiling
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.devices import devices
@@ -60,6 +60,8 @@ def load_predictor(  # noqa: PLR0913 - what a user may say of it
     weights = load_weights(path)
     meta, place = weights.meta, devices(device)[0]
     described = model_config(weights, str(path), model)
+    if imgsz is not None and imgsz != meta.imgsz:
+        check_input(described, imgsz, meta.task)
     net = filled(weights, str(path), model).eval()
     if strategy is None:
         net.to(place)
@@ -74,7 +76,8 @@ def load_predictor(  # noqa: PLR0913 - what a user may say of it
     tiling = tiling_of(meta, tile, overlap)
     if meta.task == "detect":
         most = config.max_det if isinstance(config, DetectConfig) else 0
-        return Detector(meta.task, net, task, names, side, place, tiling, most, forward)
+        parts = (meta.task, net, task, names, side, place, tiling, most)
+        return Detector(*parts, forward=forward)
     return Classifier(meta.task, net, task, names, side, place, forward)
 
 

@@ -77,8 +77,11 @@ class RunFolder:
 
         Raises:
             ConfigError: another process holds it.
+            StorageError: nothing can be written there.
         """
-        with (self.path / LOCK).open("w") as file:
+        with storing(self.path):
+            opened = (self.path / LOCK).open("w")
+        with opened as file:
             try:
                 # Not flock: loaders, which are forks, would hold on to it a while longer.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -103,10 +104,10 @@ def load_meta(path: str | Path) -> WeightsMeta:
 
 
 def _read(path: str | Path, *, tensors: bool) -> Weights:
-    file = Path(path)
-    if file.is_dir():
+    file = Path(os.path.expanduser(path))  # noqa: PTH111 - Path's raises, as those below do
+    if os.path.isdir(file):  # noqa: PTH112
         file = _best_of(RunFolder(file))
-    if not file.is_file():
+    if not os.path.isfile(file):  # noqa: PTH113
         raise CheckpointError(
             f"weights: {path} not found; give a .safetensors file or the folder of a run"
         )

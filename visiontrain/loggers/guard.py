@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -49,7 +50,9 @@ class Guarded:
             return
         try:
             call()
-            self._state = self.logger.state()
+            state = self.logger.state()
+            json.dumps(state)  # a checkpoint holds it
+            self._state = state
         except Exception as error:  # noqa: BLE001 - whatever a tracker raises, training goes on
             self.on = False
             reason = " ".join(str(error).split()) or "no reason given"

@@ -37,7 +37,8 @@ class WandbLogger:
         import wandb  # noqa: PLC0415 - 1 s, only if used
 
         resumed, self._id = bool(self._id), self._id or secrets.token_hex(4)
-        mode = choose_mode(self._config.wandb_mode, key=wandb_key_set())
+        said = os.environ.get("WANDB_MODE", "")
+        mode = choose_mode(self._config.wandb_mode, said, key=wandb_key_set())
         settings = wandb.Settings(
             console="off",
             silent=True,
@@ -87,8 +88,19 @@ class WandbLogger:
         return self._run
 
 
-def choose_mode(wanted: Mode | Literal["auto"], *, key: bool) -> Mode:
-    """Return where to write: `auto` goes online only where there is a key."""
+def choose_mode(wanted: Mode | Literal["auto"], said: str, *, key: bool) -> Mode:
+    """Return where to write: `auto` goes online only where there is a key.
+
+    Args:
+        wanted: what the config says.
+        said: what $WANDB_MODE says, which `auto` follows.
+        key: whether there is one.
+    """
     if wanted != "auto":
         return wanted
+    match said:
+        case "offline" | "disabled":
+            return said
+        case "dryrun":  # its old name
+            return "offline"
     return "online" if key else "offline"

@@ -64,7 +64,7 @@ def merge(
     """
     group = np.arange(len(boxes))
     cut = _cut(boxes, rects[tile], rects)
-    for one, other in _matches(boxes, classes, tile, rects):
+    for one, other in _matches(boxes, scores, classes, tile, rects):
         low, high = sorted((_root(group, one), _root(group, other)))
         group[high] = low
     roots = np.array([_root(group, k) for k in range(len(boxes))], np.int64)
@@ -99,7 +99,7 @@ def _cut(boxes: Floats, own: Floats, rects: Floats) -> NDArray[np.bool_]:
 
 
 def _matches(
-    boxes: Floats, classes: Floats, tile: NDArray[np.int64], rects: Floats
+    boxes: Floats, scores: Floats, classes: Floats, tile: NDArray[np.int64], rects: Floats
 ) -> Iterator[tuple[int, int]]:
     """Yield pairs of detections that are one object; one of a tile matches one of another's."""
     members = [np.flatnonzero(tile == t) for t in range(len(rects))]
@@ -108,7 +108,8 @@ def _matches(
         common = _within(rects[a], rects[b][None])[0]
         overlaps = _overlaps(_within(common, boxes[mine]), _within(common, boxes[theirs]))
         overlaps[classes[mine][:, None] != classes[theirs][None]] = 0
-        yield from ((int(mine[i]), int(theirs[j])) for i, j in _pairs(overlaps))
+        sure = np.minimum(scores[mine][:, None], scores[theirs][None])
+        yield from ((int(mine[i]), int(theirs[j])) for i, j in _pairs(overlaps, sure))
 
 
 def _neighbours(rects: Floats) -> Iterator[tuple[int, int]]:
@@ -121,11 +122,14 @@ def _neighbours(rects: Floats) -> Iterator[tuple[int, int]]:
             yield tile, tile + columns
 
 
-def _pairs(overlaps: Floats) -> Iterator[tuple[int, int]]:
-    """Yield rows and columns that match, the best first, each once."""
+def _pairs(overlaps: Floats, sure: Floats) -> Iterator[tuple[int, int]]:
+    """Yield rows and columns that match, each once: the surest pairs first, then the nearest.
+
+    Else a faint detection beside a likely one would take its partner away.
+    """
     rows, columns = np.nonzero(overlaps >= SAME)
     free_rows, free_columns = set(rows.tolist()), set(columns.tolist())
-    for k in np.argsort(-overlaps[rows, columns], kind="stable"):
+    for k in np.lexsort((-overlaps[rows, columns], -sure[rows, columns])):
         i, j = int(rows[k]), int(columns[k])
         if i in free_rows and j in free_columns:
             free_rows.discard(i)

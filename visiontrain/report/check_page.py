@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from visiontrain.core.durable import replace_file, storing
 from visiontrain.data.check import NEEDED, Report, SplitReport
 from visiontrain.data.defects import DEFECTS, counted, describe
 from visiontrain.report.check_plots import classes_plot, labels_picture, sizes_plot, twins_picture
@@ -36,11 +37,11 @@ def write_check(report: Report, folder: Path) -> Path:
         _defects(report),
         tag("p", "Made by visiontrain check.", {"class": "soft"}),
     ]
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "check.html"
-    draft = path.with_suffix(".html.part")
-    draft.write_text(page(f"{report.source}: check", body), encoding="utf-8", errors="replace")
-    draft.replace(path)
+    with storing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        text = page(f"{report.source}: check", body)
+        replace_file(path, text.encode("utf-8", errors="replace"))
     return path
 
 

@@ -102,10 +102,11 @@ class Film:
         self._path = path.with_suffix(".mp4")
         self._rate = frames_per_s
         self._writer: cv2.VideoWriter | None = None
-        self._written = 0
 
-    def add(self, pixels: NDArray[np.uint8], found: Prediction, names: Sequence[str]) -> None:
-        """Draw and append one frame (H, W, 3) RGB; all have the first one's size."""
+    def add(
+        self, pixels: NDArray[np.uint8], found: Prediction, names: Sequence[str], number: int
+    ) -> None:
+        """Draw and append frame `number` (H, W, 3) RGB; all have the first one's size."""
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             code = cv2.VideoWriter.fourcc(*"mp4v")
@@ -114,10 +115,7 @@ class Film:
         if self._writer.isOpened():
             self._writer.write(cv2.cvtColor(draw(pixels, found, names), cv2.COLOR_RGB2BGR))
         else:
-            write_picture(
-                self._path.with_suffix("") / f"{self._written:06d}.jpg", pixels, found, names
-            )
-        self._written += 1
+            write_picture(self._path.with_suffix("") / f"{number:06d}.jpg", pixels, found, names)
 
     def close(self) -> None:
         """Finish the file: without this it can't be played."""

@@ -65,7 +65,7 @@ class ShotWriter:
             path = self.folder / "images" / f"{self._stems[shot.place]}.mp4"
             self._film, self._filmed = Film(path, rate), shot.place
         if self._film is not None:
-            self._film.add(shot.pixels, found, self.names)
+            self._film.add(shot.pixels, found, self.names, shot.frame)
 
     def _label_path(self, shot: Shot) -> Path:
         stem = self.folder / "labels" / self._stems[shot.place]
@@ -79,11 +79,14 @@ def stems(inputs: Sequence[Input]) -> list[str]:
 
     Whether a.jpg can be read makes no difference: the process that has a.png does not know.
     """
-    taken: set[tuple[bool, str]] = set()
+    pictures = (PurePosixPath(item.name) for item in inputs if not item.is_video)
+    folders = {str(parent) for name in pictures for parent in name.parents}
+    taken: set[tuple[bool, str]] = set()  # of films, whose frames' labels lie in a folder, and not
     names = []
     for item in inputs:
         plain = item.name.removesuffix(PurePosixPath(item.name).suffix)
-        name = item.name if (item.is_video, plain) in taken else plain
+        lies_there = item.is_video and plain in folders  # frames as pictures beside their film
+        name = item.name if (item.is_video, plain) in taken or lies_there else plain
         taken.add((item.is_video, name))
         names.append(name)
     return names

@@ -21,6 +21,7 @@ ONE_TO_MANY, ONE_TO_ONE = "o2m", "o2o"
 # Images times targets times anchors compared at once, but at least one image: tensors of 64 MB
 # each, or 136 MB where a thousand targets meet the anchors of 640 pixels from stride 4 on.
 COMPARED = 2**24
+SUPPRESSED = 3000  # pairs of anchors and classes at least that are compared with each other
 # One-to-one takes the anchor that scores best already, as suppression would: which of several
 # good boxes overlaps best changes from step to step and cannot be learned.
 CONSISTENT = Aligned(topk=1, alpha=1.0, beta=1 / 6)
@@ -141,7 +142,8 @@ class DetectTask:
     def decode(self, outputs: Sequence[Tensor], batch: Batch) -> list[Detections]:
         """Turn one head's distances and logits into detections in original pixels.
 
-        Each anchor may answer for several classes; the best `max_det` pairs stay, best first.
+        Each anchor may answer for several classes; the best `max_det` pairs stay, best first. With
+        suppression they are the best of what is left: about ten anchors answer for each object.
         """
         distances, logits = outputs[-2].float(), outputs[-1].float()
         grid = Grid.of(batch.images, self.strides, distances)
@@ -150,7 +152,8 @@ class DetectTask:
         return [self._one(*image) for image in images]
 
     def _one(self, boxes: Tensor, scores: Tensor, frame: Tensor) -> Detections:
-        count = min(self.config.max_det, scores.numel())
+        most = self.config.max_det
+        count = min(max(SUPPRESSED, 10 * most) if self.config.nms else most, scores.numel())
         values, index = scores.flatten().topk(count)
         index = index[values >= self.config.conf]
         values = values[: len(index)]
@@ -160,7 +163,7 @@ class DetectTask:
         if self.config.nms:
             from torchvision.ops import batched_nms  # noqa: PLC0415 - a second, rarely used
 
-            keep = batched_nms(original, values, label, self.config.iou)
+            keep = batched_nms(original, values, label, self.config.iou)[:most]
         return Detections(original[keep], values[keep], label[keep])
 
 
