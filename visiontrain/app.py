@@ -100,7 +100,8 @@ def build(run: Run, place: Place) -> Trainer:
         progress.message(line)
     if not isinstance(run.strategy, Federated):
         check_statistics(run, len(training), strategy)
-    schedule = Schedule(run.optim, run.epochs, len(training), run.batch)
+    count = len(training)  # may be fewer than a batch
+    schedule = Schedule(run.optim, run.epochs, count, min(run.batch, count))
     paced = paced_of(run, len(training))
     goes_on = strategy.broadcast(bool(CheckpointStore(folder_of(run).checkpoints, 1)))
     model = strategy.together(lambda: build_fresh(run, spec.names, None if goes_on else progress))
@@ -167,7 +168,8 @@ def build_traced(run_json: str, place: Place, objects: Objects) -> tuple[Learner
     remote = remote_of(run, place, traced=True)
     remote.tell(spec.names, len(table), table.digest())
     strategy = build_strategy(run.strategy, place, run.precision, remote)
-    schedule = Schedule(run.optim, run.epochs, len(table), run.batch)
+    count = len(table)
+    schedule = Schedule(run.optim, run.epochs, count, min(run.batch, count))
     model = build_fresh(run, spec.names, Silent())
     learner = build_learner(run, model, spec.names, schedule, strategy)
     return learner, step_source(run, samples_of(run, table), strategy, 1)(0, frozenset())

@@ -64,9 +64,10 @@ def compare(config: CompareConfig, say: Say) -> Comparison:
     if scale is not None and foreign(entries[0].jobs[0].run):
         model = entries[0].jobs[0].run.model.kind
         raise ConfigError(f"links: {model} is one block, of which nothing is known; leave it out")
-    start = entries[0].jobs[0].start
+    starts = {job.start for entry in entries for job in entry.jobs}
+    start = f"of all: sha256 {min(starts)}" if len(starts) == 1 else "differ by seed or by run"
     folder = _folder(config)
-    say(f"initial weights of all: sha256 {start}; results go to {folder.path}")
+    say(f"initial weights {start}; results go to {folder.path}")
     with (
         folder.held(),
         halting() as stopped,

@@ -75,8 +75,8 @@ def folder(tmp_path_factory):
     nothing = Detections(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
     for name, frames in (("b.mp4", 5), ("c/b.mp4", 1)):
         film = Film(folder / name, 5.0)
-        for _ in range(frames):
-            film.add(random.integers(0, 255, (48, 64, 3), np.uint8), nothing, NAMES)
+        for number in range(frames):
+            film.add(random.integers(0, 255, (48, 64, 3), np.uint8), nothing, NAMES, number)
         film.close()
     return folder
 
@@ -109,9 +109,9 @@ def share(text, signalled=0):
 def signalling(number, detect=Detector.detect):
     """Return a `detect` during which the process gets the signal `number`."""
 
-    def interrupted(self, images):
+    def interrupted(self, images, most):
         os.kill(os.getpid(), number)
-        return detect(self, images)
+        return detect(self, images, most)
 
     return interrupted
 

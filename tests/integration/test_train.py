@@ -149,7 +149,10 @@ def test_a_taken_folder_is_refused_and_a_taken_name_numbered(tmp_path):
 def test_patience_ends_a_run_and_the_best_epoch_is_kept(tmp_path):
     _, fitter = prepared(tmp_path, epochs=9, patience=2)
     values = [0.1, 0.3, 0.2, float("nan"), 0.9]  # the last is of the best weights, at the end
+    watch = watched(fitter)
     outcome = scores(fitter, values).fit()
+    told = "complete after epoch 4: no better score for 2 epochs; patience=0 goes on"
+    assert told in watch.lines
     assert outcome.exit_code == 0
     assert (outcome.metrics["epochs"], outcome.metrics["best_epoch"]) == (4, 2)
     assert load_weights(tmp_path).meta.epoch == 2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import comparisons
 import pytest
@@ -18,6 +20,7 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.engine.run_folder import RunFolder
 from visiontrain.engine.trace import Trace
 from visiontrain.prepare import config_sha256, config_text
+from visiontrain.report.compare import Comparison
 from visiontrain.report.related import related
 from visiontrain.report.rows import Row, Trial, measured, together
 from visiontrain.report.verdict import verdict
@@ -340,3 +343,22 @@ def test_a_client_alone_goes_on_with_its_own_images_only():
     for one, other in ((old, Single()), (Single(), old), (old, Federated())):
         with pytest.raises(ConfigError, match=f"strategy: {other.kind}, but the run is"):
             check_same_clients(one, other)
+
+
+@pytest.mark.parametrize(
+    ("starts", "text"),
+    [
+        ({"single": {0: "a"}, "ddp": {0: "a"}}, "of all: sha256 a"),
+        ({"single": {0: "a", 1: "b"}, "ddp": {0: "a", 1: "b"}}, "are the same in all modes, .*1 b"),
+        ({"single": {0: "a"}, "larger": {0: "b"}}, "are not the same in all runs"),
+        ({}, "of all: sha256 a"),
+    ],
+)
+def test_a_comparison_says_of_which_runs_the_initial_weights_are(starts, text):
+    rows = [
+        Row(name, {"kind": "ddp"}, trials=[Trial(name, s, name, initial_sha256=k) for s, k in own])
+        for name, own in ((name, by_seed.items()) for name, by_seed in starts.items())
+    ]
+    found = Comparison(Path(), rows, len(rows), "detect", "a", {}, {}, 0)
+    assert re.match(text, found.origin())
+    assert f"initial weights {found.origin()[:20]}" in str(found)

@@ -222,6 +222,20 @@ def test_a_folder_of_roboflows_layout_is_its_json_to_train_on(tmp_path):
         assert len(spec.table("val")) == len(PICTURES)
 
 
+def test_splits_are_found_whatever_their_capitals(tmp_path):
+    """CVAT names its subsets Train and Validation."""
+    source = Path(write_coco(tmp_path / "set"))
+    named = {"train2017": "Train", "val2017": "Validation"}
+    for old, new in named.items():
+        source.with_name(f"instances_{old}.json").rename(source.with_name(f"instances_{new}.json"))
+    for place in (tmp_path / "set", source.with_name("instances_Train.json")):
+        splits = opened(place, tmp_path / "cache").splits
+        assert {split: Path(path).stem for split, path in splits.items()} == {
+            "train": "instances_Train",
+            "val": "instances_Validation",
+        }
+
+
 def test_a_folder_with_one_json_of_no_split_is_that_json(tmp_path):
     source = Path(write_coco(tmp_path / "set"))
     for picture in PICTURES:

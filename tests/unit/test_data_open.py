@@ -180,6 +180,20 @@ def test_the_environment_names_the_folder_of_data_sets(tmp_path, monkeypatch):
     assert spec.names == ("Platelets", "RBC", "WBC")
 
 
+def test_voc_lists_are_found_whatever_their_capitals_and_others_named(tmp_path):
+    source = write_voc(tmp_path / "set")
+    lists = tmp_path / "set/ImageSets/Main"
+    (lists / "train.txt").rename(lists / "Train.txt")
+    (lists / "val.txt").rename(lists / "Validation.txt")
+    assert len(opened(source, tmp_path / "cache").table("val")) == len(PICTURES)
+    (lists / "Train.txt").rename(lists / "default.txt")
+    (lists / "Validation.txt").unlink()
+    with pytest.raises(
+        DataError, match=r"no train.txt in .*; there are: default; name them in a Y"
+    ):
+        opened(source, tmp_path / "cache")
+
+
 def test_a_voc_list_may_hold_spaces_and_suffixes(tmp_path):
     source = write_voc(tmp_path / "set")
     for folder, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".xml")):

@@ -24,7 +24,9 @@ from visiontrain.data.scan import scan
 from visiontrain.data.table import Defect, Table
 
 KEYS = ("path", "train", "val", "validation", "test", "images", "names", "nc")
-SPLIT = r"(?<![a-z])(train|validation|valid|val|test)(?=\d*(?![a-z]))"  # in a file's name
+WORD = r"(?<![a-z])(train|validation|valid|val|test)(?=\d*(?![a-z]))"
+SPLIT = re.compile(WORD, re.IGNORECASE)  # in a file's name
+FOLDER = re.compile(rf"{WORD}\d*", re.IGNORECASE)
 SAMPLE = 20  # file names by which the folder of the images is found
 Record = Mapping[str, Any]
 ROLES = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}
@@ -263,23 +265,32 @@ def split_files(file: Path) -> dict[str, str]:
 
 def _split_of(file: Path) -> str | None:
     """Return the word for a split in the name of a file or its folder; None without one."""
-    found = re.search(SPLIT, file.stem) or re.fullmatch(rf"{SPLIT}\d*", file.parent.name)
-    return found and found[1]
+    found = SPLIT.search(file.stem) or FOLDER.fullmatch(file.parent.name)
+    return found and found[1].lower()
 
 
 def _sibling(file: Path, words: Sequence[str]) -> Path | None:
     """Return the file whose name, or folder, has one of `words` where `file` has its split."""
     for word in words:
-        if re.search(SPLIT, file.stem):
-            candidate = file.with_stem(re.sub(SPLIT, word, file.stem))
-        elif re.fullmatch(rf"{SPLIT}\d*", file.parent.name):
-            folder = re.sub(SPLIT, word, file.parent.name)
-            candidate = file.parent.with_name(folder) / file.name
+        if SPLIT.search(file.stem):
+            there = _called(file.parent, SPLIT.sub(word, file.name))
+        elif FOLDER.fullmatch(file.parent.name):
+            folder = _called(file.parent.parent, SPLIT.sub(word, file.parent.name))
+            there = folder and _called(folder, file.name)
         else:
             return None
-        if candidate.is_file():
-            return candidate
+        if there is not None:
+            return there
     return None
+
+
+def _called(folder: Path, name: str) -> Path | None:
+    """Return what lies in a folder under a name, whatever its capitals: CVAT writes `Train`."""
+    exact = folder / name
+    if exact.exists():
+        return exact
+    alike = (path for path in folder.iterdir() if path.name.lower() == name.lower())
+    return min(alike, default=None)
 
 
 def _compare_sizes(images: Sequence[Record], sizes: np.ndarray, file: Path, labels: Labels) -> None:

@@ -26,6 +26,9 @@ def is_root(folder: Path) -> bool:
     return all((folder / name).is_dir() for name in FOLDERS)
 
 
+LISTS = {"train": ("train",), "val": ("validation", "val"), "test": ("test",)}
+
+
 class VocReader:
     """A root of VOC's layout, or several: splits name lists such as `VOC2007/trainval`."""
 
@@ -41,10 +44,25 @@ class VocReader:
         if any(key in description.values for key in KEYS[1:5]):
             self.splits = description.sources()
         else:
-            lists = self.root / FOLDERS[2]
-            splits = ("train", "val", "test")
-            self.splits = {name: [name] for name in splits if (lists / f"{name}.txt").is_file()}
+            self.splits = self._found()
         self.names = description.names() or self._find_names()
+
+    def _found(self) -> dict[str, list[str]]:
+        """Return the lists called as a split is, whatever their capitals: CVAT writes `Train`."""
+        there = sorted(path.stem for path in (self.root / FOLDERS[2]).glob("*.txt"))
+        by_name = {name.lower(): name for name in there}
+        lists = {
+            split: [by_name[name]]
+            for split, names in LISTS.items()
+            for name in names
+            if name in by_name
+        }
+        if not lists:
+            raise DataError(
+                f"{self.description.where}: no train.txt in {self.root / FOLDERS[2]}; there are: "
+                f"{', '.join(there) or 'none'}; name them in a YAML, as in train: NAME"
+            )
+        return lists
 
     def read(self, split: str, choice: Choice) -> Table:
         """Read the annotations of the images listed for `split`."""

@@ -84,6 +84,7 @@ class Trainer:
             except Stopped:  # the epoch is not over yet: whoever goes on scores it
                 ending = Ending.STOPPED
             if ending is Ending.COMPLETE:
+                self._say_why()
                 return 0
             if ending is Ending.STOPPED:
                 return self._save_and_stop()
@@ -159,6 +160,19 @@ class Trainer:
         patience = self.settings.patience
         tired = bool(patience) and self.journal.stale >= patience
         return self.journal.epochs >= self.settings.epochs or tired
+
+    def _say_why(self) -> None:
+        """Say what ended a training before its last epoch."""
+        late = self._late()
+        if self.journal.epochs >= self.settings.epochs:
+            return
+        if self._finished():
+            why = f"no better score for {self.settings.patience} epochs; patience=0 goes on"
+        elif late:
+            why = f"time={self.settings.hours:g} hours are over; a longer time goes on"
+        else:
+            return
+        self.parts.progress.message(f"complete after epoch {self.journal.epochs}: {why}")
 
     def _late(self) -> bool:
         """Tell whether the time is up by any process's clock."""

@@ -40,7 +40,7 @@ class Comparison:
     rows: Sequence[Row]  # in the order asked for; those that were stopped are left out
     planned: int  # how many rows there will be
     task: str
-    initial_sha256: str  # of the weights that every run began with
+    initial_sha256: str  # of the weights that the first run began with
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
     exit_code: int  # 0 complete; 1 a row failed; 75 or 130 stopped by a signal
@@ -60,6 +60,24 @@ class Comparison:
         """Return how many images rows trained on, each number once; clients alone have fewer."""
         rows = [row for row in self.rows if row.strategy["kind"] != "client"]
         return sorted({row.samples for row in rows if row.samples is not None})
+
+    def starts(self) -> dict[int, set[str]]:
+        """Return the weights that the runs of each seed began with, by their sha256."""
+        found: dict[int, set[str]] = {}
+        for trial in (trial for row in self.rows for trial in row.trials):
+            if trial.initial_sha256:
+                found.setdefault(trial.seed, set()).add(trial.initial_sha256)
+        return found
+
+    def origin(self) -> str:
+        """Say what the runs began with."""
+        starts = self.starts()
+        if len(set().union(*starts.values())) < 2:
+            return f"of all: sha256 {self.initial_sha256}"
+        if any(len(shas) > 1 for shas in starts.values()):
+            return "are not the same in all runs: compare.json has each one's"
+        each = (f"of seed {seed} {sha[:12]}" for seed, (sha,) in starts.items())
+        return f"are the same in all modes, by sha256: {', '.join(each)}"
 
     def as_json(self) -> dict[str, Any]:
         """Return what compare.json holds."""
@@ -184,7 +202,7 @@ class Comparison:
         notes += [*([LEGEND] if self.rows else []), f"{machine}; {versions}"]
         lines = [*self.predicted.lines(), ""] if self.predicted else []
         lines += [line for note in notes for line in textwrap.wrap(note, WIDTH, **LOOSE)]
-        lines.append(f"initial weights of all: sha256 {self.initial_sha256}")
+        lines += textwrap.wrap(f"initial weights {self.origin()}", WIDTH, **LOOSE)
         lines.append(f"results: {self.folder}")
         if len(self.rows) < self.planned:
             folder = shlex.quote(str(self.folder))

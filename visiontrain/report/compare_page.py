@@ -154,7 +154,7 @@ def _meaning(found: Comparison, *, many: bool) -> str:
         alike = f"Not all trained on as many images, but on {counts[0]:,} to {counts[-1]:,}"
     budget = {
         "samples": f"{alike} (a client alone: its own, in as many epochs as the federated run)",
-        "epochs": "All trained for as many epochs",
+        "epochs": "Each trained for the epochs that it was given",
         "seconds": "All trained for as long",
     }[found.budget]
     seeds = ""
@@ -165,7 +165,7 @@ def _meaning(found: Comparison, *, many: bool) -> str:
             "the control's and its own: more than twice the standard error that these give."
         )
     return (
-        f"{budget}, from the same weights.{seeds} "
+        f"{budget}; initial weights {found.origin()}.{seeds} "
         "W\N{MULTIPLICATION SIGN}T: processes and CPU threads of each. Speed-up: in images/s of "
         "training, over one device; efficiency: that for each core that it may use (on GPUs: for "
         "each GPU). MB sent: by the main process to others (of parameter servers, per "
@@ -276,7 +276,7 @@ def _repeat(found: Comparison) -> Content:
 def _facts(found: Comparison) -> Content:
     rows = [(key, str(value)) for key, value in found.machine.items()]
     rows += [(f"version of {name}", version) for name, version in found.versions.items()]
-    rows.append(("initial weights", f"sha256 {found.initial_sha256}"))
+    rows.append(("initial weights", found.origin()))
     errors = [
         tag("details", [tag("summary", f"{row.name} failed"), tag("pre", row.error)])
         for row in found.rows
