@@ -198,7 +198,9 @@ def _lasting(line: str) -> None:
     try:
         print(line, flush=True)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        from visiontrain.loggers.registry import lose_stdout  # noqa: PLC0415
+
+        lose_stdout()
 
 
 def _plan(words: Sequence[str]) -> int:

@@ -307,11 +307,11 @@ def gathered(share: Share, strategy: Strategy) -> list[Share]:
 
 
 def looked(
-    predictor: Detector | Classifier, images: list[Pixels], most: int
+    predictor: Detector | Classifier, images: list[Pixels], batch: int
 ) -> Sequence[Prediction]:
-    """Predict on pictures by one forward pass, or one of each `most` tiles."""
+    """Predict on pictures by one forward pass, or one of each `batch` tiles."""
     if isinstance(predictor, Detector):
-        return predictor.detect(images, most)
+        return predictor.detect(images, batch)
     return predictor.classify(images)
 
 

@@ -192,6 +192,15 @@ def test_verbs_work_on_what_train_left(tmp_path, monkeypatch, capsys):
     assert "train: 1,258 images, 1,258 labels" in capsys.readouterr().out
 
 
+def test_lines_that_nobody_reads_end_nothing():
+    code = "from visiontrain.cli import _lasting\nfor k in range(3): _lasting('a line')\nprint(1)"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=-1, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_parity_prints_its_table_and_verdict(monkeypatch, capsys):
     check = Check("fp64", "weights", 1e-9, 1e-6)
     report = Report("ddp", 8, "approximate", ["norm"], [check])

@@ -289,7 +289,8 @@ def _called(folder: Path, name: str) -> Path | None:
     exact = folder / name
     if exact.exists():
         return exact
-    alike = (path for path in folder.iterdir() if path.name.lower() == name.lower())
+    there = folder.iterdir() if folder.is_dir() else ()
+    alike = (path for path in there if path.name.lower() == name.lower())
     return min(alike, default=None)
 
 

@@ -52,20 +52,20 @@ class Detector:
         """
         return [found for part in batches(images, batch) for found in self.detect(part, batch)]
 
-    def detect(self, images: Sequence[Pixels], most: int = 8) -> list[Detections]:
-        """Find objects in `images` by one forward pass, or one of each `most` tiles.
+    def detect(self, images: Sequence[Pixels], batch: int = 8) -> list[Detections]:
+        """Find objects in `images` by one forward pass, or one of each `batch` tiles.
 
         Nothing on a process that holds no outputs. All of a pipeline have to call this alike.
         """
         if self.tiling is None:
             return self._look(images)
-        return [self._in_tiles(image, self.tiling, most) for image in images]
+        return [self._in_tiles(image, self.tiling, batch) for image in images]
 
-    def _in_tiles(self, image: Pixels, tiling: Tiling, most: int) -> Detections:
+    def _in_tiles(self, image: Pixels, tiling: Tiling, batch: int) -> Detections:
         rects = tiling.rects(image.shape[1], image.shape[0])
         found: list[Detections] = []
-        for start in range(0, len(rects), most):
-            some = rects[start : start + most].tolist()
+        for start in range(0, len(rects), batch):
+            some = rects[start : start + batch].tolist()
             found += self._look([image[y1:y2, x1:x2] for x1, y1, x2, y2 in some])
         rows = to_rows(found, torch.arange(len(rects))).numpy()
         likely = rows[rows[:, SCORE] >= self.least]

@@ -57,14 +57,18 @@ def own_logger(own: Own) -> Logger:
     )
 
 
+def lose_stdout() -> None:
+    """Let what is printed from here on go nowhere, also what Python flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Lasting(Console):
     """A terminal or pipe that may go away: the run goes on, its record is results.csv."""
 
     def on_broken_pipe(self) -> None:
         """Write no more, instead of ending the program as rich does."""
         self.quiet = True
-        # Also for what Python flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        lose_stdout()
 
 
 def build_progress(config: LogConfig) -> Progress:
