@@ -311,15 +311,15 @@ def placed(run: Run, folder: RunFolder) -> Run:
     return run.model_copy(update={"out": str(folder.path)})
 
 
-def write_config(run: Run) -> None:
-    """Write the config.yaml that repeats a run.
+def write_config(run: Run, verb: str = "train") -> None:
+    """Write the config.yaml with which `verb` repeats a run.
 
     Raises:
         StorageError: when it cannot be written.
     """
     path = folder_of(run).config
     with storing(path):
-        replace_file(path, config_text(run).encode())
+        replace_file(path, config_text(run, verb).encode())
 
 
 def read_config(folder: RunFolder) -> Tree:
@@ -334,10 +334,10 @@ def read_config(folder: RunFolder) -> Tree:
     return tree
 
 
-def config_text(run: Run) -> str:
+def config_text(run: Run, verb: str = "train") -> str:
     """Write a run as YAML; without `out` and `resume`, so that it repeats it elsewhere."""
     tree = run.model_dump(mode="json") | {"out": None, "resume": False}
-    head = f"# visiontrain {__version__}: `visiontrain train` this file to repeat the run\n"
+    head = f"# visiontrain {__version__}: `visiontrain {verb}` this file to repeat the run\n"
     return head + dump_yaml(tree)
 
 

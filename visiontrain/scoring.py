@@ -84,7 +84,7 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
     refuse_missing(run, "visiontrain.val(weights=WEIGHTS, {})")
     check_uses(run.strategy, run.model, len(meta.names), meta.task)
     run = placed(run, claim(run.out, Path(run.project) / meta.task, run.name))
-    write_config(run)
+    write_config(run, "val")
     return run
 
 

@@ -8,6 +8,7 @@ import pytest
 from layouts import LABELS, PICTURES, opened, save, write_csv, write_folder
 
 from visiontrain.core.errors import ConfigError, DataError
+from visiontrain.data.inputs import find_inputs
 from visiontrain.data.walk import walk
 
 
@@ -101,6 +102,24 @@ def test_hidden_folders_are_no_data_and_those_with_an_underscore_are_told(tmp_pa
     spec = opened(yaml, tmp_path / "cache")
     assert spec.notes == ()
     assert names(spec.table("train")) == sorted(f"{name}.jpg" for name in [*LABELS, "c"])
+
+
+def test_what_runs_drew_beside_the_classes_is_no_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        save(PICTURES[0], tmp_path / name)
+    drawn = tmp_path / "runs/classify/train"
+    save(PICTURES[1], drawn / "plots")
+    (drawn / "config.yaml").write_text("# visiontrain 0.1.0: `visiontrain train` this file\n")
+    predicted = tmp_path / "runs/predict"
+    save(PICTURES[1], predicted / "images")
+    for name in ("metrics.json", "predictions.json"):
+        (predicted / name).write_text("{}")
+    assert opened(tmp_path, tmp_path / ".cache").names == ("cat", "dog")
+    picture = f"{PICTURES[0].name}.jpg"
+    assert [item.name for item in find_inputs(".")] == [f"cat/{picture}", f"dog/{picture}"]
+    # Asked for by name, they are pictures as all others.
+    assert len(find_inputs("runs/predict")) == 1
 
 
 def test_a_class_without_pictures_is_told(tmp_path):

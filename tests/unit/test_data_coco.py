@@ -52,6 +52,21 @@ def test_few_images_of_many_are_found(tmp_path):
     assert len(table) == len(PICTURES)
 
 
+@pytest.mark.parametrize("folder", ["C:\\Users\\ann\\set\\", "D:/set/", "/home/ann/set/", ""])
+def test_names_that_another_machine_wrote_are_found(folder, tmp_path):
+    separator = "\\" if "\\" in folder or not folder else "/"
+
+    def elsewhere(content):
+        for n, image in enumerate(content["images"]):
+            image["file_name"] = f"{folder}{n % 2}{separator}{image['file_name']}"
+
+    for n, picture in enumerate(PICTURES):
+        save(picture, tmp_path / f"set/train2017/{n % 2}")
+    table = changed(tmp_path / "set", elsewhere).table("train")
+    found = [Path(table.images.name(row)).parts[-2:] for row in range(len(table))]
+    assert found == [(str(n % 2), f"{picture.name}.jpg") for n, picture in enumerate(PICTURES)]
+
+
 def test_a_missing_split_concerns_only_who_reads_it(tmp_path):
     write_coco(tmp_path / "set")
     lines = [f"{split}: annotations/instances_{split}2017.json" for split in ("train", "val")]

@@ -266,6 +266,8 @@ def test_a_lone_coco_json_is_both_splits_and_says_so(tmp_path):
         ({"images": []}, "none listed"),
         ({"categories": []}, "categories: none"),
         ({"images": [{"id": 1}]}, r"images\[0\]: needs id and file_name"),
+        ({"images": [{"id": "a", "file_name": "a"}]}, r"images\[0\]: id 'a'; a whole number is"),
+        ({"images": [{"id": 1, "file_name": ["a"]}]}, r"\[0\]: file_name \['a'\]; a text is"),
         ({"images": [{"id": [], "file_name": "a"}]}, r"images\[0\]"),
         ({"images": [{"id": 1, "file_name": "a"}] * 2}, "two have id 1"),
     ],

@@ -75,7 +75,8 @@ def test_csv_orders_columns_and_takes_late_ones(tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_csv_keeps_what_it_had_when_the_disk_is_full(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("again", ["at the next row", "at the end"])
+def test_a_disk_that_was_full_for_a_while_costs_no_row(tmp_path, monkeypatch, caplog, again):
     logger = Guarded(CsvLogger())
     logger.start({}, tmp_path)
     logger.log(row(1), 10)
@@ -83,15 +84,20 @@ def test_csv_keeps_what_it_had_when_the_disk_is_full(tmp_path, monkeypatch, capl
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
-    with caplog.at_level(logging.WARNING):
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr("os.fsync", full)
         logger.log(row(2), 20)
         logger.log(row(3), 30)
-    assert len(read(tmp_path)) == 1
+    assert [line["step"] for line in read(tmp_path)] == ["10"]
     assert [record.getMessage() for record in caplog.records] == [
-        "log.to=csv: OSError: [Errno 28] No space left on device; switched off, training goes on"
+        f"{tmp_path / 'results.csv'}: No space left on device; written when there is place again"
     ]
-    assert logger.state() == {"step": 10}
+    if again == "at the next row":
+        logger.log(row(4), 40)
+        assert [line["step"] for line in read(tmp_path)] == ["10", "20", "30", "40"]
+    else:
+        logger.close()
+        assert [line["step"] for line in read(tmp_path)] == ["10", "20", "30"]
 
 
 def test_a_state_that_no_checkpoint_can_hold_switches_a_logger_off(tmp_path, caplog):
@@ -154,6 +160,8 @@ def test_wandb_goes_online_only_with_a_key():
 class Recorder:
     """Stands for wandb's module and its run: keeps what it was told."""
 
+    run = None  # no other run is open
+
     def __init__(self):
         self.calls = []
 
@@ -196,6 +204,19 @@ def test_wandb_keeps_its_id_and_tells_why_it_ended(tmp_path, monkeypatch):
         *metrics,
         ("finish", 0),
     ]
+
+
+def test_a_run_of_wandb_that_the_user_has_open_stays_theirs(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    theirs = wandb.init(mode="offline", dir=str(tmp_path), settings=wandb.Settings(silent=True))
+    logger = WandbLogger(LogConfig())
+    logger.start({}, tmp_path)
+    logger.log(row(1), 10)
+    logger.close()
+    assert logger.state()["id"] != theirs.id
+    theirs.log({"still": "open"})
+    theirs.finish()
 
 
 def watch(progress, clock):

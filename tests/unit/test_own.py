@@ -19,6 +19,7 @@ from visiontrain.data.order import SHUFFLED
 from visiontrain.data.own_change import Found, changed
 from visiontrain.data.samples import training_set
 from visiontrain.loggers.config import LogConfig
+from visiontrain.loggers.csv import CsvLogger
 from visiontrain.loggers.registry import build_loggers
 from visiontrain.models.config import OwnModel
 from visiontrain.models.registry import build_model
@@ -229,3 +230,8 @@ def test_a_function_is_a_logger():
     assert seen == [(8, {"val/map": 0.5})]
     with pytest.raises(ConfigError, match="logger: builtins:list"):
         build_loggers(LogConfig(to=[], own=named("logger", [1])))
+
+
+def test_a_logger_of_the_users_keeps_its_state_under_a_name_of_its_own():
+    with pytest.raises(ConfigError, match="has the name 'csv', as one of visiontrain's; give"):
+        build_loggers(LogConfig(to=[], own=named("logger", CsvLogger())))

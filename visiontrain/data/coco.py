@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -60,7 +60,7 @@ class CocoReader:
             raise DataError(f"{file}: images: none listed; add some")
         chosen = [images[row] for row in choice.rows(len(images))]
         names = [str(image["file_name"]) for image in chosen]
-        folder = self._folder(split, file, names)
+        folder, names = self._found(split, file, names)
         source = FileImages(Paths(folder / name for name in names), self.description.max_pixels)
         seen = scan(source.paths, source.max_pixels, self.description.cache)
         labels = Labels()
@@ -132,11 +132,31 @@ class CocoReader:
             seen.add(image["id"])
         return list(images)
 
-    def _folder(self, split: str, file: Path, names: Sequence[str]) -> Path:
-        """Find the folder of the images: as the YAML says, or where most of them are."""
+    def _found(self, split: str, file: Path, names: list[str]) -> tuple[Path, list[str]]:
+        """Find the folder of the images, where most of them are, and how they are named in it.
+
+        Where none is found as it is written, names may be another machine's.
+        """
+        folders, told = self._folders(split, file)
+        for spelled in (names, foreign(names)):
+            for some in (spelled[:: max(1, len(names) // SAMPLE)], spelled):
+                # Not with Path's is_file, which raises at a name that is too long.
+                hits = [sum(map(os.path.isfile, (folder / n for n in some))) for folder in folders]
+                if any(hits):
+                    return folders[hits.index(max(hits))], spelled
+        if told:  # every image is then told as missing
+            return folders[0], names
+        listed = ", ".join(dict.fromkeys(str(folder) for folder in folders))
+        raise DataError(
+            f"{file}: none of its images, such as {names[0]}, in {listed}; say where they are: "
+            f"`images: {{{split}: ...}}` in a YAML with `format: coco`"
+        )
+
+    def _folders(self, split: str, file: Path) -> tuple[list[Path], bool]:
+        """List where images may be; and whether the YAML tells it."""
         said = self.folders if isinstance(self.folders, str) else self.folders.get(split)
         if said is not None:
-            return self.root / said
+            return [self.root / said], True
         year = re.sub(r"^(instances|annotations?)_", "", file.stem)  # instances_val2017
         guesses = [
             file.parent,
@@ -144,16 +164,19 @@ class CocoReader:
             *(base / name for base in (file.parent.parent, self.root) for name in (year, split)),
             *(file.parent.parent / "images" / name for name in (year, split, "")),
         ]
-        for some in (names[:: max(1, len(names) // SAMPLE)], names):
-            # Not with Path's is_file, which raises at a name that is too long.
-            hits = [sum(map(os.path.isfile, (folder / n for n in some))) for folder in guesses]
-            if any(hits):
-                return guesses[hits.index(max(hits))]
-        listed = ", ".join(dict.fromkeys(str(folder) for folder in guesses))
-        raise DataError(
-            f"{file}: none of its images, such as {names[0]}, in {listed}; say where they are: "
-            f"`images: {{{split}: ...}}` in a YAML with `format: coco`"
-        )
+        return guesses, False
+
+
+def foreign(names: Sequence[str]) -> list[str]:
+    """Read names that another machine wrote: with `\\`, or below a folder that is only there."""
+    names = [PureWindowsPath(name).as_posix() for name in names]
+    if not all(PureWindowsPath(name).root for name in names):
+        return names
+    try:
+        shared = os.path.commonpath([os.path.split(name)[0] for name in names])
+    except ValueError:  # C:/ and /home
+        return names
+    return [name.removeprefix(shared).lstrip("/") for name in names]
 
 
 def load(file: Path) -> dict[str, list[Any]]:
@@ -174,18 +197,21 @@ def load(file: Path) -> dict[str, list[Any]]:
                 f"{file}: no list `{key}`; a COCO file has images, annotations, categories"
             )
         for place, entry in enumerate(entries if fields else []):
-            if not _is_record(entry, fields):
-                raise DataError(f"{file}: {key}[{place}]: needs {' and '.join(fields)}")
+            reason = _unusable(entry, fields)
+            if reason:
+                raise DataError(f"{file}: {key}[{place}]: {reason}")
     return content
 
 
-def _is_record(entry: Any, fields: Sequence[str]) -> bool:
-    """Tell whether `entry` has a usable id and a text in the other fields."""
-    return (
-        isinstance(entry, dict)
-        and _is_id(entry.get("id"))
-        and all(isinstance(entry.get(field), int | str) for field in fields if field != "id")
-    )
+def _unusable(entry: Any, fields: Sequence[str]) -> str:
+    """Say what `entry` lacks: a usable id, or a text in the other fields."""
+    if not isinstance(entry, dict) or any(entry.get(field) is None for field in fields):
+        return f"needs {' and '.join(fields)}"
+    if not _is_id(entry["id"]):
+        return f"id {entry['id']!r}; a whole number is needed"
+    others = (field for field in fields if field != "id")
+    wrong = next((field for field in others if not isinstance(entry[field], int | str)), None)
+    return f"{wrong} {entry[wrong]!r}; a text is needed" if wrong else ""
 
 
 def used_ids(content: Mapping[str, Sequence[Any]]) -> set[int]:

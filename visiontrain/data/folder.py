@@ -17,7 +17,7 @@ from visiontrain.data.description import SPLITS, Choice, Description, some, uniq
 from visiontrain.data.images import FileImages, Paths
 from visiontrain.data.scan import scan
 from visiontrain.data.table import Table
-from visiontrain.data.walk import holds_pictures, is_hidden, is_picture, walk
+from visiontrain.data.walk import holds_pictures, holds_runs, is_hidden, is_picture, walk
 
 KEYS = ("path", *SPLITS, "validation", "names", "holdout")
 FOLDERS = {  # what a split's folder may be called
@@ -169,7 +169,8 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+    found = (path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+    return sorted(path for path in found if not holds_runs(path))
 
 
 def splits_of(root: Path) -> dict[str, str] | None:

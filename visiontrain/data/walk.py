@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,13 +12,33 @@ from visiontrain.data.header import OTHER_SUFFIXES, SUFFIXES
 
 PICTURES = SUFFIXES | OTHER_SUFFIXES  # those that are not read become defects, not silence
 
-
 OF_TOOLS = ("__MACOSX", "@eaDir")  # what a Mac's archives and a Synology's index leave behind
+
+RUNS = "runs"  # where runs go unless told
+SIGNED = ("config.yaml", "compare.yaml")  # begin with our name where a run left them
+SIGNATURE = b"# visiontrain "
+PREDICTED = {"metrics.json", "predictions.json"}
 
 
 def is_hidden(folder: str) -> bool:
     """Tell by its name whether a folder is no part of a data set, such as .ipynb_checkpoints."""
     return folder.startswith(".") or folder in OF_TOOLS
+
+
+def is_run(folder: str, files: Collection[str]) -> bool:
+    """Tell by its `files` whether visiontrain left a folder: what it drew is no data."""
+    if PREDICTED.issubset(files):
+        return True
+    for name in SIGNED:
+        with suppress(OSError):
+            if name in files and _begins(os.path.join(folder, name), SIGNATURE):  # noqa: PTH118
+                return True
+    return False
+
+
+def _begins(path: str, signature: bytes) -> bool:
+    with open(path, "rb") as file:  # noqa: PTH123
+        return file.read(len(signature)) == signature
 
 
 def is_picture(name: str) -> bool:
@@ -30,19 +50,23 @@ def walk(folder: Path, wanted: Callable[[str], bool] = is_picture) -> Iterator[s
     """Yield the images, or other `wanted` names, below `folder`, sorted: equal on every machine.
 
     Links are followed, but no folder is read twice: a link to one above would never end.
-    Hidden folders are left out, and those that tools leave.
+    Hidden folders are left out, those that tools leave, and below `folder` those of runs.
 
     Raises:
         DataError: a folder cannot be listed: its pictures would be missing without a word.
     """
     # os.path throughout: a Path for each of a million images is slow.
     seen: set[tuple[int, int]] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refused):
+    start = str(folder)
+    for parent, folders, files in os.walk(start, followlinks=True, onerror=_refused):
         status = os.stat(parent)  # noqa: PTH116
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
+        if parent != start and is_run(parent, files):
+            folders.clear()
+            continue
         # Links last: labels lie beside the folder itself rather than beside a link to it.
         folders[:] = (name for name in folders if not is_hidden(name))
         folders.sort(key=lambda name: (os.path.islink(os.path.join(parent, name)), name))  # noqa: PTH114, PTH118
@@ -57,6 +81,11 @@ def holds_pictures(folder: str | Path) -> bool:
         if any(is_picture(entry.name) for entry in entries):
             return True
     return any(walk(Path(folder)))
+
+
+def holds_runs(folder: Path) -> bool:
+    """Tell whether a folder is the one that runs go to, with nothing else in it."""
+    return folder.name == RUNS and not holds_pictures(folder)
 
 
 def _refused(error: OSError) -> None:

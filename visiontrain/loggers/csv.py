@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Any
 FIRST = ("epoch", "step", "samples", "seconds", "images_per_s", "data_wait", "lr")
 LAST = ("bytes_sent",)
 
+_warn = logging.getLogger(__name__).warning
+
 
 class CsvLogger:
     """Writes results.csv. Resume drops the rows that the checkpoint does not know of.
 
     The file is rewritten whole, under another name first, so that a reader or a killed run
-    never sees half a row, and a column that starts late (val/map) finds its place.
+    never sees half a row, and a column that starts late (val/map) finds its place. So a disk
+    that was full for a while costs no row: the next one that can be written brings all.
     """
 
     name = "csv"
@@ -24,6 +28,7 @@ class CsvLogger:
     def __init__(self) -> None:
         self._rows: list[dict[str, str]] = []
         self._step = -1  # of the last row; -1 before the first
+        self._behind = False  # the file, since a write failed
 
     def start(self, config: Mapping[str, Any], out: Path) -> None:  # noqa: ARG002 - interface
         out.mkdir(parents=True, exist_ok=True)
@@ -37,7 +42,14 @@ class CsvLogger:
         values = {**row, "step": step}
         self._rows.append({key: format_number(value) for key, value in values.items()})
         self._step = step
-        self._write()
+        try:
+            self._write()
+            self._behind = False
+        except OSError as error:
+            if not self._behind:
+                reason = error.strerror or error
+                _warn("%s: %s; written when there is place again", self._path, reason)
+            self._behind = True
 
     def image(self, name: str, path: Path, step: int) -> None:
         """Ignore pictures: they lie in plots/ already."""
@@ -49,7 +61,9 @@ class CsvLogger:
         self._step = int(state["step"])
 
     def close(self, *, exit_code: int = 0) -> None:
-        """Do nothing: every row is on disk when `log` returns."""
+        """Write what a full disk kept back; else every row was on disk when `log` returned."""
+        if self._behind:
+            self._write()
 
     def _write(self) -> None:
         if not self._rows:  # a resumed run that keeps nothing starts anew

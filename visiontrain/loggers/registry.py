@@ -45,9 +45,14 @@ def own_logger(own: Own) -> Logger:
     """Return a logger of the user's: an object with all verbs, or a function of (row, step).
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: it is neither, or has a name that is taken.
     """
     if isinstance(own.value, Logger):
+        if own.value.name in LOGGERS:  # a checkpoint keeps each one's state under its name
+            raise ConfigError(
+                f"logger: {own.ref} has the name {own.value.name!r}, as one of visiontrain's; "
+                "give it another"
+            )
         return own.value
     if callable(own.value):
         return FunctionLogger(own.value)

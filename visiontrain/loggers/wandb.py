@@ -56,6 +56,8 @@ class WandbLogger:
             dir=str(out),
             config=dict(config),
             settings=settings,
+            # A run that the user's own program has open stays theirs.
+            reinit=None if wandb.run is None else "create_new",
         )
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
