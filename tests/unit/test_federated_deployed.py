@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+
 import clients
 import cv2
 import numpy as np
@@ -239,3 +243,24 @@ def test_a_run_that_is_none_is_refused_in_a_line(tmp_path, spec):
     with pytest.raises(ConfigError) as told:
         deployed.agreed(client(tmp_path, "a"), spec)
     assert "\n" not in str(told.value)
+
+
+STUBBORN = """
+import signal, sys, time
+from visiontrain.strategies.federated.programs import end_after
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+end_after(int(sys.argv[1]), grace_s=0.1)
+print("on", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_program_ends_with_the_one_it_works_for_whatever_it_makes_of_signals():
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    words = [sys.executable, "-c", STUBBORN, str(other.pid)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout.readline() == "on\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            program.wait(1.5)
+        other.communicate(b"\n")
+        assert program.wait(10) == -signal.SIGKILL

@@ -168,7 +168,7 @@ class CocoReader:
 
 
 def foreign(names: Sequence[str]) -> list[str]:
-    """Read names that another machine wrote: with `\\`, or below a folder that is only there."""
+    """Read names that another machine wrote: Windows', or below a folder that is only there."""
     names = [PureWindowsPath(name).as_posix() for name in names]
     if not all(PureWindowsPath(name).root for name in names):
         return names

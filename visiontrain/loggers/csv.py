@@ -60,7 +60,7 @@ class CsvLogger:
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._step = int(state["step"])
 
-    def close(self, *, exit_code: int = 0) -> None:
+    def close(self, *, exit_code: int = 0) -> None:  # noqa: ARG002 - interface
         """Write what a full disk kept back; else every row was on disk when `log` returned."""
         if self._behind:
             self._write()

@@ -7,6 +7,7 @@ runs what is installed with visiontrain, whatever came: nothing of that is insta
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from multiprocessing.connection import Client
@@ -19,11 +20,13 @@ from flwr.serverapp import Grid, ServerApp
 from visiontrain.core.errors import ConfigError
 from visiontrain.strategies.federated.flower import Clients, client_app
 from visiontrain.strategies.federated.keys import pem_of
+from visiontrain.strategies.federated.programs import end_after
 from visiontrain.strategies.federated.relay import carry
 
 SOCKET = "VISIONTRAIN_RELAY"  # in the environment: where training listens
 RUNNING = "flwr.supernode.runtime.run_clientapp"
 PROGRAM = "flwr.supernode.cli.flwr_clientapp"
+OF_PARENT = "--parent-pid"  # whose number follows, of what Flower tells its programs
 CHANGED = ("install_from_fab", "get_project_dir", "get_load_client_app_fn")
 
 
@@ -50,6 +53,8 @@ def client_program(module: str) -> None:
     Raises:
         ConfigError: this Flower looks different inside.
     """
+    if OF_PARENT in sys.argv:
+        end_after(int(sys.argv[sys.argv.index(OF_PARENT) + 1]))
     running = import_module(RUNNING)
     missing = [name for name in CHANGED if not hasattr(running, name)]
     if missing:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 OTHERS = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
 PARENT = "VISIONTRAIN_PARENT"  # in the environment: who started a program
-LOOK_S = 1.0
+LOOK_S, GRACE_S = 1.0, 20.0
 
 
 def end_with_parent() -> None:
@@ -27,6 +27,34 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def end_after(process: int, grace_s: float = GRACE_S) -> None:
+    """End this program at the latest `grace_s` after another one, whatever it is at.
+
+    Flower sends its programs one SIGINT when the one they work for is gone. That is lost where a
+    shell started all in the background, or where training takes it for a wish to stop: then the
+    answer is offered for ever to a server that is no more.
+    """
+
+    def watch() -> None:
+        while exists(process):
+            time.sleep(LOOK_S)
+        time.sleep(grace_s)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="process", daemon=True).start()
+
+
+def exists(process: int) -> bool:
+    """Tell whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def put_client_program(folder: Path, code: str) -> None:
