@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -42,6 +43,8 @@ from visiontrain.strategies.config import Client, Placement, Single
 from visiontrain.strategies.devices import settle
 from visiontrain.strategies.environment import is_first, launched, wants_torchrun
 from visiontrain.strategies.member import once
+
+_warn = logging.getLogger(__name__).warning
 
 TOLD = 20  # files left out, each by a line
 WORKER = "visiontrain.worker"  # sits above this module and is only named here
@@ -189,7 +192,9 @@ def parity(
     whole = build_config(Run, merge(Run, below(given), given))
     check_values(whole)
     if getattr(whole.strategy, "memory", None) is not None:
-        raise ConfigError("strategy.memory: it changes no result, and parity cuts without it")
+        _warn("strategy.memory: it changes no result, and parity cuts without it")
+        strategy = whole.strategy.model_copy(update={"memory": None})
+        whole = whole.model_copy(update={"strategy": strategy})
     settle(whole.strategy, whole.device)
     whole = with_batch(whole)
     check_group(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,7 @@ USES = (  # as recipe.USES: what may be typed
     *(name for name in ALL_USES["train"] if name != "strategy"),
     *(key for key in all_keys(Run) if key.startswith("strategy.") and key != "strategy.kind"),
 )
+LONGEST = 160  # bytes of a name; file systems take 255, and a seed follows
 ANY = tuple(name for name in ALL_USES["train"] if name not in (*FOLDER, "seed"))  # a run may vary
 
 
@@ -238,7 +240,11 @@ def _name(own: Tree) -> str:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^\w.=+-]+", "-", name).strip(".") or "run"
+    plain = re.sub(r"[^\w.=+-]+", "-", name).strip(".") or "run"
+    if len(plain.encode()) <= LONGEST:
+        return plain
+    digest = hashlib.sha256(plain.encode()).hexdigest()[:8]
+    return f"{plain.encode()[:LONGEST].decode(errors='ignore')}-{digest}"
 
 
 def _text(value: Any) -> str:

@@ -33,16 +33,13 @@ from visiontrain.strategies.config import (
     DDP,
     FSDP,
     Group,
-    ParameterServer,
     Pipeline,
-    Placement,
     Single,
     StrategyConfig,
 )
 from visiontrain.strategies.cuts import starts
 from visiontrain.strategies.devices import devices, settle
 from visiontrain.strategies.environment import launched
-from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.forecast import Facts, Forecast
 from visiontrain.strategies.live import LiveBytes
 from visiontrain.strategies.precision import resolve
@@ -151,8 +148,7 @@ def plan(config: PlanConfig) -> Plan:
     """
     if launched() is not None:
         raise ConfigError("plan: under a launcher; start it without, it starts its own processes")
-    given = config.strategy.processes if isinstance(config.strategy, Group) else 2
-    count, run = config.devices or given, _settled(config)
+    count, run = _count(config), _settled(config)
     scale = scale_of(config)
     facts = facts_of(run)
     device = devices(run.device)[0]
@@ -188,6 +184,19 @@ def plan(config: PlanConfig) -> Plan:
     return Plan(title, count, config.memory, modes, left_out, found)
 
 
+def _count(config: PlanConfig) -> int:
+    """Return how many devices there are to be; each has a process."""
+    if not isinstance(config.strategy, Group):
+        return config.devices or 2
+    said, devices = config.strategy.processes, config.devices or config.strategy.processes
+    if said != devices and "processes" in config.strategy.model_fields_set:
+        raise ConfigError(
+            f"devices: {devices}, but strategy.processes is {said}; each device has one process, "
+            "leave one of the two out"
+        )
+    return devices
+
+
 def modes_of(run: Run, count: int) -> list[StrategyConfig]:
     """Return the modes that are compared: the user's own as it is, the others as they come."""
     if count == 1:
@@ -215,7 +224,7 @@ def _settled(config: PlanConfig) -> Run:
     if run.batch < 0:
         raise ConfigError(f"batch: {run.batch}; what fits differs from mode to mode, take a number")
     check_values(run)
-    if isinstance(run.strategy, Placement | ParameterServer | Federated):
+    if not isinstance(run.strategy, Single | DDP | FSDP | Pipeline):
         raise ConfigError(f"strategy: {run.strategy.kind}; plan counts with one device per process")
     unknown = run.strategy.model_fields_set - KNOWN
     if unknown:

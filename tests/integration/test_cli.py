@@ -121,7 +121,6 @@ def test_the_module_is_the_program():
         (["check", "data=absent.yaml"], 3, "data: nothing at absent.yaml"),
         (["data", "shard", "data=tiny"], 2, "out: not given; add out=VALUE"),
         (["data", "shard", "data=absent.yaml", "out=x"], 3, "data: nothing at absent.yaml"),
-        (["parity", "strategy=pipeline", "strategy.memory=8"], 2, "strategy.memory: it changes no"),
         (["parity", "data=absent.yaml", "strategy=ddp"], 3, "data: nothing at absent.yaml"),
     ],
 )

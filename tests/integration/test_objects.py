@@ -108,12 +108,14 @@ def test_what_users_bring_is_one_devices_in_shards():
 
 
 @pytest.mark.usefixtures("living")
-def test_a_detector_of_ones_own_is_one_devices_in_a_pipeline():
+def test_a_detector_of_ones_own_is_one_devices_in_a_pipeline(caplog):
     keys = {"data": SQUARES, "model": detector, "loss": loss_of_detectors, "augment": noisy}
-    more = {"strategy": {"kind": "pipeline", "processes": 2}, "batch": 4, "epochs": 2}
+    mode = {"kind": "pipeline", "processes": 2, "memory": 64}
+    more = {"strategy": mode, "batch": 4, "epochs": 2}
     run = from_keys(Run, taken_apart(SMALL | {"imgsz": 64} | keys | more), below=below)
     report = commands.parity(run, 3, ("fp64",))
     assert report.verdict == "exact", report.reasons
+    assert "strategy.memory: it changes no result, and parity cuts without it" in caplog.messages
 
 
 def test_a_run_with_objects_goes_on_and_its_weights_are_used(tmp_path):

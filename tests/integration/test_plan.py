@@ -140,6 +140,8 @@ def test_stages_that_cannot_be_leave_the_pipeline_out(capsys):
         ("epoch=3", "epoch: no such key"),
         ("links=10", "links: '10'; take a rate as 10gbit"),
         ("links=10gbit counts=[1]", "counts: 1; take 2 devices or more"),
+        ("devices=3 strategy=ddp strategy.processes=2", "devices: 3, but strategy.processes is 2;"),
+        ("strategy=client", "strategy: client; plan counts with one device per process"),
         ("step_s=0.1", "step_s: it changes nothing without links"),
     ],
 )

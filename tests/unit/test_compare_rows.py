@@ -237,6 +237,15 @@ def test_any_key_may_vary_and_equal_runs_are_refused():
         seeds(asked(seeds=[1, 1]))
 
 
+def test_names_of_folders_are_no_longer_than_file_systems_take():
+    keys = {"data.source": "x" * 300, "optim.lr": 0.1}
+    one, other = modes(asked(runs=[keys, {**keys, "optim.lr": 0.2}]))
+    assert one.name != other.name
+    for mode in (one, other):
+        assert mode.name.startswith("data.source=xxx")
+        assert len(mode.name.encode()) < 200
+
+
 def test_every_run_sees_as_many_samples_unless_told_otherwise():
     half = {"data.fraction": 0.5}
 

@@ -101,6 +101,14 @@ def test_the_call_that_repeats_a_run_makes_a_data_set_of_its_classes():
         refuse_missing(Run.model_validate_json(run.model_dump_json(exclude_unset=True)), "x({})")
 
 
+def test_an_adapter_is_known_by_what_it_wraps():
+    class Cells(list):
+        """Stands for a torch Dataset."""
+
+    data = vt.Data(vt.TorchData(Cells(TENS)), vt.TorchData(Cells(TENS)), ["a"])
+    assert named("data", data).ref.endswith("<locals>.Cells")
+
+
 def test_models_that_give_something_else_are_told_so():
     task = ClassifyTask(ClassifyConfig(), 3)
     batch = vt.Batch(

@@ -292,6 +292,8 @@ def test_weights_that_do_not_fit_and_devices_that_do_not_exist(weights, tmp_path
             load(DetectorConfig(weights=str(tmp_path / "newer.safetensors")))
     with pytest.raises(ConfigError, match="device: "):
         load(DetectorConfig(weights=str(weights), device="cuda:99"))
+    with pytest.raises(ConfigError, match="device: cpu,cpu; one model is loaded onto one device"):
+        load(DetectorConfig(weights=str(weights), device="cpu,cpu"))
 
 
 def scored(name, score):

@@ -253,6 +253,11 @@ class TorchData:
         self.dataset = dataset
         self.convert = convert or from_torch
 
+    @property
+    def wraps(self) -> Any:
+        """What config.yaml names: of all adapters the name is the same."""
+        return self.dataset
+
     def __len__(self) -> int:
         return len(self.dataset)
 

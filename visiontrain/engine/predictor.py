@@ -59,6 +59,8 @@ def load_predictor(  # noqa: PLR0913 - what a user may say of it
     """
     weights = load_weights(path)
     meta, place = weights.meta, devices(device)[0]
+    if strategy is None and "," in device:
+        raise ConfigError(f"device: {device}; one model is loaded onto one device, so name one")
     described = model_config(weights, str(path), model)
     if imgsz is not None and imgsz != meta.imgsz:
         check_input(described, imgsz, meta.task)
