@@ -67,6 +67,16 @@ def test_names_that_another_machine_wrote_are_found(folder, tmp_path):
     assert found == [(str(n % 2), f"{picture.name}.jpg") for n, picture in enumerate(PICTURES)]
 
 
+def test_a_class_without_a_box_is_told(tmp_path):
+    def without_dogs(content):
+        content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 7]
+
+    spec = changed(tmp_path / "set", without_dogs)
+    (told,) = spec.remarks({"train": spec.table("train")})
+    assert told.endswith("train: no box of dog")
+    assert not spec.remarks({"val": spec.table("val")})
+
+
 def test_a_missing_split_concerns_only_who_reads_it(tmp_path):
     write_coco(tmp_path / "set")
     lines = [f"{split}: annotations/instances_{split}2017.json" for split in ("train", "val")]

@@ -367,6 +367,7 @@ def test_the_verb_writes_and_says_what_to_do_next(tmp_path, capsys):
     words = ["data", "shard", "data=digits", "data.train_images=3", "split=train", f"out={out}"]
     assert main(words) == 0
     assert capsys.readouterr().out.splitlines() == [
+        "digits: train: no box of 1, 4, 5",
         "train: 3 images in 1 tar",
         f"{out}: 0.2 MB; train with data={out}",
     ]

@@ -97,11 +97,12 @@ class DataSpec:
                 if self.config.own is not None:  # there is no check of it
                     found += f"; first: {describe(table.defects[0])}"
                 lines.append(f"{found}; {self._advice}")
-            if split == "train" and table.task == "classify":
+            if split == "train":
                 counts = np.bincount(table.classes, minlength=len(table.names))
                 missing = [table.names[label] for label in np.flatnonzero(counts == 0)]
                 if missing:
-                    lines.append(f"{self.source}: train: no image of {some(missing)}")
+                    what = "image" if table.task == "classify" else "box"
+                    lines.append(f"{self.source}: train: no {what} of {some(missing)}")
         return [printable(line) for line in lines]
 
     def how_to_add(self, split: str) -> str:
