@@ -159,6 +159,13 @@ def test_patience_ends_a_run_and_the_best_epoch_is_kept(tmp_path):
     assert load_weights(RunFolder(tmp_path).last).meta.epoch == 4
 
 
+def test_while_nothing_is_found_what_was_trained_longer_is_better(tmp_path):
+    _, fitter = prepared(tmp_path, epochs=4, patience=1)
+    outcome = scores(fitter, [float("nan"), 0.0, 0.0, 0.0, 0.9]).fit()
+    assert (outcome.metrics["epochs"], outcome.metrics["best_epoch"]) == (4, 4)
+    assert load_weights(tmp_path).meta.epoch == 4
+
+
 def test_without_val_only_the_last_epoch_is_scored(tmp_path):
     _, fitter = prepared(tmp_path, epochs=3, val=False)
     watch = watched(scores(fitter, [0.5, 0.5]))

@@ -30,9 +30,12 @@ class Journal:
     initial_sha256: str = ""  # of the weights the run began with
 
     def judge(self, score: float, epoch: int) -> bool:
-        """Note a score; tell whether it is the best so far. nan, of no boxes, is the worst."""
+        """Note a score; tell whether it is the best so far. nan, of no boxes, is the worst.
+
+        While nothing is found yet, what was trained longer is better, and no reason to give up.
+        """
         score = -1.0 if math.isnan(score) else score
-        improved = self.best is None or score > self.best
+        improved = self.best is None or score > self.best or score == self.best <= 0
         if improved:
             self.best, self.best_epoch = score, epoch
         # Not counted: after a roll-back an epoch comes again.
