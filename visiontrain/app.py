@@ -98,20 +98,20 @@ def build(run: Run, place: Place) -> Trainer:
     progress = build_progress(run.log) if place.is_main else Silent()
     for line in spec.remarks(dict(zip(splits, tables, strict=True))):
         progress.message(line)
-    if not isinstance(run.strategy, Federated):
-        check_statistics(run, len(training), strategy)
     count = len(training)  # may be fewer than a batch
     schedule = Schedule(run.optim, run.epochs, count, min(run.batch, count))
     paced = paced_of(run, len(training))
     goes_on = strategy.broadcast(bool(CheckpointStore(folder_of(run).checkpoints, 1)))
     model = strategy.together(lambda: build_fresh(run, spec.names, None if goes_on else progress))
+    if not isinstance(run.strategy, Federated):
+        check_statistics(run, model, len(training), strategy)
     data = samples_of(run, training)
     for line in heading(run, None if elsewhere else data, validation.table, model, place):
         progress.message(line)
     if isinstance(run.strategy, Federated) and not elsewhere:
         rows, _ = dealt(run, training, validation.table)
         for own in rows:
-            check_statistics(run, len(own), strategy)
+            check_statistics(run, model, len(own), strategy)
         progress.message(line_of(rows, run.strategy.partition))
         strategy.describe(class_counts(training, rows))
     learner = build_learner(run, model, spec.names, schedule, strategy)

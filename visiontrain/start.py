@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Progress, VisionModel
@@ -13,10 +16,12 @@ from visiontrain.data.config import sides
 from visiontrain.data.open import open_dataset
 from visiontrain.engine.weights import Weights, WeightsMeta, digest, load_weights, start_from
 from visiontrain.loggers.console import Silent
-from visiontrain.models.config import OwnModel, ResNetTiny
 from visiontrain.models.registry import build_model, check_input, pretrained, public
 from visiontrain.recipe import Run
 from visiontrain.strategies.base import Strategy
+
+SMALLEST = 32  # pixels, where a map of stride 32 has one place
+TOO_FEW = "Expected more than 1 value per channel"  # what torch says then
 
 
 def build_fresh(run: Run, names: Sequence[str], progress: Progress | None) -> VisionModel:
@@ -73,19 +78,39 @@ def class_rows(run: Run) -> Mapping[str, ClassRows]:
     return {n: known.get(n, ClassRows()) for n in one if one[n].shape != two[n].shape}
 
 
-def check_statistics(run: Run, images: int, strategy: Strategy) -> None:
-    """Refuse BatchNorm over a single number, which torch would do in the midst of a run.
+def check_statistics(run: Run, model: VisionModel, images: int, strategy: Strategy) -> None:
+    """Refuse BatchNorm over a single number, which torch would do at the end of an epoch.
+
+    Args:
+        run: the config.
+        model: as built: whole, on the CPU.
+        images: of an epoch.
+        strategy: how they are shared out.
 
     Raises:
-        ConfigError: a map of one place meets a share of one image, or of none.
+        ConfigError: the last batch leaves a share of one image, or of none, which one fills.
     """
     last = images % run.batch or min(images, run.batch)
     share = last // (strategy.micro_batches(run.accumulate) * strategy.shares)
-    norm = "batch" if isinstance(run.model, OwnModel) else run.model.norm
-    one_place = min(sides(run.imgsz, run.augment)) == 32 and not isinstance(run.model, ResNetTiny)
-    if norm == "batch" and share < 2 and one_place:
-        key = "imgsz" if run.imgsz == 32 else "augment.multi_scale"
+    side = min(sides(run.imgsz, run.augment))
+    if share < 2 and _needs_two(model, side, alone=strategy.place.world == 1):
         raise ConfigError(
-            f"{key}: a side of 32 pixels, where BatchNorm needs two images, but shares of an "
-            f"epoch's last batch have {share}; take larger sides, another batch or model.norm=group"
+            f"batch: {run.batch}, but shares of an epoch's last have {share}, and at {side} pixels "
+            "the model's BatchNorm needs two images; take another batch, larger sides or "
+            "model.norm=group"
         )
+
+
+def _needs_two(model: VisionModel, side: int, *, alone: bool) -> bool:
+    """Tell whether a model cannot train on one image: it normalises single numbers."""
+    norms = {type(module) for module in model.modules() if isinstance(module, _BatchNorm)}
+    if nn.SyncBatchNorm in norms and not alone:  # over all shares
+        return False
+    if not norms or model.reads:  # of torchvision's only the last map, which has one place then
+        return bool(norms) and side == SMALLEST
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            copy.deepcopy(model).train()(torch.zeros(1, 3, side, side))
+        except ValueError as error:
+            return TOO_FEW in str(error)
+    return False

@@ -8,7 +8,9 @@ import torch
 from visiontrain import app
 from visiontrain.core.config import from_keys
 from visiontrain.core.types import Place
+from visiontrain.engine.checkpoint import CheckpointStore
 from visiontrain.engine.evaluate import Evaluation
+from visiontrain.engine.run_folder import RunFolder
 from visiontrain.prepare import prepare
 from visiontrain.recipe import Run
 
@@ -80,3 +82,23 @@ def digests(folder):
 
 def weights_of(trainer):
     return {name: t.clone() for name, t in trainer.learner.model.state_dict().items()}
+
+
+def poison(fitter, bad):
+    """Give the steps that `bad` holds targets that are not numbers."""
+    clean = fitter.parts.steps
+
+    def steps(first, skipped):
+        for step in clean(first, skipped):
+            if bad(step.step):
+                for batch in step.micro_batches:
+                    batch.targets[..., 1:5] = float("nan")
+            yield step
+
+    fitter.parts = replace(fitter.parts, steps=steps)
+    return fitter
+
+
+def newest(out):
+    """Return the newest checkpoint of a run."""
+    return CheckpointStore(RunFolder(out).checkpoints, 3).newest().snapshot

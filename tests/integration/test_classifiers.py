@@ -40,12 +40,26 @@ def test_digits_are_learned(tmp_path):
     assert run.metrics["top5"] > run.metrics["top1"] or run.metrics["top1"] == 1
 
 
+class Vectors(torch.nn.Module):
+    """Normalises vectors, as many heads do: of a single image at any size."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        self.head = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, classes))
+
+    def forward(self, images):
+        return self.head(self.body(images))
+
+
 def test_a_last_batch_of_one_image_trains_where_maps_keep_more_than_one_place(tmp_path):
     """A network of 1 x 1 maps at 32 pixels has no variance to normalise by then."""
     keys = SMALL | {"data": "digits", "task": "classify", "out": tmp_path / "run"}
     keys |= {"data.train_images": 5, "data.val_images": 4}  # in batches of 4
-    with pytest.raises(ConfigError, match="last batch have 1; take larger sides"):
+    with pytest.raises(ConfigError, match="last have 1, and at 32 pixels the model's BatchNorm"):
         vt.train(**keys, model="yolo_n")
+    with pytest.raises(ConfigError, match="last have 1, and at 64 pixels the model's BatchNorm"):
+        vt.train(**keys | {"imgsz": 64}, model=Vectors)
     run = vt.train(**keys, model=TINY)
     assert run.metrics["samples"] == 5
 

@@ -9,24 +9,18 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-from small import config, digests, prepared, scores, watched
-from test_train import poison
+from small import config, digests, newest, poison, prepared, watched
 
 from visiontrain import app, commands
 from visiontrain.core.errors import ConfigError, StorageError
 from visiontrain.core.types import Place
 from visiontrain.engine.checkpoint import CheckpointStore
 from visiontrain.engine.run_folder import RunFolder
-from visiontrain.engine.weights import load_weights
 from visiontrain.tasks.detect import DetectTask
 
 
 def stop_after(fitter, step):
     return watched(fitter, lambda done: os.kill(os.getpid(), signal.SIGTERM) if done == step else 0)
-
-
-def newest(out):
-    return CheckpointStore(RunFolder(out).checkpoints, 3).newest().snapshot
 
 
 def test_a_stop_right_after_a_bad_step_saves(tmp_path):
@@ -76,14 +70,6 @@ def test_a_stop_during_an_evaluation_saves_and_scores_again(
         RunFolder(tmp_path / name).results.read_text().splitlines() for name in ("cut", "whole")
     ]
     assert len(rows[0]) == len(rows[1]) == 3
-
-
-def test_a_roll_back_keeps_the_best_weights(tmp_path):
-    _, fitter = prepared(tmp_path, epochs=8, **{"log.every": 5})
-    values = [0.1, 0.1, 0.9, *[0.05] * 20]  # the third epoch ends in two bad steps
-    poison(scores(fitter, values), lambda step: step in range(7, 19))
-    outcome = fitter.fit()
-    assert load_weights(tmp_path).meta.epoch == outcome.metrics["best_epoch"] == 3
 
 
 def stop_one(out, kind):

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from visiontrain.core.config import load
 from visiontrain.core.errors import (
     ConfigError,
     DataError,
-    DivergedError,
     OutOfMemoryError,
     StorageError,
 )
@@ -190,75 +188,6 @@ def test_progress_is_told_true_numbers(tmp_path):
     assert 0 < numbers["data_wait"] < 1
     seconds = watch.rows[-1]["seconds"]
     assert watch.rows[0]["images_per_s"] > 12 / seconds  # evaluating and saving don't count
-
-
-# -- steps that are not finite --------------------------------------------------------
-
-
-def poison(fitter, bad):
-    """Give the steps that `bad` holds targets that are not numbers."""
-    clean = fitter.parts.steps
-
-    def steps(first, skipped):
-        for step in clean(first, skipped):
-            if bad(step.step):
-                for batch in step.micro_batches:
-                    batch.targets[..., 1:5] = float("nan")
-            yield step
-
-    fitter.parts = replace(fitter.parts, steps=steps)
-    return fitter
-
-
-def test_a_bad_step_or_two_change_nothing(tmp_path):
-    _, fitter = prepared(tmp_path)
-    before = {}
-
-    def look(step):
-        before[step] = weights_of(fitter)
-        return step == 4
-
-    outcome = scores(poison(fitter, look), [0.1] * 3).fit()
-    assert outcome.exit_code == 0
-    assert outcome.metrics["skipped_steps"] == 0
-    assert all(torch.equal(before[4][k], v) for k, v in before[5].items() if v.is_floating_point())
-    assert any(not torch.equal(before[3][k], v) for k, v in before[4].items())
-
-
-def test_ten_bad_steps_roll_back_and_are_left_out(tmp_path):
-    bad = range(7, 19)
-    keys = {"epochs": 8, "log.every": 5}
-    _, fitter = prepared(tmp_path / "a", **keys)
-    watch = watched(scores(poison(fitter, lambda step: step in bad), [0.1] * 20))
-    outcome = fitter.fit()
-    assert outcome.exit_code == 0
-    (line,) = [line for line in watch.lines if "roll-backs" in line]
-    assert "steps 7 to 17 were not finite; back to step 6" in line
-    assert sorted(fitter.journal.skipped) == list(range(7, 18))
-
-    _, other = prepared(tmp_path / "b", **keys)  # steps that were never there
-    scores(poison(other, lambda step: step == 18), [0.1] * 20)
-    other.journal.skipped = set(range(7, 18))
-    other.fit()
-    ours, theirs = weights_of(fitter), weights_of(other)
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def test_divergence_is_seen_whatever_the_checkpoints(tmp_path):
-    """A good epoch that comes again after a roll-back earns no new roll-backs."""
-    keys = {"batch": 1, "epochs": 9, "save.every_epochs": 2}
-    _, fitter = prepared(tmp_path, **keys)
-    scores(poison(fitter, lambda step: step >= 38), [0.1, 0.2, 0.3, *[0.0] * 99])
-    with pytest.raises(DivergedError, match="after 3 roll-backs"):
-        fitter.fit()
-
-
-def test_bad_steps_without_end_are_divergence(tmp_path):
-    _, fitter = prepared(tmp_path, batch=1, epochs=6)
-    scores(poison(fitter, lambda step: step >= 2), [0.1] * 99)
-    with pytest.raises(DivergedError, match=r"after 3 roll-backs; try a lower optim\.lr") as caught:
-        fitter.fit()
-    assert caught.value.exit_code == 5
 
 
 # -- running out ----------------------------------------------------------------------

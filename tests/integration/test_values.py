@@ -81,9 +81,9 @@ def test_what_would_change_nothing_is_refused(tmp_path, keys, message):
 @pytest.mark.parametrize(
     ("keys", "where"),
     [
-        ({"imgsz": 32, "batch": 11}, "imgsz: a side of 32 pixels, .* last batch have 1; "),
-        ({"imgsz": 32, "batch": 7, "accumulate": 3}, "imgsz: .* have 1; "),
-        ({"batch": 1, "augment": {"multi_scale": 0.5}}, r"augment\.multi_scale: .* have 1; "),
+        ({"imgsz": 32, "batch": 11}, "batch: 11, but .* last have 1, and at 32 pixels"),
+        ({"imgsz": 32, "batch": 7, "accumulate": 3}, "batch: 7, .* have 1, and at 32"),
+        ({"batch": 1, "augment": {"multi_scale": 0.5}}, "batch: 1, .* have 1, and at 32"),
         ({"imgsz": 32, "batch": 7, "accumulate": 2}, None),
         ({"imgsz": 32, "batch": 11, "model": {"norm": "group"}}, None),
         ({"imgsz": 64, "batch": 11}, None),

@@ -1,6 +1,7 @@
 """The detection task: sums that add up, divisors, padding images, decoding."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -116,6 +117,18 @@ def test_decode_inverts_the_letterbox_and_keeps_the_best(task):
     torch.testing.assert_close(found.scores, torch.tensor([2.0, 1.0]).sigmoid())
     # anchor 9: cell (1, 1) of stride 8, centre (12, 12): box 4..20 of the input
     assert found.boxes[0].tolist() == [8.0, 0.0, 40.0, 24.0]
+
+
+@pytest.mark.parametrize("nms", [False, True])
+def test_scores_that_are_no_numbers_are_kept_for_whoever_looks(nms):
+    """Left out, broken weights would be said to find nothing."""
+    task = build_task(DetectConfig(conf=0.1, nms=nms), CLASSES, YoloN())
+    distances, logits = torch.ones(1, 84, 4), torch.full((1, 84, CLASSES), -9.0)
+    logits[0, 9, 1], logits[0, 80, 2] = 2.0, torch.nan
+    (found,) = task.decode((distances, logits), batch_of(1))
+    by_class = dict(zip(found.classes.tolist(), found.scores.tolist(), strict=True))
+    assert by_class[1] == pytest.approx(torch.tensor(2.0).sigmoid().item())
+    assert math.isnan(by_class[2])
 
 
 def test_suppression_leaves_as_many_objects_as_are_kept():

@@ -191,3 +191,14 @@ def test_torch_data_sets_are_understood():
 def test_keys_that_mean_nothing_to_a_data_set_in_python_are_refused(key, value):
     with pytest.raises(ConfigError, match=rf"data.{key}: {value}, but builtins:list is a data"):
         opened(vt.Sample(GREY, 0), **{key: value})
+
+
+def test_of_a_single_class_a_box_that_is_there_twice_is_one():
+    sample = vt.Sample(GREY, [0, 1], [[5, 5, 15, 15], [5, 5, 15, 15]])
+    data = named("data", vt.Data([sample], [sample], ["a", "b"]))
+    several, one = (
+        open_dataset(DataConfig(own=data, single_cls=single)).table("train")
+        for single in (False, True)
+    )
+    assert (several.classes.tolist(), one.classes.tolist()) == ([0, 1], [0])
+    assert [defect.kind for defect in one.defects] == ["duplicate-box"]

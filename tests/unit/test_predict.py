@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 from visiontrain.commands import predict
-from visiontrain.core.errors import CheckpointError, ConfigError, DataError
+from visiontrain.core.errors import CheckpointError, ConfigError, DataError, DivergedError
 from visiontrain.core.types import Detections
 from visiontrain.data.dataset import EvalSet
 from visiontrain.data.images import FileImages, Paths
 from visiontrain.data.inputs import read_frames
 from visiontrain.data.loader import eval_batches
 from visiontrain.data.table import Table
+from visiontrain.engine.pictures import batches
 from visiontrain.engine.weights import WeightsMeta, load_weights, save_weights
 from visiontrain.models.config import YoloN
 from visiontrain.models.registry import build_model
@@ -294,6 +295,30 @@ def test_weights_that_do_not_fit_and_devices_that_do_not_exist(weights, tmp_path
         load(DetectorConfig(weights=str(weights), device="cuda:99"))
     with pytest.raises(ConfigError, match="device: cpu,cpu; one model is loaded onto one device"):
         load(DetectorConfig(weights=str(weights), device="cpu,cpu"))
+
+
+@pytest.mark.parametrize("share", ["one", "all"])
+def test_weights_that_are_no_numbers_do_not_find_nothing(share, weights, pictures, tmp_path):
+    good = load_weights(weights)
+    key = next(name for name in good.tensors if name.startswith("blocks.stem"))
+    broken = good.tensors[key].clone()
+    broken.view(-1)[slice(None) if share == "all" else 0] = torch.nan
+    save_weights(tmp_path / "nan.safetensors", good.meta, {**good.tensors, key: broken})
+    with pytest.raises(DivergedError, match="prediction: a score or a box is not finite; the w"):
+        load(DetectorConfig(weights=str(tmp_path / "nan.safetensors"))).predict(pictures / "0.png")
+
+
+def test_deep_pictures_of_pil_are_seen_as_their_files_are(tmp_path):
+    deep = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as picture:
+        ((of_pil,),) = batches(picture, 1)
+    ((of_file,),) = batches(tmp_path / "deep.png", 1)
+    assert np.abs(of_pil.astype(int) - of_file).max() <= 1  # halves are rounded
+    assert of_file.std() > 50
+    for kind, mode in ((np.int32, "I"), (np.float32, "F")):
+        with pytest.raises(DataError, match=rf"images\[0\]: PIL's mode {mode}, whose white is"):
+            list(batches(Image.fromarray(deep.astype(kind)), 1))
 
 
 def scored(name, score):

@@ -32,6 +32,13 @@ class Both(nn.Module):
         return self.decide(torch.cat([first, second], 1).mean((2, 3)))
 
 
+def test_a_block_may_read_the_same_twice():
+    model = Three().eval()
+    model.blocks["head"].decide = nn.Linear(128, 2)
+    model.inputs = {**model.inputs, "head": ("wide", "wide")}
+    assert model(torch.rand(1, 3, 8, 8)).shape == (1, 2)
+
+
 def test_blocks_are_measured_one_by_one():
     model = Three().train()
     images = torch.rand(2, 3, 32, 32)

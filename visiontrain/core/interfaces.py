@@ -91,7 +91,7 @@ class VisionModel(nn.Module, ABC):
         for name in names:
             inputs = [values[source] for source in self.inputs[name]]
             values[name] = self._run_block(name, inputs)
-            for source in self.inputs[name]:
+            for source in set(self.inputs[name]):
                 if last_use[source] == name and source not in keep:
                     del values[source]
         return [values[name] for name in keep]
@@ -201,7 +201,7 @@ class Logger(Protocol):
         ...
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state`; called before `start`."""
+        """Inverse of `state`; called before `start`, and again where training rolls back."""
         ...
 
     def close(self, *, exit_code: int = 0) -> None:

@@ -194,7 +194,7 @@ def _own(config: DataConfig, own: Own, task: str | None) -> DataSpec:
         _refuse_idle(config, key, f"{own.ref} is a data set in Python")
     if config.cache == "disk":
         raise ConfigError(f"data.cache: disk, but {own.ref} is a data set in Python; take ram")
-    reader = OwnReader(own.value, own.ref)
+    reader = OwnReader(own.value, own.ref, single_cls=config.single_cls)
     _check_task(task, reader, own.ref)
     return DataSpec(
         source=own.ref,

@@ -32,7 +32,8 @@ class OwnReader:
     notes: tuple[str, ...] = ()
     root = Path()
 
-    def __init__(self, data: Data, where: str) -> None:
+    def __init__(self, data: Data, where: str, *, single_cls: bool = False) -> None:
+        self.single_cls = single_cls
         sets = {split: getattr(data, split) for split in SPLITS}
         self.splits: Mapping[str, Any] = {k: v for k, v in sets.items() if v is not None}
         for split, dataset in self.splits.items():
@@ -94,7 +95,7 @@ class OwnReader:
         for row, sample in enumerate(samples):
             for box, label in zip(*boxes_of(sample, images.name(row)), strict=True):
                 labels.add(row, int(label), box)
-        judge = Judge(self.names, images.name, single_cls=False)
+        judge = Judge(self.names, images.name, single_cls=self.single_cls)
         boxes = judge(arrays(labels), sizes)
         return table_of(self.names, images, sizes, boxes, judge.defects)
 

@@ -14,7 +14,7 @@ from visiontrain.core.interfaces import Task, VisionModel
 from visiontrain.core.types import Batch, ClassScores
 from visiontrain.data.class_dataset import batch_of
 from visiontrain.data.views import centre
-from visiontrain.engine.evaluate import seen, whole
+from visiontrain.engine.evaluate import refuse_nonfinite, seen, whole
 from visiontrain.engine.pictures import Picture, Pixels, batches
 
 
@@ -59,6 +59,7 @@ class Classifier:
         if outputs is None:
             return [ClassScores(torch.empty(0))] * len(images)
         found = self.task.decode(outputs, batch)
+        refuse_nonfinite(*(one.scores for one in found))
         return [
             replace(one, scores=one.scores.cpu(), names=self.names)
             for one in found

@@ -12,7 +12,7 @@ import torch
 from visiontrain.core.interfaces import Task, VisionModel
 from visiontrain.core.types import Batch, Detections
 from visiontrain.data.letterbox import letterbox
-from visiontrain.engine.evaluate import whole
+from visiontrain.engine.evaluate import refuse_nonfinite, whole
 from visiontrain.engine.pictures import Picture, Pixels, batches
 from visiontrain.metrics.rows import BOX, CLASS, SCORE, to_rows
 from visiontrain.ops.tiles import Tiling, merge_rows
@@ -102,6 +102,7 @@ class Detector:
         )
 
     def _named(self, found: Detections) -> Detections:
+        refuse_nonfinite(found.scores, found.boxes)
         classes = found.classes.cpu()
         names = tuple(self.names[k] for k in classes.tolist())
         return replace(

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from visiontrain.core.errors import Stopped
+from visiontrain.core.errors import DivergedError, Stopped
 from visiontrain.core.interfaces import Evaluator, Metrics, Task, VisionModel
 from visiontrain.core.types import AS_IT_IS, Batch
 from visiontrain.strategies.base import Strategy
@@ -107,3 +107,16 @@ def seen(forward: Callable[[Batch], Any], batch: Batch, task: Task) -> Any:
             part = share * outputs.to(torch.promote_types(outputs.dtype, torch.float32))
             total = part if total is None else total + part
     return total
+
+
+def refuse_nonfinite(*found: Tensor) -> None:
+    """Refuse to use what is no number: nothing found would be said of weights that are broken.
+
+    Raises:
+        DivergedError: a value is not finite.
+    """
+    if not all(bool(torch.isfinite(values).all()) for values in found):
+        raise DivergedError(
+            "prediction: a score or a box is not finite; the weights are damaged, or of a "
+            "training that diverged"
+        )

@@ -43,9 +43,26 @@ def _pixels(picture: Picture, number: int) -> Pixels:
     if isinstance(picture, str | Path):
         return read_pixels(Path(picture))
     if isinstance(picture, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        return _of_pil(ImageOps.exif_transpose(picture), f"images[{number}]")
     good = picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8
     if not good or not picture.size:
         got = f"an array {picture.shape} of {picture.dtype}"
         raise DataError(f"images[{number}]: {got}; give RGB (H, W, 3) of uint8, no side empty")
     return picture
+
+
+def _of_pil(picture: Image.Image, where: str) -> Pixels:
+    """Return PIL's picture as (H, W, 3): of 16 bit as of a file, where PIL would cut off.
+
+    Raises:
+        DataError: it is deeper, or of floats: what is white in it cannot be known.
+    """
+    if picture.mode.startswith("I;16"):
+        deep = np.asarray(picture).astype(np.float32)  # of any byte order
+        grey = (deep / 257).round().astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if picture.mode in ("I", "F"):
+        raise DataError(
+            f"{where}: PIL's mode {picture.mode}, whose white is not known; give uint8, or the path"
+        )
+    return np.asarray(picture.convert("RGB"))

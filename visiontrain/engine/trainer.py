@@ -208,8 +208,8 @@ class Trainer:
     def _end_epoch(self, *, late: bool = False) -> bool:
         """Score, log and save an epoch; return whether it was the last."""
         journal, steps = self.journal, self.settings.steps_per_epoch
-        epoch = -(-self.learner.step // steps)  # a part of an epoch counts
         done = self.learner.step // steps
+        epoch = -(-self.learner.step // steps) if late else done  # then a part of one counts
         if epoch - 1 > max(journal.skipped, default=-1) // steps:
             journal.roll_backs = 0  # over a whole good epoch, and not one that came again
         last = late or done >= self.settings.epochs
@@ -224,7 +224,7 @@ class Trainer:
         self._log(epoch, metrics)
         self.parts.saver.weights(metrics, epoch, improved=improved)
         if last or journal.epochs % self.settings.save.every_epochs == 0:
-            self._save()
+            self._save(last=last)
         return last
 
     def _log(self, epoch: int, metrics: Mapping[str, Any]) -> None:
@@ -321,9 +321,9 @@ class Trainer:
 
     # -- saving and going on ------------------------------------------------------
 
-    def _save(self) -> None:
+    def _save(self, *, last: bool = False) -> None:
         """Write a checkpoint, but not amid non-finite steps: a roll-back must not end there."""
-        if not self._streak() or not self.parts.saver.exists():
+        if last or not self._streak() or not self.parts.saver.exists():
             self.parts.saver.checkpoint(self._state())
 
     def _state(self) -> dict[str, Any]:
@@ -340,13 +340,11 @@ class Trainer:
     def _open(self) -> None:
         """Take up the folder's newest checkpoint, or leave a first one to roll back to."""
         found = self.parts.saver.newest()
-        states = found.snapshot.progress["loggers"] if found else {}
-        for logger in self.parts.loggers:
-            if logger.name in states:
-                logger.load_state(states[logger.name])
-            logger.start(self.parts.config, self.parts.saver.folder.path)
         if found:
             self._restore(found)
+        for logger in self.parts.loggers:
+            logger.start(self.parts.config, self.parts.saver.folder.path)
+        if found:
             over = self._finished() and not self._epoch_is_over()
             does = "complete, only its results are written again" if over else "going on"
             self.parts.progress.message(f"{does}, from {found.path}")
@@ -371,6 +369,9 @@ class Trainer:
         self.strategy.load_summary(progress.get("mode", {}))
         self.meter.load_state(progress["meter"])
         self.journal.load_state(progress)
+        for logger in self.parts.loggers:
+            if logger.name in progress["loggers"]:
+                logger.load_state(progress["loggers"][logger.name])
 
     def _roll_back(self) -> None:
         """Go back to the newest good checkpoint and leave out the steps that were not finite."""

@@ -37,7 +37,6 @@ class CsvLogger:
         self._write()
 
     def log(self, row: Mapping[str, float], step: int) -> None:
-        # A run that rolled back comes by the same steps again.
         self._rows = [old for old in self._rows if int(old["step"]) < step]
         values = {**row, "step": step}
         self._rows.append({key: format_number(value) for key, value in values.items()})
@@ -59,6 +58,7 @@ class CsvLogger:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._step = int(state["step"])
+        self._rows = [row for row in self._rows if int(row["step"]) <= self._step]
 
     def close(self, *, exit_code: int = 0) -> None:  # noqa: ARG002 - interface
         """Write what a full disk kept back; else every row was on disk when `log` returned."""

@@ -155,8 +155,8 @@ class DetectTask:
         most = self.config.max_det
         count = min(max(SUPPRESSED, 10 * most) if self.config.nms else most, scores.numel())
         values, index = scores.flatten().topk(count)
-        index = index[values >= self.config.conf]
-        values = values[: len(index)]
+        good = ~(values < self.config.conf)  # what is no number stays, to be told
+        values, index = values[good], index[good]
         anchor, label = index // self.num_classes, index % self.num_classes
         original = to_original(boxes[anchor], frame)
         keep = slice(None)

@@ -62,7 +62,7 @@ class TorchvisionTask:
     def _one(self, boxes: Tensor, scores: Tensor, labels: Tensor, frame: Tensor) -> Detections:
         from torchvision.ops import batched_nms  # noqa: PLC0415 - a second
 
-        some = scores >= self.config.conf
+        some = ~(scores < self.config.conf)  # what is no number stays, to be told
         boxes, scores, labels = boxes[some], scores[some], labels[some]
         keep = batched_nms(boxes, scores, labels, self.config.iou)[: self.config.max_det]
         return Detections(to_original(boxes[keep], frame), scores[keep], labels[keep])
