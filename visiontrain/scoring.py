@@ -18,6 +18,8 @@ from visiontrain.staging import check_uses
 
 SCORED_AS_TRAINED = {"data", "imgsz", "batch", "task", "project"}  # unless val is told otherwise
 
+SCORING = ("single", "ddp", "fsdp", "pipeline", "placement")  # modes that share scoring out
+
 OF_WEIGHTS = ("single_cls", "tile", "overlap")  # keys of data that weights are made for
 
 
@@ -58,10 +60,7 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
         raise ConfigError(
             f"data: not given, and {run.weights} lies in no run that would tell; add data=..."
         )
-    if given.get("task", {}).get("kind", meta.task) != meta.task:
-        raise ConfigError(
-            f"task: {run.task.kind}, but {run.weights} is of task={meta.task}; leave it out"
-        )
+    _refuse_other(run, given.get("task", {}).get("kind", meta.task), meta.task)
     if run.batch < 0:
         given["batch"] = Run.model_fields["batch"].default  # scores are the same with any
     new, before = given.get("data", {}), base.get("data", {})
@@ -86,6 +85,16 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
     run = placed(run, claim(run.out, Path(run.project) / meta.task, run.name))
     write_config(run, "val")
     return run
+
+
+def _refuse_other(run: Run, asked: str, task: str) -> None:
+    """Refuse a task that is not that of the weights, and modes that only say how to train."""
+    if asked != task:
+        raise ConfigError(f"task: {asked}, but {run.weights} is of task={task}; leave it out")
+    if run.strategy.kind not in SCORING:
+        raise ConfigError(
+            f"strategy: {run.strategy.kind}; nothing is trained here, take {', '.join(SCORING)}"
+        )
 
 
 def _run_of(weights: Path) -> RunFolder | None:

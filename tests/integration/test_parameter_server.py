@@ -143,8 +143,9 @@ def test_a_killed_hub_ends_the_run_which_goes_on_from_what_was_saved(start, tmp_
     assert gap(alone, out) < 1e-6
 
 
-def test_an_address_where_nothing_answers_is_said(start, tmp_path):
-    words = ("strategy=parameter_server", "strategy.address=127.0.0.1:1")
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "foo"])
+def test_an_address_where_nothing_answers_is_said(start, tmp_path, address):
+    words = ("strategy=parameter_server", f"strategy.address={address}")
     code, said = start(f"out={tmp_path / 'run'}", *words).end()
     assert code == 2, said
-    assert "strategy.address: 127.0.0.1:1" in said
+    assert f"strategy.address: {address}; no Ray answers at such a HOST:PORT" in said

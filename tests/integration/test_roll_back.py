@@ -58,6 +58,16 @@ def test_what_was_rolled_back_is_no_row(tmp_path):
     assert rows[-1]["epoch"] == 8
 
 
+@pytest.mark.parametrize("val", [True, False])
+def test_a_run_of_bad_steps_is_not_complete_however_short_its_epochs(tmp_path, val):
+    """Ten bad steps in a row are several epochs here: they end none of them well."""
+    _, fitter = prepared(tmp_path, epochs=9, val=val, **{"log.every": 5})
+    poison(scores(fitter, [0.1] * 99), lambda step: step > 1)
+    with pytest.raises(DivergedError, match=r"training: .* not finite.*; try a lower optim\.lr"):
+        fitter.fit()
+    assert not RunFolder(tmp_path).metrics.exists()
+
+
 def test_bad_steps_at_the_very_end_leave_a_complete_run(tmp_path):
     _, fitter = prepared(tmp_path, epochs=2)
     last = 2 * fitter.settings.steps_per_epoch

@@ -114,6 +114,10 @@ def test_a_validation_takes_any_batch(tmp_path):
         from_keys(Run, {"weights": tmp_path / "run", "batch": -1, "out": tmp_path / "val"})
     )
     assert run.batch == 16
+    keys = {"weights": tmp_path / "run", "strategy": "federated", "out": tmp_path / "other"}
+    with pytest.raises(ConfigError, match="strategy: federated; nothing is trained here, take si"):
+        prepare_validation(from_keys(Run, keys))
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

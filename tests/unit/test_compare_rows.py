@@ -22,7 +22,7 @@ from visiontrain.engine.trace import Trace
 from visiontrain.prepare import config_sha256, config_text
 from visiontrain.report.compare import Comparison
 from visiontrain.report.related import related
-from visiontrain.report.rows import Row, Trial, measured, together
+from visiontrain.report.rows import NOT_MEASURED, Row, Trial, measured, together
 from visiontrain.report.verdict import verdict
 from visiontrain.strategies.config import Client, Single
 from visiontrain.strategies.federated.config import Federated
@@ -104,7 +104,9 @@ def test_the_verdict_takes_only_what_the_figures_allow():
     fast = row_of("local", "ddp", [0.6], rate=30.0, exactness="approximate")
     assert said(single, exact, fast)[0].startswith("Take ddp: 1.80 times as fast")
     assert "With one seed nobody can tell" in said(single, exact, fast)[1]
-    assert said(single, fast)[0].startswith("Take single: ")
+    assert said(single, fast)[0].startswith("Take single: no other mode that is as good")
+    unknown = replace(exact, exactness=NOT_MEASURED)
+    assert said(single, unknown)[0].startswith("Take single: of faster modes nobody measured")
     many = row_of("single", "single", [0.48, 0.5, 0.52], exactness="control")
     sure = row_of("local", "ddp", [0.5, 0.5, 0.5], rate=30.0, exactness="approximate")
     assert said(many, exact, sure)[0].startswith("Take local: 3.00 times as fast")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from ray.exceptions import ActorDiedError
 
+from visiontrain.strategies import ray_start
 from visiontrain.strategies.config import ParameterServer
 from visiontrain.strategies.parameter_server import ray_engine
 from visiontrain.strategies.parameter_server.engine import HubEnded, ServerEnded, WorkerEnded
@@ -46,3 +47,15 @@ def engine(monkeypatch):
 def test_only_what_ended_before_its_time_is_a_fault(engine, ref, end, event):
     engine.ends[ref] = end
     assert engine.wait("call", 1.0) == event
+
+
+def test_actors_that_were_told_to_end_are_no_failure(monkeypatch):
+    seen = []
+    monkeypatch.setattr(ray_start.worker, "print_to_stdstream", lambda data, **_: seen.append(data))
+    ray_start._leave_out_endings()
+    ray_start._leave_out_endings()  # a second Ray changes nothing
+    told = {"pid": "raylet", "lines": ["Task failed: IntentionalSystemExit"]}
+    ray_start.worker.print_to_stdstream(told, ignore_prefix=False)
+    assert not seen
+    ray_start.worker.print_to_stdstream({**told, "lines": [*told["lines"], "out of memory"]})
+    assert [data["lines"] for data in seen] == [["out of memory"]]

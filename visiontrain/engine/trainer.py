@@ -24,6 +24,7 @@ from visiontrain.engine.weights import digest
 
 MAX_STREAK = 10  # non-finite steps in a row before the run is rolled back
 MAX_ROLL_BACKS = 3
+LOWER = "try a lower optim.lr, a longer optim.warmup or precision=fp32"
 
 _error = logging.getLogger(__name__).error
 
@@ -207,10 +208,10 @@ class Trainer:
 
     def _end_epoch(self, *, late: bool = False) -> bool:
         """Score, log and save an epoch; return whether it was the last."""
-        journal, steps = self.journal, self.settings.steps_per_epoch
-        done = self.learner.step // steps
-        epoch = -(-self.learner.step // steps) if late else done  # then a part of one counts
-        if epoch - 1 > max(journal.skipped, default=-1) // steps:
+        journal, steps, step = self.journal, self.settings.steps_per_epoch, self.learner.step
+        done, bad = step // steps, self._streak()
+        epoch = -(-step // steps) if late else done  # then a part of one counts
+        if epoch - 1 > max(journal.skipped, default=-1) // steps and not bad:
             journal.roll_backs = 0  # over a whole good epoch, and not one that came again
         last = late or done >= self.settings.epochs
         metrics: Mapping[str, Any] = {}
@@ -221,6 +222,9 @@ class Trainer:
             improved = journal.judge(float(metrics[self.learner.task.best]), epoch)
         journal.epochs = done  # not earlier: an evaluation that is stopped comes again
         last = last or self._finished()
+        bad += len(journal.skipped)
+        if last and 2 * bad > step:
+            raise DivergedError(f"training: {bad} of {step} steps were not finite; {LOWER}")
         self._log(epoch, metrics)
         self.parts.saver.weights(metrics, epoch, improved=improved)
         if last or journal.epochs % self.settings.save.every_epochs == 0:
@@ -380,10 +384,7 @@ class Trainer:
         where = f"steps {min(bad)} to {max(bad)} were not finite"
         found = self.parts.saver.newest()
         if times > MAX_ROLL_BACKS or found is None:
-            raise DivergedError(
-                f"training: {where}, after {times - 1} roll-backs; try a lower optim.lr, "
-                "a longer optim.warmup or precision=fp32"
-            )
+            raise DivergedError(f"training: {where}, after {times - 1} roll-backs; {LOWER}")
         spent = self._seconds()
         journal = self.journal
         best = journal.best, journal.best_epoch, journal.stale

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from visiontrain.report.related import control_of, noise_of
-from visiontrain.report.rows import Row
+from visiontrain.report.rows import NOT_MEASURED, Row
 
 FASTER = 1.05  # times the control's speed: less is no reason to take another mode
 SMALLER = 0.9  # of the control's memory, likewise
@@ -72,6 +72,8 @@ def _choice(modes: Sequence[Row], control: Row, title: str) -> str:
         others = "no other mode that is as good trains faster here"
         if len(modes) == 1:
             others = "nothing else came to its end"
+        elif _unknown(modes, control):
+            others = "of faster modes nobody measured whether they equal it (check=true does)"
         return f"Take {control.name}: {others} ({title} {score_of(control)}).{absent}"
     why = _why(fastest, control, title)
     share = "" if fastest.efficiency is None else f", {fastest.efficiency:.0%} of ideal"
@@ -80,6 +82,17 @@ def _choice(modes: Sequence[Row], control: Row, title: str) -> str:
         whose = "one device" if one else control.name
         many += f" of {fastest.threads} CPU threads ({whose}: {control.threads})"
     return f"Take {fastest.name}: {times:.2f} times as fast{many}{share}, and {why}.{absent}"
+
+
+def _unknown(modes: Sequence[Row], control: Row) -> bool:
+    """Tell whether a faster mode may be as good, had its exactness been measured."""
+    faster = FASTER * (control.images_per_s or math.inf)
+    return any(
+        row.exactness == NOT_MEASURED
+        and (row.images_per_s or 0.0) > faster
+        and row.keys == control.keys
+        for row in modes
+    )
 
 
 def _why(row: Row, control: Row, title: str) -> str:

@@ -40,7 +40,8 @@ def devices(text: str) -> list[torch.device]:
     if not all(name.isdecimal() or (name == "cpu" and "cuda" not in text) for name in named):
         raise ConfigError(f"device: {text!r}; take auto, cpu, cuda, or GPU numbers such as 0,1")
     if not named or any(int(name) >= found for name in named if name != "cpu"):
-        raise ConfigError(f"device: {text!r}; torch sees {found} GPUs here, take device=cpu")
+        take = "device=cpu" if len(named) < 2 else "device=cpu (strategy=placement: cpu,cpu)"
+        raise ConfigError(f"device: {text!r}; torch sees {found} GPUs here, take {take}")
     return [torch.device(name if name == "cpu" else f"cuda:{name}") for name in named]
 
 
@@ -69,9 +70,8 @@ def settle(config: StrategyConfig, device: str) -> StrategyConfig:
         if "," in device and isinstance(config, Single):
             raise ConfigError(f"device: {device!r}; strategy=single takes one, or add strategy=ddp")
         if len(found) == 1 and isinstance(config, Placement):
-            raise ConfigError(
-                f"device: {device!r}; strategy=placement takes several, as 0,1 or cpu,0"
-            )
+            take = "0,1 or cpu,0" if torch.cuda.is_available() else "cpu,cpu: there is no GPU"
+            raise ConfigError(f"device: {device!r}; strategy=placement takes several, as {take}")
         return config
     if len({one.type for one in found}) > 1 or (found[0].type == "cpu" and len(found) > 1):
         raise ConfigError(

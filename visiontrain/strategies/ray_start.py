@@ -6,13 +6,16 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray._private import worker
 from ray._private.ray_constants import ENABLE_RAY_CLUSTER
 
 from visiontrain.core.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
+INTENDED = "IntentionalSystemExit"  # in what Ray prints of an actor that was told to end
 STORE_BYTES = 2**30  # shared memory for messages on their way
 
 
@@ -27,6 +30,7 @@ def start_ray(mode: str, cores: int) -> None:
             f"strategy: {mode}, but Ray was imported here before and would listen to other "
             "machines; start training before `import ray`"
         )
+    _leave_out_endings()
     with signals_kept():
         ray.init(
             num_cpus=cores,
@@ -36,6 +40,23 @@ def start_ray(mode: str, cores: int) -> None:
             configure_logging=False,
             include_dashboard=False,
         )
+
+
+def _leave_out_endings() -> None:
+    """Keep off the terminal that actors ended which were told to: Ray calls it a failure.
+
+    It prints so although `log_to_driver` is false; all else that it prints stays.
+    """
+    printed = getattr(worker, "print_to_stdstream", None)
+    if printed is None or getattr(printed, "__module__", None) == __name__:
+        return
+
+    def prints(data: dict[str, Any], *more: Any, **named: Any) -> None:
+        lines = [line for line in data.get("lines", ()) if INTENDED not in str(line)]
+        if lines:
+            printed({**data, "lines": lines}, *more, **named)
+
+    worker.print_to_stdstream = prints
 
 
 @contextmanager

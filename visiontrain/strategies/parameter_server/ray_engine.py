@@ -149,10 +149,10 @@ class RayEngine:
             return
         try:
             ray.init(address=self._config.address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, RuntimeError, RayError) as error:
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             raise ConfigError(
-                f"strategy.address: {self._config.address}; no Ray answers there, or it has "
-                "another token (RAY_AUTH_TOKEN)"
+                f"strategy.address: {self._config.address}; no Ray answers at such a HOST:PORT, "
+                "or it has another token (RAY_AUTH_TOKEN)"
             ) from error
 
     def start_server(self, number: int) -> None:
