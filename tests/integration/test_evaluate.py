@@ -119,7 +119,7 @@ def test_the_average_is_scored_and_training_goes_on_from_where_it_was(tmp_path):
     learner: Learner = fitter.learner
     stir(learner.model, run)
     for tensor in learner.ema.values():
-        tensor.add_(0.5)
+        tensor.copy_(tensor * 1.1)
     before = {name: t.clone() for name, t in learner.model.state_dict().items()}
     averaged = fitter.parts.evaluate(lambda: False)
     assert learner.model.training
