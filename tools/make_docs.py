@@ -37,7 +37,9 @@ from visiontrain.plan_config import OWN as PLANNED
 from visiontrain.plan_config import USES as PLAN_USES
 from visiontrain.plan_config import PlanConfig
 from visiontrain.predict_config import PredictConfig
+from visiontrain.prepare import CLASSIFYING
 from visiontrain.recipe import USES, Run
+from visiontrain.scoring import SCORING
 
 WIDTH = 93  # of what stands beside a key's name
 
@@ -111,6 +113,8 @@ EXAMPLES = {
         "visiontrain compare out=runs/detect/compare resume=true",
     ),
 }
+MODES = {"val": SCORING}  # of training, where a verb takes but some
+
 OWN = {  # rows that mean something else to a verb
     "check": {
         "imgsz": (
@@ -139,7 +143,8 @@ OWN = {  # rows that mean something else to a verb
             "strategies",
             "MODE[:KEY=VALUE+KEY=VALUE],...",
             "required",
-            "modes to train in, each with keys of its own; in YAML also {kind: MODE, KEY: VALUE}\n"
+            "modes to train in, each with keys of its own, lists as stages=up4+head;\n"
+            "in YAML also {kind: MODE, KEY: VALUE}\n"
             + meanings(sections(annotation_of(Run, "strategy"))),
         ),
         "runs": (
@@ -199,9 +204,15 @@ def used(key: str, uses: Collection[str] | None) -> bool:
 
 
 def rows(
-    root: type[Section], uses: Collection[str] | None = None
+    root: type[Section], uses: Collection[str] | None = None, modes: Collection[str] = ()
 ) -> list[tuple[str, str, str, str]]:
-    """List (key, type, default, meaning) of all keys that take a plain value, short ones first."""
+    """List (key, type, default, meaning) of all keys that take a plain value, short ones first.
+
+    Args:
+        root: the config.
+        uses: keys and sections that a verb takes; None for all.
+        modes: of training, if it takes but some.
+    """
     found = []
     for key in sorted(all_keys(root), key=lambda key: "." in key):
         if sections(annotation_of(root, key)) or not used(key, uses):
@@ -209,6 +220,8 @@ def rows(
         if Own in options(annotation_of(root, key)):
             continue  # nothing to type: passed in Python
         field, kinds = field_of(root, key)
+        if modes and key.startswith("strategy."):
+            kinds = [k for k in kinds if kind_of(k) in modes]
         if key.endswith(".kind"):
             kinds = [k for k in kinds if kind_of(k) != KIND]  # an object cannot be typed
             kinds_of = "|".join(str(kind_of(k)) for k in kinds)
@@ -216,8 +229,23 @@ def rows(
             kind = kinds_of if len(kinds) > 1 else type_name(field.annotation)
             found.append((key, kind, str(default), field.description or meanings(kinds)))
             continue
-        found.append((key, type_name(field.annotation), text_of(field.default), field.description))
+        own = [k.model_fields[key.rpartition(".")[2]] for k in kinds]
+        names = [str(kind_of(k)) for k in kinds]
+        default = differing([text_of(one.default) for one in own], names, "; ")
+        if key in ("imgsz", "batch") and issubclass(root, Run):
+            default += f"; classify: {CLASSIFYING[key]}"
+        meaning = differing([str(one.description) for one in own], names, "\n")
+        found.append((key, type_name(field.annotation), default, meaning))
     return found
+
+
+def differing(texts: Sequence[str], kinds: Sequence[str], between: str) -> str:
+    """Write what holds for the first of some kinds, and what for those where it is another."""
+    others: dict[str, list[str]] = {}
+    for text, kind in zip(texts, kinds, strict=True):
+        if text != texts[0]:
+            others.setdefault(text, []).append(kind)
+    return between.join([texts[0], *(f"{', '.join(of)}: {text}" for text, of in others.items())])
 
 
 def text_of(default: Any) -> str:
@@ -254,7 +282,7 @@ def page(verb: str) -> str:
     lines += ["", "Keys (key=value or --key value), type, default:"]
     uses = TYPED.get(verb)
     own = OWN.get(verb, {})
-    found = [own.get(row[0], row) for row in rows(ROOTS[verb], uses)]
+    found = [own.get(row[0], row) for row in rows(ROOTS[verb], uses, MODES.get(verb, ()))]
     lines += key_lines(found, {"compare": COMPARED, "plan": PLANNED}.get(verb, ()))
     if issubclass(ROOTS[verb], Run):
         lines += ["", "Short names:"]

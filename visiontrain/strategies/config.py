@@ -66,7 +66,7 @@ class ParameterServer(Alone):
         0.9, gt=0, lt=1, description="for easgd: how far the center goes to the workers' mean"
     )
     aggregate: Literal["mean", "median", "trimmed_mean", "krum"] = Field(
-        "mean", description="for bsp: rule that makes one gradient of all"
+        "mean", description="for bsp and backup: rule that makes one gradient of all"
     )
     faulty: int = Field(
         1, ge=1, description="workers whose gradients may be wrong: for trimmed_mean and krum"
