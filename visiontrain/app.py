@@ -110,8 +110,8 @@ def build(run: Run, place: Place) -> Trainer:
         progress.message(line)
     if isinstance(run.strategy, Federated) and not elsewhere:
         rows, _ = dealt(run, training, validation.table)
-        for own in rows:
-            check_statistics(run, model, len(own), strategy)
+        for images in sorted({len(own) for own in rows}):
+            check_statistics(run, model, images, strategy)
         progress.message(line_of(rows, run.strategy.partition))
         strategy.describe(class_counts(training, rows))
     learner = build_learner(run, model, spec.names, schedule, strategy)
