@@ -171,6 +171,7 @@ class LoadKeys(TypedDict, total=False):
     device: str
     tile: int | None
     overlap: float | None
+    max_pixels: int
 
 
 class PredictKeys(LoadKeys, total=False):
@@ -184,7 +185,6 @@ class PredictKeys(LoadKeys, total=False):
     save: bool
     save_txt: bool
     save_json: bool
-    max_pixels: int
     out: str | Path | None
     project: str | Path
     name: str
@@ -316,8 +316,9 @@ def load(weights: str | Path, **keys: Unpack[LoadKeys]) -> Detector | Classifier
     whole = taken_apart(keys)
     rest = {key: value for key, value in whole.items() if key not in OF_MODEL}
     config = from_keys(DetectorConfig, {**rest, "weights": weights})
-    prediction.check_decoding(config, load_meta(config.weights).task)
-    return prediction.load(config, passed(whole))
+    objects = passed(whole)
+    prediction.check_decoding(config, load_meta(config.weights), objects)
+    return prediction.load(config, objects)
 
 
 def _run(verb: str, preset: str | Path | None, keys: Keys, below: Below | None = None) -> Run:

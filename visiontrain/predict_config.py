@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from visiontrain.core.config import Section
 from visiontrain.strategies.config import Group, Single
@@ -34,13 +33,9 @@ class DetectorConfig(Section):
         le=0.9,
         description="overlap of neighbouring tiles, share of the side; default: as trained, or 0.2",
     )
-
-    @field_validator("iou")
-    @classmethod
-    def _has_an_effect(cls, value: float, info: ValidationInfo) -> float:
-        if value != cls.model_fields["iou"].default and not info.data.get("nms", True):
-            raise PydanticCustomError("no_effect", "it changes nothing without nms; add nms=true")
-        return value
+    max_pixels: int = Field(
+        64_000_000, ge=1, description="refuse larger images from their header, before decoding"
+    )
 
 
 class Spread(Group):
@@ -74,9 +69,6 @@ class PredictConfig(DetectorConfig):
     save: bool = Field(True, description="write pictures and videos with boxes drawn")
     save_txt: bool = Field(False, description="also write YOLO label files, with scores")
     save_json: bool = Field(False, description="also write detections as COCO results JSON")
-    max_pixels: int = Field(
-        64_000_000, ge=1, description="refuse larger images from their header, before decoding"
-    )
     out: str | None = Field(None, description="output folder; default: project/task/name")
     project: str = Field("runs", description="folder of run folders")
     name: str = Field("predict", description="name of the output folder, numbered when taken")

@@ -26,7 +26,8 @@ from visiontrain.engine.pictures import Pixels
 from visiontrain.engine.predictor import load_predictor, model_config
 from visiontrain.engine.run_folder import RunFolder, claim
 from visiontrain.engine.signals import Signals, unsaved
-from visiontrain.engine.weights import load_weights
+from visiontrain.engine.weights import WeightsMeta, load_weights
+from visiontrain.models.config import ModelConfig
 from visiontrain.predict_config import DetectorConfig, PredictConfig, Spread, Stages
 from visiontrain.report.predictions import PREDICTIONS, ShotWriter, write_predictions
 from visiontrain.staging import check_uses
@@ -105,6 +106,7 @@ def load(
         model=objects.get("model.own"),
         tile=config.tile,
         overlap=config.overlap,
+        max_pixels=config.max_pixels,
         strategy=strategy,
     )
 
@@ -129,10 +131,9 @@ def prepare_prediction(
     find_inputs(config.source)
     weights = load_weights(config.weights)
     task = weights.meta.task
+    described = check_decoding(config, weights.meta, objects)
     if isinstance(mode, Pipeline):
-        described = model_config(weights, config.weights, objects.get("model.own"))
         check_uses(mode, described, len(weights.meta.names), task)
-    check_decoding(config, task)
     if task == "classify" and config.save_json:
         raise ConfigError(
             "save_json: COCO has no results of classes; predictions.json is always written"
@@ -146,16 +147,24 @@ def prepare_prediction(
     return config.model_copy(update=changes)
 
 
-def check_decoding(config: DetectorConfig, task: str) -> None:
-    """Refuse keys of detections for weights that classify.
+def check_decoding(
+    config: DetectorConfig, meta: WeightsMeta, objects: Objects = NONE
+) -> ModelConfig:
+    """Refuse keys of detections that change nothing with these weights; return their model.
 
     Raises:
-        ConfigError: naming the key.
+        CheckpointError: this version does not know the model.
+        ConfigError: naming the key, or the user's model that is missing.
     """
+    described = model_config(meta, config.weights, objects.get("model.own"))
     given = [key for key in DECODING if key in config.model_fields_set]
-    if given and task == "classify":
+    if given and meta.task == "classify":
         value = getattr(config, given[0])
         raise ConfigError(f"{given[0]}: {value}; weights that classify whole images, leave it out")
+    merged = config.nms or described.suppressed
+    if not merged and config.iou != DetectorConfig.model_fields["iou"].default:
+        raise ConfigError(f"iou: {config.iou}; it changes nothing without nms; add nms=true")
+    return described
 
 
 def mode_of(config: PredictConfig) -> StrategyConfig:

@@ -214,17 +214,6 @@ def test_no_augmentation_drops_what_a_data_set_recommends():
     assert (run.augment.kind, run.augment.mosaic, run.augment.scale) == ("standard", 0.0, 0.3)
 
 
-def test_an_overlap_that_nothing_looks_at_is_refused():
-    words = ["weights=w", "source=x", "iou=0.5"]
-    with pytest.raises(ConfigError) as caught:
-        load(PredictConfig, words, PRESETS)
-    assert str(caught.value) == "iou: 0.5; it changes nothing without nms; add nms=true"
-    with pytest.raises(ConfigError, match=r"^nms: 'x'; "):
-        load(PredictConfig, [*words, "nms=x"], PRESETS)
-    assert load(PredictConfig, [*words, "nms=true"], PRESETS).iou == 0.5
-    assert load(PredictConfig, [*words[:2], "iou=0.7"], PRESETS).iou == 0.7
-
-
 def test_required_keys_are_asked_for():
     with pytest.raises(ConfigError, match="weights: not given; add weights=VALUE"):
         load(PredictConfig, ["source=x"], PRESETS)

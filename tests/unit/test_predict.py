@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import visiontrain
 from visiontrain.commands import predict
 from visiontrain.core.errors import CheckpointError, ConfigError, DataError, DivergedError
 from visiontrain.core.types import Detections
@@ -31,21 +32,24 @@ SIZES = ((90, 50), (64, 64), (40, 120))  # width, height
 NAMES = ["cell", "platelet", "dust"]
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A run folder with weights that know nothing, but are the same every time."""
-    folder = tmp_path_factory.mktemp("run")
+def untrained(folder, config):
     torch.manual_seed(0)
-    model = build_model(YoloN(), len(NAMES))
+    model = build_model(config, len(NAMES))
     meta = WeightsMeta(
         task="detect",
-        model=YoloN().model_dump(),
+        model=config.model_dump(),
         names=NAMES,
         imgsz=64,
         task_config=DetectConfig().model_dump(),
     )
     save_weights(folder / "weights" / "best.safetensors", meta, dict(model.state_dict()))
     return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A run folder with weights that know nothing, but are the same every time."""
+    return untrained(tmp_path_factory.mktemp("run"), YoloN())
 
 
 @pytest.fixture
@@ -116,6 +120,34 @@ def test_the_keys_of_a_detector_count(weights, pictures):
     few = load(DetectorConfig(weights=str(weights), conf=0.0, max_det=2, imgsz=96))
     assert few.imgsz == 96
     assert [len(d.boxes) for d in few.predict(paths)] == [2, 2, 2]
+
+
+def test_an_overlap_counts_where_detections_are_merged(weights, pictures, tmp_path):
+    config = PredictConfig(weights=str(weights), source=str(pictures), iou=0.1, conf=0.0)
+    for call in (
+        lambda: predict(config, print),
+        lambda: visiontrain.load(weights, iou=0.1),
+    ):
+        with pytest.raises(ConfigError, match=r"^iou: 0\.1; it changes nothing without nms; add "):
+            call()
+    merging = untrained(tmp_path / "merging", YoloN(head="nms"))  # whether asked to or not
+    few, many = (
+        visiontrain.load(merging, iou=iou, conf=0.0).predict(pictures / "0.png")[0]
+        for iou in (0.1, 0.9)
+    )
+    assert len(few.boxes) < len(many.boxes)
+    out = str(tmp_path / "o")
+    told = predict(config.model_copy(update={"weights": str(merging), "out": out}), lambda _: None)
+    assert len(told.rows[0]["boxes"]) == len(few.boxes)
+
+
+def test_large_files_are_refused_unless_they_are_allowed(weights, pictures):
+    path = pictures / "0.png"  # of 90 x 50 pixels
+    detector = visiontrain.load(weights, max_pixels=4499)
+    with pytest.raises(DataError, match="90 x 50 is more than max_pixels=4499"):
+        detector.predict(path)
+    assert len(visiontrain.load(weights, max_pixels=4500).predict(path)) == 1
+    assert len(detector.predict(np.asarray(Image.open(path)))) == 1  # in memory already
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from visiontrain.core.types import Batch, ClassScores
 from visiontrain.data.class_dataset import batch_of
 from visiontrain.data.views import centre
 from visiontrain.engine.evaluate import refuse_nonfinite, seen, whole
-from visiontrain.engine.pictures import Picture, Pixels, batches
+from visiontrain.engine.pictures import MAX_PIXELS, Picture, Pixels, batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Classifier:
     names: tuple[str, ...]  # a class indexes this
     imgsz: int  # side of the square input, pixels
     device: torch.device
+    max_pixels: int = MAX_PIXELS  # of a file; larger ones are refused
     # Gives the model's outputs on a placed batch; None where another process has them.
     forward: Callable[[VisionModel, Batch], Any] = whole
 
@@ -45,7 +46,11 @@ class Classifier:
             DataError: when a file can't be read or an array has another shape or type.
             ConfigError: `batch` is below 1.
         """
-        return [scores for part in batches(images, batch) for scores in self.classify(part)]
+        return [
+            scores
+            for part in batches(images, batch, self.max_pixels)
+            for scores in self.classify(part)
+        ]
 
     @torch.inference_mode()
     def classify(self, images: Sequence[Pixels]) -> list[ClassScores]:

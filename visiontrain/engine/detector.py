@@ -13,7 +13,7 @@ from visiontrain.core.interfaces import Task, VisionModel
 from visiontrain.core.types import Batch, Detections
 from visiontrain.data.letterbox import letterbox
 from visiontrain.engine.evaluate import refuse_nonfinite, whole
-from visiontrain.engine.pictures import Picture, Pixels, batches
+from visiontrain.engine.pictures import MAX_PIXELS, Picture, Pixels, batches
 from visiontrain.metrics.rows import BOX, CLASS, SCORE, to_rows
 from visiontrain.ops.tiles import Tiling, merge_rows
 
@@ -33,6 +33,7 @@ class Detector:
     tiling: Tiling | None = None  # how pictures are cut
     most: int = 300  # detections kept of a picture that is cut
     least: float = 0.0  # score from which those of tiles are put together, if there are any
+    max_pixels: int = MAX_PIXELS  # of a file; larger ones are refused
     # Gives the model's outputs on a placed batch; None where another process has them.
     forward: Callable[[VisionModel, Batch], Any] = whole
 
@@ -50,7 +51,11 @@ class Detector:
             DataError: when a file can't be read or an array has another shape or type.
             ConfigError: `batch` is below 1.
         """
-        return [found for part in batches(images, batch) for found in self.detect(part, batch)]
+        return [
+            found
+            for part in batches(images, batch, self.max_pixels)
+            for found in self.detect(part, batch)
+        ]
 
     def detect(self, images: Sequence[Pixels], batch: int = 8) -> list[Detections]:
         """Find objects in `images` by one forward pass, or one of each `batch` tiles.

@@ -17,8 +17,12 @@ Picture = str | Path | Pixels | Image.Image
 MAX_PIXELS = 64_000_000
 
 
-def batches(images: Picture | Iterable[Picture], size: int) -> Iterator[list[Pixels]]:
+def batches(
+    images: Picture | Iterable[Picture], size: int, max_pixels: int = MAX_PIXELS
+) -> Iterator[list[Pixels]]:
     """Yield pictures, read from files where they are paths, `size` at a time.
+
+    Files of more than `max_pixels` are refused from their header; arrays may have any size.
 
     Raises:
         DataError: a file cannot be read, or an array has another shape or type.
@@ -31,17 +35,12 @@ def batches(images: Picture | Iterable[Picture], size: int) -> Iterator[list[Pix
     pictures: Sequence[Picture] = [images] if one else list(images)  # pyrefly: ignore
     for start in range(0, len(pictures), size):
         part = pictures[start : start + size]
-        yield [_pixels(picture, start + i) for i, picture in enumerate(part)]
+        yield [_pixels(picture, start + i, max_pixels) for i, picture in enumerate(part)]
 
 
-def read_pixels(path: Path, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Read a picture as (H, W, 3) RGB; DataError when that fails."""
-    return decode(read_bytes(str(path)), str(path), max_pixels)
-
-
-def _pixels(picture: Picture, number: int) -> Pixels:
+def _pixels(picture: Picture, number: int, max_pixels: int) -> Pixels:
     if isinstance(picture, str | Path):
-        return read_pixels(Path(picture))
+        return decode(read_bytes(str(picture)), str(picture), max_pixels)
     if isinstance(picture, Image.Image):
         return _of_pil(ImageOps.exif_transpose(picture), f"images[{number}]")
     good = picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8

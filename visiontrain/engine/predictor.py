@@ -16,6 +16,7 @@ from visiontrain.core.section import kind_of, sections
 from visiontrain.engine.classifier import Classifier
 from visiontrain.engine.detector import Detector
 from visiontrain.engine.evaluate import whole
+from visiontrain.engine.pictures import MAX_PIXELS
 from visiontrain.engine.weights import SMALLEST, Weights, WeightsMeta, load_weights
 from visiontrain.models.config import ModelConfig, OwnModel
 from visiontrain.models.registry import build_model, check_input
@@ -37,6 +38,7 @@ def load_predictor(  # noqa: PLR0913 - what a user may say of it
     model: Any = None,
     tile: int | None = None,
     overlap: float | None = None,
+    max_pixels: int = MAX_PIXELS,
     strategy: Strategy | None = None,
 ) -> Detector | Classifier:
     """Read weights and make them ready for use.
@@ -50,6 +52,7 @@ def load_predictor(  # noqa: PLR0913 - what a user may say of it
         model: the user's own, where the weights are of one.
         tile: side of the tiles that pictures are cut into, pixels; None as trained, 0 for none.
         overlap: of tiles, share of the side; None as trained.
+        max_pixels: larger files are refused from their header.
         strategy: places the model, and keeps here what this process is to hold; None: `device`
             takes all of it.
 
@@ -61,7 +64,7 @@ def load_predictor(  # noqa: PLR0913 - what a user may say of it
     meta, place = weights.meta, devices(device)[0]
     if strategy is None and "," in device:
         raise ConfigError(f"device: {device}; one model is loaded onto one device, so name one")
-    described = model_config(weights, str(path), model)
+    described = model_config(meta, str(path), model)
     if imgsz is not None and imgsz != meta.imgsz:
         check_input(described, imgsz, meta.task)
     net = filled(weights, str(path), model).eval()
@@ -79,8 +82,8 @@ def load_predictor(  # noqa: PLR0913 - what a user may say of it
     if meta.task == "detect":
         most = config.max_det if isinstance(config, DetectConfig) else 0
         parts = (meta.task, net, task, names, side, place, tiling, most)
-        return Detector(*parts, forward=forward)
-    return Classifier(meta.task, net, task, names, side, place, forward)
+        return Detector(*parts, max_pixels=max_pixels, forward=forward)
+    return Classifier(meta.task, net, task, names, side, place, max_pixels, forward)
 
 
 def tiling_of(meta: WeightsMeta, tile: int | None, overlap: float | None) -> Tiling | None:
@@ -132,7 +135,7 @@ def filled(weights: Weights, where: str, own: Any = None) -> VisionModel:
         CheckpointError: when they do not fit exactly.
         ConfigError: the user's model is missing.
     """
-    described = model_config(weights, where, own)
+    described = model_config(weights.meta, where, own)
     model = build_model(described, len(weights.meta.names), weights.meta.task)
     try:
         model.load_state_dict(weights.tensors)
@@ -144,19 +147,19 @@ def filled(weights: Weights, where: str, own: Any = None) -> VisionModel:
     return model
 
 
-def model_config(weights: Weights, where: str, own: Any = None) -> ModelConfig:
-    """Return the model that `weights` names; arguments as for `filled`.
+def model_config(meta: WeightsMeta, where: str, own: Any = None) -> ModelConfig:
+    """Return the model that weights name; arguments as for `filled`.
 
     Raises:
         CheckpointError: this version has none such.
         ConfigError: the user's model is missing.
     """
     try:
-        found: ModelConfig = TypeAdapter(ModelConfig).validate_python(weights.meta.model)
+        found: ModelConfig = TypeAdapter(ModelConfig).validate_python(meta.model)
     except ValidationError as error:
         raise CheckpointError(
             f"weights: {where} holds a model that this version does not know "
-            f"({short(weights.meta.model)}); use the version that wrote it"
+            f"({short(meta.model)}); use the version that wrote it"
         ) from error
     if own is not None and not isinstance(found, OwnModel):
         raise ConfigError(f"model: {where} holds {found.kind}, no model of yours; leave it out")
