@@ -223,7 +223,7 @@ def predict_share(config: PredictConfig, place: Place, objects: Objects) -> int:
         predictor = replace(predictor, least=config.conf)
     inputs = agreed(find_inputs(config.source), strategy)
     reader = ShotReader(inputs, config.batch, config.vid_stride, config.max_pixels)
-    writer = ShotWriter(config, folder_of(config).path, predictor.names, inputs)
+    writer = ShotWriter(config, place.rank, predictor.names, inputs)
     index, total = place.shard
     shots = reader.batches(portions(inputs, config.batch)[index::total])
     began, best = time.perf_counter(), 0.0

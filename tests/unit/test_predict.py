@@ -12,13 +12,21 @@ from PIL import Image
 
 import visiontrain
 from visiontrain.commands import predict
-from visiontrain.core.errors import CheckpointError, ConfigError, DataError, DivergedError
+from visiontrain.core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    OutOfMemoryError,
+)
 from visiontrain.core.types import Detections
 from visiontrain.data.dataset import EvalSet
 from visiontrain.data.images import FileImages, Paths
 from visiontrain.data.inputs import read_frames
 from visiontrain.data.loader import eval_batches
 from visiontrain.data.table import Table
+from visiontrain.data.walk import walk
+from visiontrain.engine.detector import Detector
 from visiontrain.engine.pictures import batches
 from visiontrain.engine.weights import WeightsMeta, load_weights, save_weights
 from visiontrain.models.config import YoloN
@@ -207,6 +215,26 @@ def test_one_run_leaves_everything_and_names_what_it_left_out(weights, pictures,
     assert again.folder.name == "predict-2"
     assert again.rows == result.rows
     assert not (again.folder / "images").exists()
+
+
+def test_what_was_found_before_a_crash_is_there(weights, pictures, tmp_path, monkeypatch):
+    keys = {"weights": str(weights), "source": str(pictures), "conf": 0.0, "max_det": 3, "batch": 1}
+    whole = predict(PredictConfig(**keys, out=str(tmp_path / "whole")), lambda _: None)
+    looked = Detector.detect
+
+    def dies_at_the_third(self, images, batch):
+        if images[0].shape[:2] == SIZES[2][::-1]:
+            raise MemoryError
+        return looked(self, images, batch)
+
+    monkeypatch.setattr(Detector, "detect", dies_at_the_third)
+    out = tmp_path / "pictures" / "crashed"
+    with pytest.raises(OutOfMemoryError):
+        predict(PredictConfig(**keys, out=str(out)), lambda _: None)
+    lines = (out / "predictions.part0.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == whole.rows[:2]
+    assert len(list(walk(pictures))) == len(SIZES)  # what it drew there is no data
+    assert not [*whole.folder.glob("*part*")]
 
 
 def test_nothing_found_says_how_near_the_best_came(weights, pictures, tmp_path):

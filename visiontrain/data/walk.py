@@ -18,6 +18,7 @@ RUNS = "runs"  # where runs go unless told
 SIGNED = ("config.yaml", "compare.yaml")  # begin with our name where a run left them
 SIGNATURE = b"# visiontrain "
 PREDICTED = {"metrics.json", "predictions.json"}
+UNFINISHED = "predictions.part"  # begins a file of what a process found; a crash leaves it
 
 
 def is_hidden(folder: str) -> bool:
@@ -27,7 +28,7 @@ def is_hidden(folder: str) -> bool:
 
 def is_run(folder: str, files: Collection[str]) -> bool:
     """Tell by its `files` whether visiontrain left a folder: what it drew is no data."""
-    if PREDICTED.issubset(files):
+    if PREDICTED.issubset(files) or any(name.startswith(UNFINISHED) for name in files):
         return True
     for name in SIGNED:
         with suppress(OSError):

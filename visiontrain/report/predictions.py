@@ -1,15 +1,20 @@
-"""What a prediction leaves: pictures, films and labels at once, JSON files at the end."""
+"""What a prediction leaves: pictures, films and labels at once, JSON files at the end.
+
+Until then each process keeps what it found in a file of lines, which a crash leaves behind.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TextIO
 
 from visiontrain.core.durable import storing
 from visiontrain.core.types import Prediction
 from visiontrain.data.inputs import Input, frame_rate
 from visiontrain.data.shots import Shot
+from visiontrain.data.walk import UNFINISHED
 from visiontrain.predict_config import PredictConfig
 from visiontrain.report.detections import (
     Film,
@@ -27,10 +32,12 @@ class ShotWriter:
     """Writes what was found in the shots of one process, which come in order."""
 
     def __init__(
-        self, config: PredictConfig, folder: Path, names: Sequence[str], inputs: Sequence[Input]
+        self, config: PredictConfig, rank: int, names: Sequence[str], inputs: Sequence[Input]
     ) -> None:
-        self.config, self.folder, self.names = config, folder, names
+        self.config, self.folder, self.names = config, Path(config.out or "."), names
         self.rows: list[tuple[int, dict[str, Any]]] = []  # place of the input, what was found
+        self._part = self.folder / f"{UNFINISHED}{rank}.jsonl"
+        self._lines: TextIO | None = None  # of `_part`
         self._stems = stems(inputs)
         self._film: Film | None = None
         self._filmed = -1  # place of the video of `_film`
@@ -41,6 +48,9 @@ class ShotWriter:
         row = image_row(shot.name, (width, height), found, self.names)
         self.rows.append((shot.place, row))
         with storing(self.folder):
+            if self._lines is None:
+                self._lines = self._part.open("w", buffering=1, encoding="ascii")
+            self._lines.write(json.dumps(row) + "\n")
             if self.config.save:
                 self._draw(shot, found)
             if self.config.save_txt:
@@ -51,6 +61,11 @@ class ShotWriter:
 
     def close(self) -> None:
         """Finish the last film: without this it can't be played."""
+        self._end_film()
+        if self._lines is not None:
+            self._lines.close()
+
+    def _end_film(self) -> None:
         if self._film is not None:
             self._film.close()
 
@@ -60,7 +75,7 @@ class ShotWriter:
             write_picture(path, shot.pixels, found, self.names)
             return
         if self._filmed != shot.place:
-            self.close()
+            self._end_film()
             rate = frame_rate(shot.input.path) / self.config.vid_stride
             path = self.folder / "images" / f"{self._stems[shot.place]}.mp4"
             self._film, self._filmed = Film(path, rate), shot.place
@@ -95,7 +110,7 @@ def stems(inputs: Sequence[Input]) -> list[str]:
 def write_predictions(
     config: PredictConfig, folder: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write predictions.json and, where it is asked for, COCO results.
+    """Write predictions.json and, where it is asked for, COCO results, in the place of the parts.
 
     Raises:
         StorageError: when they can't be written.
@@ -110,3 +125,6 @@ def write_predictions(
     write_json(folder / PREDICTIONS, content)
     if config.save_json:
         write_json(folder / "detections.json", coco_rows(rows))
+    with storing(folder):
+        for part in folder.glob(f"{UNFINISHED}*.jsonl"):
+            part.unlink()
