@@ -139,6 +139,8 @@ def test_a_taken_folder_is_refused_and_a_taken_name_numbered(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"out: .* is not empty; add resume=true"):
         prepare(config(tmp_path))
+    with pytest.raises(ConfigError, match=r"out: .*file is a file; name a folder"):
+        prepare(config(tmp_path / "file"))
     project = tmp_path / "runs"
     folders = [prepare(config(None, project=str(project))).out for _ in range(3)]
     assert folders == [str(project / "detect" / name) for name in ("train", "train-2", "train-3")]

@@ -126,6 +126,8 @@ def test_a_used_folder_and_one_in_the_data_are_refused(tmp_path):
     (tmp_path / "used" / "file").touch()
     with pytest.raises(ConfigError, match=r"out: .*used is not empty; name another folder"):
         written(source, tmp_path / "used")
+    with pytest.raises(ConfigError, match=r"out: .*file is a file; name a folder"):
+        written(source, tmp_path / "used" / "file")
     with pytest.raises(ConfigError, match=r"out: .* lies in the data set's folder"):
         written(source, tmp_path / "set" / "tars")
     (tmp_path / "empty").mkdir()

@@ -80,7 +80,9 @@ def _order(images: int, split: str, *, shuffle: bool) -> NDArray[np.int64]:
 
 
 def _refuse(out: Path, spec: DataSpec) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.is_file():
+        raise ConfigError(f"out: {out} is a file; name a folder")
+    if out.exists() and any(out.iterdir()):
         raise ConfigError(f"out: {out} is not empty; name another folder")
     if spec.format != "digits" and out.resolve().is_relative_to(spec.root.resolve()):
         raise ConfigError(

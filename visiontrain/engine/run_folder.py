@@ -119,7 +119,7 @@ def claim(out: str | None, parent: Path, name: str, *, resumable: bool = False) 
     `resumable` only says what to advise where `out` is taken.
 
     Raises:
-        ConfigError: when `out` exists and holds something.
+        ConfigError: when `out` exists and holds something, or is a file.
         StorageError: when it cannot be created.
     """
     if out is not None:
@@ -127,6 +127,8 @@ def claim(out: str | None, parent: Path, name: str, *, resumable: bool = False) 
         if folder.is_dir() and not _is_empty(folder):
             advice = "add resume=true to go on with its run, or " if resumable else ""
             raise ConfigError(f"out: {out} is not empty; {advice}name another folder")
+        if folder.is_file():
+            raise ConfigError(f"out: {out} is a file; name a folder")
         with storing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return RunFolder(folder)
