@@ -242,6 +242,8 @@ def predict_share(config: PredictConfig, place: Place, objects: Objects) -> int:
         shares = gathered(share, strategy)
         if place.is_main:
             write_shares(config, predictor, shares)
+        strategy.any(flag=False)  # wait for the main process: a crash of its costs nothing
+        writer.discard()
     for error in failure:
         raise error
     received = max(share.signal for share in shares)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
@@ -49,6 +50,7 @@ class ShotWriter:
         self.rows.append((shot.place, row))
         with storing(self.folder):
             if self._lines is None:
+                self.folder.mkdir(parents=True, exist_ok=True)  # on a machine of its own
                 self._lines = self._part.open("w", buffering=1, encoding="ascii")
             self._lines.write(json.dumps(row) + "\n")
             if self.config.save:
@@ -63,7 +65,13 @@ class ShotWriter:
         """Finish the last film: without this it can't be played."""
         self._end_film()
         if self._lines is not None:
-            self._lines.close()
+            with suppress(OSError):  # of a line that was told not to fit; it tries again
+                self._lines.close()
+
+    def discard(self) -> None:
+        """Remove the lines: predictions.json says what they did."""
+        with storing(self._part):
+            self._part.unlink(missing_ok=True)
 
     def _end_film(self) -> None:
         if self._film is not None:
@@ -110,7 +118,7 @@ def stems(inputs: Sequence[Input]) -> list[str]:
 def write_predictions(
     config: PredictConfig, folder: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write predictions.json and, where it is asked for, COCO results, in the place of the parts.
+    """Write predictions.json and, where it is asked for, COCO results.
 
     Raises:
         StorageError: when they can't be written.
@@ -125,6 +133,3 @@ def write_predictions(
     write_json(folder / PREDICTIONS, content)
     if config.save_json:
         write_json(folder / "detections.json", coco_rows(rows))
-    with storing(folder):
-        for part in folder.glob(f"{UNFINISHED}*.jsonl"):
-            part.unlink()
