@@ -1,6 +1,7 @@
 """Steps that are not finite: few change nothing, many are gone back from, and too many are told."""
 
 import csv
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,6 +57,45 @@ def test_what_was_rolled_back_is_no_row(tmp_path):
         assert values == sorted(values)
     assert len({row["epoch"] for row in rows}) == len(rows)
     assert rows[-1]["epoch"] == 8
+
+
+def test_an_epoch_without_finite_scores_is_told_and_does_not_end_the_run(tmp_path):
+    """The first and the last of three: the second one's weights are the best."""
+    _, fitter = prepared(tmp_path, epochs=3)
+    watch = watched(fitter)
+    clean, seen = fitter.parts.evaluate, []
+
+    def looks(asked):
+        seen.append(len(seen))
+        if seen[-1] not in (0, 2):
+            return clean(asked)
+        before = {name: tensor.clone() for name, tensor in fitter.learner.ema.items()}
+        for tensor in fitter.learner.ema.values():
+            tensor.fill_(float("nan"))
+        try:
+            return clean(asked)
+        finally:
+            for name, tensor in fitter.learner.ema.items():
+                tensor.copy_(before[name])
+
+    fitter.parts = replace(fitter.parts, evaluate=looks)
+    outcome = fitter.fit()
+    told = [line for line in watch.lines if "is not scored" in line]
+    assert [line.split(":")[0] for line in told] == [f"epoch {n} is not scored" for n in (1, 3)]
+    assert all("not finite" in line for line in told)
+    assert (outcome.exit_code, outcome.metrics["best_epoch"]) == (0, 2)
+
+
+def test_a_run_that_was_never_scored_ends_as_diverged(tmp_path):
+    _, fitter = prepared(tmp_path, epochs=2)
+
+    def looks(asked):
+        raise DivergedError("evaluation: 3 of 4 detections are not finite")
+
+    fitter.parts = replace(fitter.parts, evaluate=looks)
+    with pytest.raises(DivergedError, match="3 of 4"):
+        fitter.fit()
+    assert not RunFolder(tmp_path).metrics.exists()
 
 
 @pytest.mark.parametrize("val", [True, False])

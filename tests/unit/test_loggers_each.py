@@ -75,6 +75,15 @@ def test_csv_orders_columns_and_takes_late_ones(tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_rows_that_were_rolled_back_leave_the_file_at_once(tmp_path):
+    logger = CsvLogger()
+    logger.start({}, tmp_path)
+    logger.log(row(1), 10)
+    logger.log(row(2), 20)
+    logger.load_state({"step": 10})
+    assert [line["step"] for line in read(tmp_path)] == ["10"]
+
+
 @pytest.mark.parametrize("again", ["at the next row", "at the end"])
 def test_a_disk_that_was_full_for_a_while_costs_no_row(tmp_path, monkeypatch, caplog, again):
     logger = Guarded(CsvLogger())
@@ -90,7 +99,7 @@ def test_a_disk_that_was_full_for_a_while_costs_no_row(tmp_path, monkeypatch, ca
         logger.log(row(3), 30)
     assert [line["step"] for line in read(tmp_path)] == ["10"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path / 'results.csv'}: No space left on device; written when there is place again"
+        f"{tmp_path / 'results.csv'}: No space left on device; written when that works again"
     ]
     if again == "at the next row":
         logger.log(row(4), 40)

@@ -68,6 +68,7 @@ def evaluate(
         merge: turns the rows of all ranks into rows of whole images, where parts were looked at.
 
     Raises:
+        DivergedError: on every rank, when a score is not finite.
         Stopped: when `asked` said so.
     """
     strategy = learner.strategy
@@ -84,8 +85,18 @@ def evaluate(
                 raise Stopped
     rows = merge(strategy.gather(evaluator.rows()))
     rows = rows[rows[:, 0].argsort(stable=True)]  # files are written in this order
-    metrics = evaluator.compute(rows) if strategy.place.is_main else {}
-    return Evaluation(strategy.broadcast(metrics), rows)
+    metrics, diverged = strategy.broadcast(_computed(evaluator, rows, strategy))
+    if diverged:
+        raise DivergedError(diverged)
+    return Evaluation(metrics, rows)
+
+
+def _computed(evaluator: Evaluator, rows: Tensor, strategy: Strategy) -> tuple[Metrics, str]:
+    """Return the main process's scores, or why there are none, which all have to know."""
+    try:
+        return (evaluator.compute(rows) if strategy.place.is_main else {}), ""
+    except DivergedError as error:
+        return {}, str(error)
 
 
 def whole(model: VisionModel, batch: Batch) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ from visiontrain.engine.learner import Learner
 from visiontrain.engine.saving import Saver
 
 StepSource = Callable[[int, frozenset[int]], Iterator[Step]]  # (first step, skipped steps)
+
+
+class Ending(Enum):
+    """Why a pass over the steps ended."""
+
+    COMPLETE = "complete"
+    STOPPED = "stopped"  # by a signal
+    UNSTABLE = "unstable"  # too many non-finite steps in a row
 
 
 @dataclass(frozen=True, slots=True)

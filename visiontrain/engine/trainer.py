@@ -6,7 +6,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from enum import Enum
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from visiontrain.data.loader import Step
 from visiontrain.engine.checkpoint import Found
 from visiontrain.engine.evaluate import Evaluation
 from visiontrain.engine.journal import Journal, Meter, Pace
-from visiontrain.engine.parts import FitSettings, Parts
+from visiontrain.engine.parts import Ending, FitSettings, Parts
 from visiontrain.engine.signals import Signals, unsaved
 from visiontrain.engine.step import train_step
 from visiontrain.engine.weights import digest
@@ -27,14 +26,6 @@ MAX_ROLL_BACKS = 3
 LOWER = "try a lower optim.lr, a longer optim.warmup or precision=fp32"
 
 _error = logging.getLogger(__name__).error
-
-
-class Ending(Enum):
-    """Why a pass over the steps ended."""
-
-    COMPLETE = "complete"
-    STOPPED = "stopped"  # by a signal
-    UNSTABLE = "unstable"  # too many non-finite steps in a row
 
 
 class Trainer:
@@ -214,22 +205,30 @@ class Trainer:
         if epoch - 1 > max(journal.skipped, default=-1) // steps and not bad:
             journal.roll_backs = 0  # over a whole good epoch, and not one that came again
         last = late or done >= self.settings.epochs
-        metrics: Mapping[str, Any] = {}
-        improved = False
-        if self.settings.evaluate or last:
-            self.parts.saver.rest()  # as before the loaders of training
-            metrics = self.parts.evaluate(self._asked_to_stop).metrics
-            improved = journal.judge(float(metrics[self.learner.task.best]), epoch)
+        metrics = self._scores(epoch, last=last) if self.settings.evaluate or last else {}
+        score = metrics.get(self.learner.task.best)
+        improved = score is not None and journal.judge(float(score), epoch)
         journal.epochs = done  # not earlier: an evaluation that is stopped comes again
         last = last or self._finished()
+        self._log(epoch, metrics)
+        self.parts.saver.weights(metrics, epoch, improved=improved)
         bad += len(journal.skipped)
         if last and 2 * bad > step:
             raise DivergedError(f"training: {bad} of {step} steps were not finite; {LOWER}")
-        self._log(epoch, metrics)
-        self.parts.saver.weights(metrics, epoch, improved=improved)
         if last or journal.epochs % self.settings.save.every_epochs == 0:
             self._save(last=last)
         return last
+
+    def _scores(self, epoch: int, *, last: bool) -> Mapping[str, Any]:
+        """Score an epoch; none where they are not finite, which steps that follow may mend."""
+        self.parts.saver.rest()  # as before the loaders of training
+        try:
+            return self.parts.evaluate(self._asked_to_stop).metrics
+        except DivergedError as error:
+            if last and self.journal.best is None:
+                raise
+            self.parts.progress.message(f"epoch {epoch} is not scored: {error}")
+            return {}
 
     def _log(self, epoch: int, metrics: Mapping[str, Any]) -> None:
         """Write the epoch's row, with the columns of results.csv."""

@@ -41,14 +41,7 @@ class CsvLogger:
         values = {**row, "step": step}
         self._rows.append({key: format_number(value) for key, value in values.items()})
         self._step = step
-        try:
-            self._write()
-            self._behind = False
-        except OSError as error:
-            if not self._behind:
-                reason = error.strerror or error
-                _warn("%s: %s; written when there is place again", self._path, reason)
-            self._behind = True
+        self._keep()
 
     def image(self, name: str, path: Path, step: int) -> None:
         """Ignore pictures: they lie in plots/ already."""
@@ -58,12 +51,26 @@ class CsvLogger:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._step = int(state["step"])
-        self._rows = [row for row in self._rows if int(row["step"]) <= self._step]
+        kept = [row for row in self._rows if int(row["step"]) <= self._step]
+        if len(kept) < len(self._rows):  # rolled back: read meanwhile, and perhaps to stay
+            self._rows = kept
+            self._keep()
 
     def close(self, *, exit_code: int = 0) -> None:  # noqa: ARG002 - interface
         """Write what a full disk kept back; else every row was on disk when `log` returned."""
         if self._behind:
             self._write()
+
+    def _keep(self) -> None:
+        """Write the rows, or tell once that they are behind."""
+        try:
+            self._write()
+            self._behind = False
+        except OSError as error:
+            if not self._behind:
+                reason = error.strerror or error
+                _warn("%s: %s; written when that works again", self._path, reason)
+            self._behind = True
 
     def _write(self) -> None:
         if not self._rows:  # a resumed run that keeps nothing starts anew
