@@ -20,6 +20,7 @@ from visiontrain.core.types import ClassScores, Detections, Place, Prediction
 from visiontrain.data.defects import counted
 from visiontrain.data.inputs import Input, find_inputs
 from visiontrain.data.shots import Shot, ShotReader, portions
+from visiontrain.data.walk import PREDICTIONS
 from visiontrain.engine.classifier import Classifier
 from visiontrain.engine.detector import Detector
 from visiontrain.engine.pictures import Pixels
@@ -29,7 +30,7 @@ from visiontrain.engine.signals import Signals, unsaved
 from visiontrain.engine.weights import WeightsMeta, load_weights
 from visiontrain.models.config import ModelConfig
 from visiontrain.predict_config import DetectorConfig, PredictConfig, Spread, Stages
-from visiontrain.report.predictions import PREDICTIONS, ShotWriter, write_predictions
+from visiontrain.report.predictions import ShotWriter, write_predictions
 from visiontrain.staging import check_uses
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.config import DDP, Pipeline, Single, StrategyConfig

@@ -10,6 +10,7 @@ from layouts import LABELS, PICTURES, opened, save, write_csv, write_folder
 from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.data.inputs import find_inputs
 from visiontrain.data.walk import walk
+from visiontrain.report.detections import write_json
 
 
 def names(table):
@@ -113,11 +114,12 @@ def test_what_runs_drew_beside_the_classes_is_no_data(tmp_path, monkeypatch):
     (drawn / "config.yaml").write_text("# visiontrain 0.1.0: `visiontrain train` this file\n")
     predicted = tmp_path / "runs/predict"
     save(PICTURES[1], predicted / "images")
-    for name in ("metrics.json", "predictions.json"):
-        (predicted / name).write_text("{}")
+    write_json(predicted / "predictions.json", {"weights": "w", "images": []})
     assert opened(tmp_path, tmp_path / ".cache").names == ("cat", "dog")
     picture = f"{PICTURES[0].name}.jpg"
     assert [item.name for item in find_inputs(".")] == [f"cat/{picture}", f"dog/{picture}"]
+    (tmp_path / "dog/predictions.json").write_text("{}")  # another tool's
+    assert len(find_inputs(".")) == 2
     # Asked for by name, they are pictures as all others.
     assert len(find_inputs("runs/predict")) == 1
 

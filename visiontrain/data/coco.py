@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -21,13 +21,13 @@ from visiontrain.data.defects import counted
 from visiontrain.data.description import Choice, Description, unique_names
 from visiontrain.data.images import FileImages, Paths
 from visiontrain.data.scan import scan
+from visiontrain.data.spelling import spellings
 from visiontrain.data.table import Defect, Table
 
 KEYS = ("path", "train", "val", "validation", "test", "images", "names", "nc")
 WORD = r"(?<![a-z])(train|validation|valid|val|test)(?=\d*(?![a-z]))"
 SPLIT = re.compile(WORD, re.IGNORECASE)  # in a file's name
 FOLDER = re.compile(rf"{WORD}\d*", re.IGNORECASE)
-SAMPLE = 20  # file names by which the folder of the images is found
 Record = Mapping[str, Any]
 ROLES = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}
 
@@ -138,12 +138,11 @@ class CocoReader:
         Where none is found as it is written, names may be another machine's.
         """
         folders, told = self._folders(split, file)
-        for spelled in (names, foreign(names)):
-            for some in (spelled[:: max(1, len(names) // SAMPLE)], spelled):
-                # Not with Path's is_file, which raises at a name that is too long.
-                hits = [sum(map(os.path.isfile, (folder / n for n in some))) for folder in folders]
-                if any(hits):
-                    return folders[hits.index(max(hits))], spelled
+        for some, spelled in spellings(names):
+            # Not with Path's is_file, which raises at a name that is too long.
+            hits = [sum(map(os.path.isfile, (folder / n for n in some))) for folder in folders]
+            if any(hits):
+                return folders[hits.index(max(hits))], spelled
         if told:  # every image is then told as missing
             return folders[0], names
         listed = ", ".join(dict.fromkeys(str(folder) for folder in folders))
@@ -165,18 +164,6 @@ class CocoReader:
             *(file.parent.parent / "images" / name for name in (year, split, "")),
         ]
         return guesses, False
-
-
-def foreign(names: Sequence[str]) -> list[str]:
-    """Read names that another machine wrote: Windows', or below a folder that is only there."""
-    names = [PureWindowsPath(name).as_posix() for name in names]
-    if not all(PureWindowsPath(name).root for name in names):
-        return names
-    try:
-        shared = os.path.commonpath([os.path.split(name)[0] for name in names])
-    except ValueError:  # C:/ and /home
-        return names
-    return [name.removeprefix(shared).lstrip("/") for name in names]
 
 
 def load(file: Path) -> dict[str, list[Any]]:

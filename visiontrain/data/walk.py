@@ -17,7 +17,8 @@ OF_TOOLS = ("__MACOSX", "@eaDir")  # what a Mac's archives and a Synology's inde
 RUNS = "runs"  # where runs go unless told
 SIGNED = ("config.yaml", "compare.yaml")  # begin with our name where a run left them
 SIGNATURE = b"# visiontrain "
-PREDICTED = {"metrics.json", "predictions.json"}
+PREDICTIONS = "predictions.json"
+PREDICTED = b'{\n "weights"'  # begins it where it is ours
 UNFINISHED = "predictions.part"  # begins a file of what a process found; a crash leaves it
 
 
@@ -28,13 +29,12 @@ def is_hidden(folder: str) -> bool:
 
 def is_run(folder: str, files: Collection[str]) -> bool:
     """Tell by its `files` whether visiontrain left a folder: what it drew is no data."""
-    if PREDICTED.issubset(files) or any(name.startswith(UNFINISHED) for name in files):
-        return True
-    for name in SIGNED:
+    signed = {**dict.fromkeys(SIGNED, SIGNATURE), PREDICTIONS: PREDICTED}
+    for name, signature in signed.items():
         with suppress(OSError):
-            if name in files and _begins(os.path.join(folder, name), SIGNATURE):  # noqa: PTH118
+            if name in files and _begins(os.path.join(folder, name), signature):  # noqa: PTH118
                 return True
-    return False
+    return any(name.startswith(UNFINISHED) for name in files)
 
 
 def _begins(path: str, signature: bytes) -> bool:

@@ -15,7 +15,7 @@ from visiontrain.core.durable import storing
 from visiontrain.core.types import Prediction
 from visiontrain.data.inputs import Input, frame_rate
 from visiontrain.data.shots import Shot
-from visiontrain.data.walk import UNFINISHED
+from visiontrain.data.walk import PREDICTIONS, UNFINISHED
 from visiontrain.predict_config import PredictConfig
 from visiontrain.report.detections import (
     Film,
@@ -25,8 +25,6 @@ from visiontrain.report.detections import (
     write_picture,
     yolo_lines,
 )
-
-PREDICTIONS = "predictions.json"
 
 
 class ShotWriter:
