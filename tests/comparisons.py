@@ -30,6 +30,15 @@ MODES = {  # name: mode, other keys of it, speed, MB sent, score, processes
 CLASSES = {"ddp": "exact", "fsdp": "exact", "pipeline": "exact", "parameter_server": "exact"}
 
 
+def row_of(name, kind, scores, rate=10.0, **keys):
+    """Return a row of scores by seed."""
+    trials = [
+        Trial(name, seed, scores={"map": score}, images_per_s=rate, processes=1)
+        for seed, score in enumerate(scores)
+    ]
+    return replace(together(Row(name, {"kind": kind}), trials), **keys)
+
+
 def metrics_of(mode, rate, megabytes, score, seed):
     """Return what metrics.json of such a run holds."""
     per_class = {name: {"map": score - 0.1 * k, "boxes": 7} for k, name in enumerate(NAMES)}

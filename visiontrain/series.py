@@ -129,7 +129,16 @@ class Series:
         for job in (job for entry in entries for job in entry.jobs):
             own = self.folder_of(job.name)
             if own.config.is_file():
-                refuse_other(own, settled(self._typed(job, own)), self._free)
+                self._refuse(job, own)
+
+    def _refuse(self, job: Job, own: RunFolder) -> None:
+        """Refuse what lies in a run's folder if it is of another config.
+
+        It is compared with what would begin anew: what goes on takes from its folder what is not
+        said, a key that was taken out of the file too.
+        """
+        chosen = run_of(self.config, job.mode, job.changes).batch < 0  # by the run itself
+        refuse_other(own, job.run, (*self._free, "batch") if chosen else self._free)
 
     # -- training -----------------------------------------------------------------
 
@@ -194,9 +203,8 @@ class Series:
         """
         own = self.folder_of(job.name)
         if own.config.is_file():
-            wanted = settled(self._typed(job, own))
-            refuse_other(own, wanted, self._free)
-            sha256 = config_sha256(wanted)
+            self._refuse(job, own)
+            sha256 = config_sha256(settled(self._typed(job, own)))
             if own.metrics.is_file() and read(own.metrics).get("config_sha256") == sha256:
                 return own
             return None  # it goes on

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import comparisons
 import pytest
 import torch
+from comparisons import row_of
 
 from visiontrain import series
 from visiontrain.compare_config import USES, CompareConfig, modes, seeds
@@ -22,21 +22,12 @@ from visiontrain.engine.trace import Trace
 from visiontrain.prepare import config_sha256, config_text
 from visiontrain.report.compare import Comparison
 from visiontrain.report.related import related
-from visiontrain.report.rows import NOT_MEASURED, Row, Trial, measured, together
-from visiontrain.report.verdict import verdict
+from visiontrain.report.rows import Row, Trial, measured, together
 from visiontrain.strategies.config import Client, Single
 from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.keeping import check_same_clients
 
 SMALL = {"data": {"source": "tiny", "train_images": 12, "val_images": 4}, "imgsz": 64, "batch": 4}
-
-
-def row_of(name, kind, scores, rate=10.0, **keys):
-    trials = [
-        Trial(name, seed, scores={"map": score}, images_per_s=rate, processes=1)
-        for seed, score in enumerate(scores)
-    ]
-    return replace(together(Row(name, {"kind": kind}), trials), **keys)
 
 
 def test_a_difference_counts_when_chance_does_not_explain_it():
@@ -93,92 +84,6 @@ def test_time_is_split_as_far_as_a_mode_measures_it():
     assert (
         "starting" not in measured(Trial("a", 0), comparisons.metrics_of("ddp", 9, 1, 1, 0)).split
     )
-
-
-def test_the_verdict_takes_only_what_the_figures_allow():
-    def said(*rows):
-        return verdict(related(rows), "mAP")
-
-    single = row_of("single", "single", [0.5], exactness="control")
-    exact = row_of("ddp", "ddp", [0.49], rate=18.0, exactness="exact", check_steps=3)
-    fast = row_of("local", "ddp", [0.6], rate=30.0, exactness="approximate")
-    assert said(single, exact, fast)[0].startswith("Take ddp: 1.80 times as fast")
-    assert "With one seed nobody can tell" in said(single, exact, fast)[1]
-    assert said(single, fast)[0].startswith("Take single: no other mode that is as good")
-    unknown = replace(exact, exactness=NOT_MEASURED)
-    assert said(single, unknown)[0].startswith("Take single: of faster modes nobody measured")
-    many = row_of("single", "single", [0.48, 0.5, 0.52], exactness="control")
-    sure = row_of("local", "ddp", [0.5, 0.5, 0.5], rate=30.0, exactness="approximate")
-    assert said(many, exact, sure)[0].startswith("Take local: 3.00 times as fast")
-    vague = row_of("single", "single", [0.3, 0.4, 0.5], exactness="control")
-    assert said(vague, sure)[0].startswith("Take single")  # so wide a noise says nothing
-    bad = row_of("local", "ddp", [0.3, 0.3, 0.3], rate=30.0, exactness="approximate")
-    answer = said(many, exact, bad)
-    assert answer[0].startswith("Take ddp")
-    assert any(text.startswith("local is worse: mAP -0.200") for text in answer)
-    shared = {"rounds": 2, "exactness": "different algorithm", "alone": "alone"}
-    shared = row_of("fed", "federated", [0.40, 0.42], **shared)
-    alone = row_of("alone", "client", [0.1, 0.1])
-    assert "more than the best client alone (0.100 ± 0.000)" in " ".join(said(many, shared, alone))
-    near = row_of("alone", "client", [0.41, 0.41])
-    assert "within noise of the best client alone" in " ".join(said(many, shared, near))
-    once = " ".join(said(single, shared, alone))
-    assert "more than, by one seed, the best client alone" in once
-    short = row_of("single", "single", [0.01], exactness="control")
-    assert any("say little" in text for text in said(short, exact))
-    assert said(row_of("single", "single", []), exact) == [
-        "Nothing can be said: the control run has no result."
-    ]
-
-
-def said(*rows):
-    return verdict(related(rows), "mAP")
-
-
-def test_exact_is_as_good_only_with_the_settings_and_samples_of_the_control():
-    single = row_of("single", "single", [0.5], exactness="control", peak_rss_mb=900.0)
-    fast = {"rate": 30.0, "exactness": "exact", "peak_rss_mb": 100.0}
-    same = row_of("ddp", "ddp", [0.5], **fast)
-    assert said(single, same)[0].startswith("Take ddp: 3.00 times")
-    assert any("ddp is the exact mode that needs least" in text for text in said(single, same))
-    for keys in ({"keys": {"imgsz": 32}}, {"samples": 7}):
-        other = row_of("small", "ddp", [0.2], **fast, **keys)
-        assert said(single, other)[0].startswith("Take single: ")
-        assert not any("needs least" in text for text in said(single, other))
-    many = row_of("single", "single", [0.48, 0.5, 0.52], exactness="control")
-    near = row_of("small", "ddp", [0.5, 0.5], **fast, keys={"imgsz": 32})
-    assert "not more than twice the standard error" in said(many, near)[0]
-
-
-def test_without_one_device_speeds_are_compared_with_the_control():
-    slow = row_of("fsdp", "fsdp", [0.5], exactness="exact")
-    fast = row_of("ddp", "ddp", [0.5], rate=20.0, exactness="exact")
-    answer = said(slow, fast)[0]
-    assert answer.startswith("Take ddp: 2.00 times as fast")
-    assert answer.endswith("No control of one device was run: compared with fsdp.")
-    loose = replace(slow, exactness="approximate")
-    assert said(loose, fast)[0].startswith("Take fsdp: ")  # what ddp equals did not run
-
-
-def test_scores_of_next_to_nothing_and_of_exact_modes_are_not_called_worse_or_good():
-    low = row_of("single", "single", [0.04, 0.041, 0.042], exactness="control")
-    fast = row_of("local", "ddp", [0.05, 0.05], rate=30.0, exactness="approximate")
-    worse = row_of("bad", "ddp", [0.01, 0.01], exactness="approximate")
-    assert said(low, fast, worse)[0].startswith("Take single: ")
-    assert not any("worse" in text for text in said(low, fast, worse))
-    high = row_of("single", "single", [0.50, 0.501, 0.502], exactness="control")
-    exact = row_of("ddp", "ddp", [0.4, 0.4], rate=30.0, exactness="exact")
-    assert said(high, exact)[0].startswith("Take ddp: ")
-    assert not any("worse" in text for text in said(high, exact))
-
-
-def test_seeds_that_all_score_the_same_give_no_bound():
-    same = row_of("single", "single", [0.1, 0.1, 0.1], exactness="control")
-    other = row_of("local", "ddp", [0.11, 0.11], rate=30.0, exactness="approximate")
-    _, row = related([same, other])
-    assert (row.word, row.noise) == ("no spread", None)
-    assert said(same, other)[0].startswith("Take single: ")
-    assert said(same, other)[1].startswith("With seeds that all score the same")
 
 
 def test_the_best_client_is_chosen_for_each_seed():
@@ -317,20 +222,39 @@ def test_a_finished_run_is_known_by_its_config_wherever_it_lies(tmp_path):
     assert not series.same_config(folder, config_text(run))
 
 
-def test_weights_are_not_taken_for_those_of_another_config(tmp_path):
-    def again(**keys):
-        config = asked(strategies=["single", "pipeline"], **keys)
-        entries = planned(config)
-        folder = RunFolder(tmp_path)
-        return series.Series(config, folder, tmp_path, lambda: 0, lambda _: None), entries
+def begun(folder, **keys):
+    """Return a comparison in `folder`, and what it is to train."""
+    config = asked(**keys)
+    parts = config, RunFolder(folder), folder, lambda: 0, lambda _: None
+    return series.Series(*parts), planned(config)
 
-    first, entries = again()
+
+def complete(folder, **keys):
+    """Leave what a comparison leaves whose runs are complete."""
+    first, entries = begun(folder, **keys)
     for entry in entries:
         (job,) = entry.jobs
-        folder = first.folder_of(job.name)
-        folder.path.mkdir()
-        folder.config.write_text(config_text(job.run))
-        folder.write_metrics({"config_sha256": config_sha256(job.run)})
+        own = first.folder_of(job.name)
+        own.path.mkdir(parents=True)
+        own.config.write_text(config_text(job.run))
+        own.write_metrics({"config_sha256": config_sha256(job.run)})
+
+
+def test_a_key_that_was_taken_out_of_the_file_is_not_filled_from_the_folder(tmp_path):
+    named = {"name": "mine", "strategy": "ddp"}
+    for key, value in {"batch": 2, "strategy.sync_every": 2}.items():
+        folder = tmp_path / key
+        complete(folder, strategies=["single"], runs=[{**named, key: value}])
+        later, entries = begun(folder, strategies=["single"], runs=[named])
+        with pytest.raises(ConfigError, match=rf"^{key}: .*mine was trained with .*out="):
+            later.refuse_changed(entries)
+
+
+def test_weights_are_not_taken_for_those_of_another_config(tmp_path):
+    def again(**keys):
+        return begun(tmp_path, strategies=["single", "pipeline"], **keys)
+
+    complete(tmp_path, strategies=["single", "pipeline"])
     for same in ({}, {"patience": 5, "data.workers": 1, "strategy.timeout_s": 60.0}):
         later, more = again(**same)
         later.refuse_changed(more)

@@ -71,7 +71,7 @@ def _choice(modes: Sequence[Row], control: Row, title: str) -> str:
     if fastest is control or times < FASTER:
         others = "no other mode that is as good trains faster here"
         if len(modes) == 1:
-            others = "nothing else came to its end"
+            others = "no other mode came to its end"
         elif _unknown(modes, control):
             others = "of faster modes nobody measured whether they equal it (check=true does)"
         return f"Take {control.name}: {others} ({title} {score_of(control)}).{absent}"
@@ -85,12 +85,14 @@ def _choice(modes: Sequence[Row], control: Row, title: str) -> str:
 
 
 def _unknown(modes: Sequence[Row], control: Row) -> bool:
-    """Tell whether a faster mode may be as good, had its exactness been measured."""
+    """Tell whether a faster mode may be as good, and its exactness was not asked for."""
     faster = FASTER * (control.images_per_s or math.inf)
     return any(
         row.exactness == NOT_MEASURED
         and (row.images_per_s or 0.0) > faster
-        and row.keys == control.keys
+        and not row.reasons
+        and not row.rounds
+        and (row.keys, row.samples) == (control.keys, control.samples)
         for row in modes
     )
 
@@ -151,18 +153,18 @@ def _federated(row: Row, done: Sequence[Row], control: Row, title: str) -> str:
     where = f"{row.name} reaches {title} {score_of(row)} without moving any image"
     if row.score is None or control.score is None or control.score < LITTLE:
         return ""
+    shared = control.rounds or control.strategy["kind"] == "client"
+    central = "" if shared else f"all images in one place give {score_of(control)}"
     if alone is None or alone.score is None:
-        return f"{where}; all images in one place give {score_of(control)}."
+        return f"{where}; {central}." if central else ""
     gain = "more than" if row.score > alone.score else "not more than"
     bound = noise_of(control, row, alone)
     if bound is None:
         gain += ", by one seed," if control.spread is None else ", by seeds that score the same,"
     elif abs(row.score - alone.score) <= bound:
         gain = "within noise of"
-    return (
-        f"{where}: {gain} the best client alone ({score_of(alone)}), while all images in one "
-        f"place give {score_of(control)}."
-    )
+    whole = f", while {central}" if central else ""
+    return f"{where}: {gain} the best client alone ({score_of(alone)}){whole}."
 
 
 def _worse(modes: Sequence[Row], control: Row, title: str) -> list[str]:
