@@ -19,6 +19,7 @@ class Journal:
     """The host's side of a run's state; everything in it is JSON."""
 
     epochs: int = 0  # epochs that are over and scored
+    ended: int = 0  # step up to which there is a row: of the last epoch, or of a part of one
     best: float | None = None
     best_epoch: int = 0
     stale: int = 0  # scored epochs since the best one
@@ -65,7 +66,7 @@ class Meter:
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
         """Take one step's terms; what is not finite is left out."""
-        if not self._names:
+        if terms.keys() != set(self._names):  # at first, and where a run goes on with another loss
             self._start(tuple(terms))
         values = torch.stack([terms[name] for name in self._names]).double()
         finite = torch.isfinite(values)
@@ -81,11 +82,12 @@ class Meter:
         self._before = now
         return self._means(sums, counts)
 
-    def epoch(self) -> dict[str, float]:
-        """Return means over the epoch, and start the next one. Waits for the device."""
+    def epoch(self, *, over: bool = True) -> dict[str, float]:
+        """Return means over the epoch so far; once it is over start the next. Waits."""
         sums, counts = self._sums.tolist()
         means = self._means(sums, counts)
-        self._start(self._names)
+        if over:
+            self._start(self._names)
         return means
 
     def state(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -102,6 +103,11 @@ class Saver:
         for kind in ("weights", "checkpoint"):
             self._heard(kind)
 
+    def forget(self) -> None:
+        """Forget that the last checkpoint failed: the next one may not. Collective."""
+        with suppress(StorageError):
+            self._heard("checkpoint")
+
     def rest(self) -> None:
         """Wait for this process's own writing; whether it worked is told by what comes next."""
         self.writer.rest()
@@ -123,7 +129,7 @@ class Saver:
         if not self.strategy.place.is_main:
             return None
         whole = replace(snapshot, tensors={**tensors, "strategy": own})
-        return lambda: self.store.save(whole)
+        return self._after_weights(lambda: self.store.save(whole))
 
     def _sharded(self, snapshot: Snapshot) -> Job | None:
         """Start to write what this process holds; return what makes a checkpoint of all parts."""
@@ -141,7 +147,19 @@ class Saver:
             self._parts_written()
         if not place.is_main:
             return None
-        return lambda: self.store.complete(draft, snapshot, place.world, give_up)
+        world = place.world
+        return self._after_weights(lambda: self.store.complete(draft, snapshot, world, give_up))
+
+    def _after_weights(self, job: Job) -> Job:
+        """Let `job` fail where the weights did: it would tell of a best that is not there."""
+        weights = self.writer.pending("weights")
+
+        def both() -> None:
+            if weights is not None:
+                weights.result()
+            job()
+
+        return both
 
     def _parts_written(self) -> None:
         """Wait for this process's part; if one's failed, let the main process not wait for it."""

@@ -27,7 +27,8 @@ class Signals:
     """
 
     def __init__(self) -> None:
-        self.received = 0
+        self.received = 0  # by this process, or by one that it agreed with
+        self._interrupted = False  # by a SIGINT of its own
         self._undo = ExitStack()
 
     @property
@@ -52,8 +53,10 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if number == signal.SIGINT and self.received == signal.SIGINT:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
         self.received = number
 
 

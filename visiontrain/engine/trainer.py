@@ -87,10 +87,9 @@ class Trainer:
         self._jump()
         if self._epoch_is_over():
             self._end_epoch()
-        scored = self.journal.best is not None
-        if self._finished() and not scored:  # stopped unscored, and resumed with fewer epochs
-            self._end_epoch(late=True)
-        if self._finished() or (scored and self._late()):
+        if self._finished() or (self.learner.step and self._late()):
+            if self.journal.best is None or self.learner.step > self.journal.ended:
+                self._end_epoch(late=True)  # a signal came first, or fewer epochs are asked for
             return Ending.COMPLETE
         self.parts.saver.rest()  # loaders are forks, which must not be made beside a thread
         steps = self.parts.steps(self.learner.step, frozenset(self.journal.skipped))
@@ -115,7 +114,7 @@ class Trainer:
     def _step(self, step: Step) -> Ending | None:
         """Train one step; then log, score and save what is due. None goes on."""
         self._show_epoch(step.epoch)
-        before = self.learner.samples
+        first, before = self.learner.step, self.learner.samples
         result = train_step(self.learner, step.micro_batches, step.images)
         self.journal.lr = self.learner.lr
         self.meter.add(result.terms)
@@ -128,15 +127,16 @@ class Trainer:
         self.journal.train_seconds += self.pace.done(self.learner.samples - before)
         if look:
             self._report()
-        return self._signalled() or self._due(over=over)
+        return self._signalled() or self._due(first, over=over)
 
-    def _due(self, *, over: bool) -> Ending | None:
-        """Score and save after an epoch, or save inside one."""
+    def _due(self, first: int, *, over: bool) -> Ending | None:
+        """Score and save after an epoch, or save inside one; `first` was the step before."""
         late = self._late()
         every = self.settings.save.every_steps
+        save = every is not None and self.learner.step // every > first // every
         if over or late:
-            return Ending.COMPLETE if self._end_epoch(late=late) else None
-        if every and self.learner.step % every == 0:
+            return Ending.COMPLETE if self._end_epoch(late=late, save=save) else None
+        if save:
             self._save()
         return None
 
@@ -149,7 +149,7 @@ class Trainer:
         return self.learner.step // self.settings.steps_per_epoch > self.journal.epochs
 
     def _finished(self) -> bool:
-        patience = self.settings.patience
+        patience = self.settings.patience if self.settings.evaluate else 0
         tired = bool(patience) and self.journal.stale >= patience
         return self.journal.epochs >= self.settings.epochs or tired
 
@@ -197,8 +197,8 @@ class Trainer:
         numbers = {"lr": self.journal.lr, **self.pace.recent()}
         self.parts.progress.step(done, self.meter.recent(), numbers)
 
-    def _end_epoch(self, *, late: bool = False) -> bool:
-        """Score, log and save an epoch; return whether it was the last."""
+    def _end_epoch(self, *, late: bool = False, save: bool = False) -> bool:
+        """Score, log and save an epoch, always where `save`; return whether it was the last."""
         journal, steps, step = self.journal, self.settings.steps_per_epoch, self.learner.step
         done, bad = step // steps, self._streak()
         epoch = -(-step // steps) if late else done  # then a part of one counts
@@ -208,14 +208,14 @@ class Trainer:
         metrics = self._scores(epoch, last=last) if self.settings.evaluate or last else {}
         score = metrics.get(self.learner.task.best)
         improved = score is not None and journal.judge(float(score), epoch)
-        journal.epochs = done  # not earlier: an evaluation that is stopped comes again
+        journal.epochs, journal.ended = done, step  # now: one that is stopped comes again
         last = last or self._finished()
-        self._log(epoch, metrics)
+        self._log(epoch, metrics, over=step % steps == 0)
         self.parts.saver.weights(metrics, epoch, improved=improved)
         bad += len(journal.skipped)
         if last and 2 * bad > step:
             raise DivergedError(f"training: {bad} of {step} steps were not finite; {LOWER}")
-        if last or journal.epochs % self.settings.save.every_epochs == 0:
+        if last or save or journal.epochs % self.settings.save.every_epochs == 0:
             self._save(last=last)
         return last
 
@@ -230,9 +230,9 @@ class Trainer:
             self.parts.progress.message(f"epoch {epoch} is not scored: {error}")
             return {}
 
-    def _log(self, epoch: int, metrics: Mapping[str, Any]) -> None:
-        """Write the epoch's row, with the columns of results.csv."""
-        train, pace = self.meter.epoch(), self.pace.epoch()
+    def _log(self, epoch: int, metrics: Mapping[str, Any], *, over: bool) -> None:
+        """Write the epoch's row, with the columns of results.csv; of a part unless it is `over`."""
+        train, pace = self.meter.epoch(over=over), self.pace.epoch()
         row: dict[str, float] = {
             "epoch": epoch,
             "step": self.learner.step,
@@ -268,6 +268,7 @@ class Trainer:
         received = self._agree()
         try:
             # Also amid non-finite steps: they changed nothing, and this is the last chance.
+            self.parts.saver.forget()
             self.parts.saver.checkpoint(self._state())
             self.parts.saver.settle()
         except StorageError as error:

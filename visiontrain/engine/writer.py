@@ -45,6 +45,10 @@ class Writer:
         if kind in self._done:
             self._done.pop(kind).result()
 
+    def pending(self, kind: str) -> Future[object] | None:
+        """Return the last job of a kind that nobody has waited for yet."""
+        return self._done.get(kind)
+
     def rest(self) -> None:
         """Wait until no thread is left; what they raised is kept for `wait`."""
         if self._last is not None:

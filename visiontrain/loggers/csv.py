@@ -37,9 +37,10 @@ class CsvLogger:
         self._write()
 
     def log(self, row: Mapping[str, float], step: int) -> None:
-        self._rows = [old for old in self._rows if int(old["step"]) < step]
-        values = {**row, "step": step}
-        self._rows.append({key: format_number(value) for key, value in values.items()})
+        new = {key: format_number(value) for key, value in {**row, "step": step}.items()}
+        kept = (old for old in self._rows if int(old["step"]) < step)
+        # `time` may have cut an epoch that went on later.
+        self._rows = [*(old for old in kept if old.get("epoch") != new.get("epoch")), new]
         self._step = step
         self._keep()
 
