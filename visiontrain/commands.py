@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from visiontrain.core.config import build as build_config
 from visiontrain.core.config import merge
 from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.core.own import Objects, objects_of, with_objects
@@ -34,13 +33,13 @@ from visiontrain.prepare import (
     folder_of,
     prepare,
     restarted,
+    settle_tree,
     with_batch,
 )
-from visiontrain.recipe import Run, check_values
+from visiontrain.recipe import Run
 from visiontrain.scoring import prepare_validation
 from visiontrain.strategies import launch
 from visiontrain.strategies.config import Client, Placement, Single
-from visiontrain.strategies.devices import settle
 from visiontrain.strategies.environment import is_first, launched, wants_torchrun
 from visiontrain.strategies.member import once
 
@@ -189,13 +188,11 @@ def parity(
     if launched() is not None:
         raise ConfigError("parity: under a launcher; start it without, it starts its own processes")
     given = run.model_dump(exclude_unset=True)
-    whole = build_config(Run, merge(Run, below(given), given))
-    check_values(whole)
+    whole = settle_tree(merge(Run, below(given), given))
     if getattr(whole.strategy, "memory", None) is not None:
         _warn("strategy.memory: it changes no result, and parity cuts without it")
         strategy = whole.strategy.model_copy(update={"memory": None})
         whole = whole.model_copy(update={"strategy": strategy})
-    settle(whole.strategy, whole.device)
     whole = with_batch(whole)
     check_group(whole)
     comparison = Parity(

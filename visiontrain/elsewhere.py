@@ -45,7 +45,8 @@ def build_shard(remote: Remote, number: int) -> Shard:
     run, config = run_of(remote)
     strategy = Held(Place(CPU), Precision(run.precision, CPU), frozenset(remote.parts[number]))
     rules = rules_of(config, run.optim.kind)
-    schedule = Schedule(run.optim, run.epochs, remote.images, run.batch * rules.batch_share)
+    batch = min(run.batch, remote.images) * rules.batch_share
+    schedule = Schedule(run.optim, run.epochs, remote.images, batch)
     model = build_model(run.model, len(remote.names), run.task.kind)
     learner = build_learner(run, model, remote.names, schedule, strategy)
     return Shard(learner, strategy, rules)
@@ -68,7 +69,7 @@ def compute(remote: Remote, name: str, link: Link) -> None:
     place = Place(torch.device(remote.device), local_world=config.processes)
     talk = Talk(name, terms_of(config, remote.parts), link)
     strategy = worker_of(config, place, Precision(run.precision, place.device), talk)
-    schedule = Schedule(run.optim, run.epochs, remote.images, run.batch)
+    schedule = Schedule(run.optim, run.epochs, remote.images, min(run.batch, remote.images))
     model = build_model(run.model, len(remote.names), run.task.kind)
     plain = run.model_copy(update={"ema": False})  # servers average
     updates = config.sync == "easgd"

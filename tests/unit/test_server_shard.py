@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,14 @@ def shard_of(*words):
     shard = elsewhere.build_shard(remote, 0)
     shard.load(shard.state(), {"version": 0, "step": 0, "samples": 0})
     return shard
+
+
+def test_a_batch_of_more_than_all_images_is_one_of_all_as_on_one_device():
+    run = run_of(*SORTS, "batch=64")
+    alone, _ = app.build_traced(run.model_dump_json(), Place(torch.device("cpu")), {})
+    shard = shard_of("batch=64")
+    assert shard.learner.schedule == replace(alone.schedule, images=24, batch=24)
+    assert alone.schedule.batch == alone.schedule.images
 
 
 def push_of(shard, value=1e-3, **meta):
