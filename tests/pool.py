@@ -10,6 +10,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def _serve(rank: int, world: int, port: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")  # as in the test process
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+    timeout = timedelta(seconds=DEADLINE_S)
+    dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timeout)
     while (job := pipe.recv()) is not None:
         try:
             pipe.send((True, job[0](*job[1])))

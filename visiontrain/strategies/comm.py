@@ -33,6 +33,21 @@ def any_rank(*, flag: bool) -> bool:
     return bool(votes.item())
 
 
+def subgroup(parts: Sequence[Sequence[int]], device: torch.device) -> Any:
+    """Form a group of each part of the ranks; return this rank's. Collective.
+
+    They wait as long as the group of all does: left alone, they take torch's half an hour. On GPUs
+    twice that, as there, for a watchdog ends its process: the CPUs first tell who hangs.
+    """
+    cpu, world = torch.device("cpu"), dist.group.WORLD
+    assert world is not None
+    timeout = world._get_backend(cpu).options._timeout
+    own: Any = dist.new_subgroups_by_enumeration([*map(list, parts)], timeout=timeout)[0]
+    if device.type == "cuda":
+        own._get_backend(device)._set_default_timeout(2 * timeout)
+    return own
+
+
 def broadcast_json(value: Any, source: int = 0) -> Any:
     """Return rank `source`'s JSON value on every rank: text as bytes, never a pickle."""
     text = json.dumps(value).encode() if dist.get_rank() == source else b""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from visiontrain.core.types import Place
+from visiontrain.strategies.comm import subgroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,6 @@ def form(place: Place, copies: int) -> Grid:
     if copies == 1:
         return Grid(place.rank, depth, copies)
     ranks = list(range(place.world))
-    rows: list[Any] = [dist.new_group(ranks[n * depth : (n + 1) * depth]) for n in range(copies)]
-    columns: list[Any] = [dist.new_group(ranks[n::depth]) for n in range(depth)]
-    row, number = divmod(place.rank, depth)
-    return Grid(place.rank, depth, copies, rows[row], columns[number])
+    row = subgroup([ranks[n * depth : (n + 1) * depth] for n in range(copies)], place.device)
+    column = subgroup([ranks[n::depth] for n in range(depth)], place.device)
+    return Grid(place.rank, depth, copies, row, column)

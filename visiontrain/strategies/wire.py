@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.futures import Future
 
 from visiontrain.core.types import Place
-from visiontrain.strategies.comm import ring_bytes
+from visiontrain.strategies.comm import ring_bytes, subgroup
 
 
 class Wire:
@@ -73,10 +72,8 @@ class Hierarchical:
     def __init__(self, place: Place, inner: int) -> None:
         self._inner, self._outer = inner, place.world // inner
         ranks = torch.arange(place.world).reshape(self._outer, inner)
-        self._near: Any
-        self._far: Any
-        self._near, _ = dist.new_subgroups_by_enumeration(ranks.tolist())
-        self._far, _ = dist.new_subgroups_by_enumeration(ranks.T.tolist())
+        self._near = subgroup(ranks.tolist(), place.device)
+        self._far = subgroup(ranks.T.tolist(), place.device)
 
     def bytes(self, whole: int) -> int:
         """Return what each rank sends, inside its machine and to others."""
