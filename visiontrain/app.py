@@ -275,7 +275,9 @@ def score_set(
 ) -> Evaluation:
     """Score the learner on a data set, unless `asked` says to stop. Collective."""
     place = learner.strategy.place
-    batches = eval_batches(data, run.batch, place.shard, loaders(run, place))
+    # Each process holds a whole batch here, of which training takes a part at a time.
+    batch = -(-run.batch // run.accumulate)
+    batches = eval_batches(data, batch, place.shard, loaders(run, place))
     evaluator = EVALUATORS[run.task.kind](data.table)
     return evaluate(learner, batches, evaluator, asked, data.merge)
 

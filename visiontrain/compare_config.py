@@ -114,8 +114,10 @@ def seeds(config: CompareConfig) -> list[int]:
     """Return the seeds that every run is repeated with.
 
     Raises:
-        ConfigError: one stands there twice.
+        ConfigError: one stands there twice, or `seed` says another.
     """
+    if config.seeds and config.seed not in {0, *config.seeds}:
+        raise ConfigError(f"seed: {config.seed} beside seeds, which are all that run; leave it out")
     found = list(config.seeds) or [config.seed]
     twice = next((seed for seed in found if found.count(seed) > 1), None)
     if twice is not None:

@@ -142,6 +142,8 @@ def test_any_key_may_vary_and_equal_runs_are_refused():
         modes(asked(runs=[{"seed": 1}]))
     with pytest.raises(ConfigError, match="seeds: 1 stands there twice"):
         seeds(asked(seeds=[1, 1]))
+    with pytest.raises(ConfigError, match="seed: 5 beside seeds"):
+        seeds(asked(seed=5, seeds=range(2)))
 
 
 def test_names_of_folders_are_no_longer_than_file_systems_take():

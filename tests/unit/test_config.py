@@ -52,6 +52,10 @@ def typed(*words):
         (["ddp", "strategy=single"], {"strategy": {"kind": "single"}}),
         (["strategy.processes=4", "modes/fsdp"], {"strategy": {"kind": "fsdp", "processes": 4}}),
         (["strategy.kind=centralized"], {"strategy": {"kind": "single"}}),
+        (
+            ["strategy=pipeline", "strategy.stages=auto"],
+            {"strategy": {"kind": "pipeline", "stages": "auto"}},
+        ),
         (["augment=none"], {"augment": {"kind": "none"}}),
         (["mosaic=0.5"], {"augment": {"kind": "standard", "mosaic": 0.5}}),
         (["optim={kind: sgd, lr: 1e-2}"], {"optim": {"kind": "sgd", "lr": 0.01}}),
@@ -113,6 +117,15 @@ def test_errors_are_one_line_with_where_what_and_what_would_do(words, message):
         typed(*words)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_one_though_a_run_has_its_keys_in_its_name(tmp_path):
+    file = tmp_path / "single-seed=0" / "config.yaml"
+    file.parent.mkdir()
+    file.write_text("epochs: 7\n")
+    assert typed(str(file), "batch=3") == {"epochs": 7, "batch": 3}
+    with pytest.raises(ConfigError, match="single-seed: no such key"):
+        typed(str(file.with_name("gone.yaml")))
 
 
 def test_later_words_win_over_presets_and_presets_may_extend(tmp_path):

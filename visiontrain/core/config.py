@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -58,7 +58,8 @@ def load(
 
     Args:
         root: the config's class.
-        arguments: PRESET names or files, `key=value`, `--key=value` or `--key value`.
+        arguments: PRESET names or files, `key=value`, `--key=value` or `--key value`; what names
+            a file is one, for names of runs may hold a `=`.
         presets: folder in which preset names are looked up.
         uses: keys and sections that may be typed, all where None; a preset may hold others.
         below: tells what the result will lie on: its kinds hold where none is named.
@@ -67,9 +68,9 @@ def load(
         ConfigError: one line: where, what it got, what would do.
     """
     words = list(_joined(arguments))
-    files = [word for word in words if "=" not in word]
+    files = [word for word in words if "=" not in word or _is_file(Path(word))]
     layers = [(_shown(file, presets), read_preset(root, file, presets)) for file in files]
-    typed = read_words(root, [word for word in words if "=" in word], uses)
+    typed = read_words(root, [word for word in words if word not in files], uses)
     return _checked(root, [*layers, ("", typed)], below)
 
 
@@ -289,6 +290,8 @@ def _scalar(root: type[Section], key: str, text: str) -> Any:
     key = ALIASES[key][0] if key in aliases(root) else key
     allowed = options(annotation_of(root, key))
     lists = [option for option in allowed if get_origin(option) is list]
+    if any(text in get_args(option) for option in allowed if get_origin(option) is Literal):
+        return text
     if lists and text[:1] not in ("[", ""):
         if text in NULLS:
             return None
@@ -309,7 +312,7 @@ def _plain(value: Any) -> Any:
         return value.model_dump(exclude_unset=True) | kind
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | range):
         return list(value)
     return str(value) if isinstance(value, Path) else value
 
