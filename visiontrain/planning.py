@@ -19,6 +19,7 @@ from visiontrain.core.errors import ConfigError, RankError, VisiontrainError
 from visiontrain.core.memory import forget_peak, peak_rss_mb
 from visiontrain.core.own import Objects, objects_of
 from visiontrain.core.types import Batch, Place
+from visiontrain.data.config import sides
 from visiontrain.engine.autobatch import free_memory
 from visiontrain.engine.step import train_step
 from visiontrain.extrapolation import extrapolate, scale_of
@@ -148,7 +149,8 @@ def plan(config: PlanConfig) -> Plan:
     """
     if launched() is not None:
         raise ConfigError("plan: under a launcher; start it without, it starts its own processes")
-    count, run = _count(config), _settled(config)
+    count, asked = _count(config), _settled(config)
+    run = at_largest(asked)
     scale = scale_of(config)
     facts = facts_of(run)
     device = devices(run.device)[0]
@@ -158,7 +160,7 @@ def plan(config: PlanConfig) -> Plan:
     for mode in modes_of(run, count):
         here = run.model_copy(update={"strategy": mode})
         processes = mode.processes if isinstance(mode, Group) else 1
-        memory = config.memory * GIB if config.memory else free_memory(device, processes)
+        memory = config.memory * GIB if config.memory else _room(device, processes)
         try:
             check_values(here)
             check_group(here)
@@ -176,7 +178,8 @@ def plan(config: PlanConfig) -> Plan:
         modes.append(Mode(known, memory, weighed))
     parts = f" in {run.accumulate} parts" if run.accumulate > 1 else ""
     precision = resolve(run.precision, device)
-    title = f"{run.model.kind}, {run.imgsz} px, batch {run.batch}{parts}, {precision}"
+    most = " (the largest)" if run.imgsz != asked.imgsz else ""
+    title = f"{run.model.kind}, {run.imgsz} px{most}, batch {run.batch}{parts}, {precision}"
     found = None
     if scale is not None:
         scale = replace(scale, gloo=device.type == "cpu" and config.step_s is None)
@@ -218,6 +221,13 @@ def foretold(run: Run, facts: Facts) -> tuple[Forecast, StrategyConfig]:
     return forecast.single(facts), mode
 
 
+def _room(device: torch.device, processes: int) -> float:
+    """Return the bytes that each process may hold; of a GPU all: what is used counts as held."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return free_memory(device, processes)
+
+
 def _settled(config: PlanConfig) -> Run:
     given = config.model_dump(exclude_unset=True, exclude=set(OWN))
     run = build(Run, merge(Run, below(given), given))
@@ -226,12 +236,24 @@ def _settled(config: PlanConfig) -> Run:
     check_values(run)
     if not isinstance(run.strategy, Single | DDP | FSDP | Pipeline):
         raise ConfigError(f"strategy: {run.strategy.kind}; plan counts with one device per process")
-    unknown = run.strategy.model_fields_set - KNOWN
+    fields = type(run.strategy).model_fields
+    # A run's config.yaml holds all keys, most of them as they are anyway.
+    changed = {key for key, field in fields.items() if getattr(run.strategy, key) != field.default}
+    unknown = changed - KNOWN
     if unknown:
         raise ConfigError(
             f"strategy.{min(unknown)}: plan does not know what it changes; leave it out"
         )
     return run
+
+
+def at_largest(run: Run) -> Run:
+    """Return a run whose sides vary with all steps at the largest, which memory has to hold."""
+    largest = max(sides(run.imgsz, run.augment))
+    if largest == run.imgsz:
+        return run
+    fixed = run.augment.model_copy(update={"multi_scale": 0.0})
+    return run.model_copy(update={"imgsz": largest, "augment": fixed})
 
 
 def _staged(config: Pipeline, facts: Facts) -> tuple[Forecast, Pipeline]:

@@ -5,6 +5,9 @@ import json
 import pytest
 
 from visiontrain.cli import main
+from visiontrain.core.config import from_keys
+from visiontrain.prepare import config_text
+from visiontrain.recipe import Run
 
 WORDS = ["data=tiny", "imgsz=64", "batch=8", "devices=2"]
 
@@ -54,6 +57,26 @@ def test_a_pipeline_of_more_stages_than_blocks_is_left_out(capsys):
     code, out, _ = table(capsys, "devices=64", "model.backbone=null")
     assert code == 0
     assert "pipeline: 64 stages; the model has " in out
+
+
+def test_sides_that_vary_are_planned_at_the_largest(capsys):
+    def activations(*words):
+        code, out, _ = table(capsys, "imgsz=192", "--json", *words)
+        assert code == 0
+        told = json.loads(out)
+        needs = [mode["needs"][0]["activations"] for mode in told["modes"][:2]]
+        return needs, told["title"].split(",")[1].strip()
+
+    varied, title = activations("augment.multi_scale=0.4")
+    assert title == "256 px (the largest)"
+    assert varied == activations("imgsz=256")[0]
+
+
+def test_the_config_of_a_run_can_be_planned(capsys, tmp_path):
+    run = from_keys(Run, {"data": "tiny", "imgsz": 64, "batch": 8, "strategy": "ddp"})
+    (tmp_path / "config.yaml").write_text(config_text(run))  # with all keys of its mode
+    assert main(["plan", str(tmp_path / "config.yaml"), "devices=2"]) == 0
+    assert "ddp" in capsys.readouterr().out
 
 
 def test_modes_that_cannot_train_are_left_out(capsys):
