@@ -252,7 +252,7 @@ def test_plain_lines_one_per_epoch():
         ["epoch", "loss", "time"],
         ["1/3", "1.0000", "0:20"],
         ["2/3", "1.0000", "0:20"],
-        ["epoch", "loss", "mAP50-95", "time"],
+        ["epoch", "loss", "mAP", "time"],  # of whole images: without mAP50
         ["3/3", "1.0000", "0.5000", "0:20"],
         ["done:", "runs/detect/[train]"],
     ]

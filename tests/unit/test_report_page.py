@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from visiontrain.report.figure import short
 from visiontrain.report.page import VOID, Html, tag
 from visiontrain.report.pictures import CONFIDENCE
 from visiontrain.report.run_report import duration, show, write_report
@@ -106,6 +107,19 @@ def test_everything_is_there(folder):
     assert "nan" not in text.replace("\nnan", "")
 
 
+def test_classes_of_whole_images_are_no_detections(folder):
+    metrics = {"task": "classify", "map": 0.9, "precision": 0.8, "recall": 0.7, "f1": 0.75}
+    metrics["per_class"] = {"cat": {"map": 0.95}, "dog": {"map": 0.85}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    results = folder / "results.csv"
+    results.write_text("epoch,step,val/map\n1,1,0.5\n2,2,0.9\n")
+    text = " ".join(read(write_report(folder)).text)
+    assert "The class found best is 'cat' (mAP 0.950)" in text
+    assert "share of images' classes that are said" in text
+    for wrong in ("mAP50-95", "share of boxes", "overlap", "best confidence", "detections"):
+        assert wrong not in text, wrong
+
+
 def test_the_picture_of_predictions_says_which_are_drawn(folder):
     text = " ".join(read(write_report(folder)).text)
     assert f"to the right of each the predictions scored above {CONFIDENCE}." in text
@@ -184,3 +198,8 @@ def test_only_marked_text_is_html():
     assert inside == '<b title="&quot;">a&lt;b</b>'
     assert tag("p", [inside, None, "&"]) == f"<p>{inside}&amp;</p>"
     assert isinstance(inside, Html)
+
+
+def test_long_names_lose_their_middle():
+    assert short("a" * 30 + "b" * 30, 11) == "aaaaa…bbbbb"
+    assert short("two\nlines") == "two lines"

@@ -393,6 +393,7 @@ def test_a_cell_without_predictions_says_how_near_the_best_one_came(monkeypatch,
     assert font_of(FONT).getlength(longest) <= CELL
 
 
-def test_long_names_lose_their_middle():
-    assert short("a" * 30 + "b" * 30, 11) == "aaaaa…bbbbb"
-    assert short("two\nlines") == "two lines"
+def test_decisions_on_several_classes_are_made_at_a_half(axes, tmp_path):
+    (tmp_path / "results.csv").write_text("epoch,step,val/map,val/precision\n1,1,0.5,0.4\n")
+    results_plot(tmp_path / "results.csv", tmp_path / "results.png")
+    assert [title for _, title in axes] == ["Average precision", "At a score of a half"]

@@ -96,7 +96,7 @@ class EpochTable:
         if columns != self._columns:
             self._columns = columns
             lines.append(
-                f"{'epoch':>9}" + "".join(f" {title:>{width}}" for title, _, width in columns)
+                f"{'epoch':>9}" + "".join(f" {_title(c, values):>{c[2]}}" for c in columns)
             )
         cells = (f" {_cell(key, values.get(key)):>{width}}" for _, key, width in columns)
         place = f"{int(row['epoch'])}/{epochs}"
@@ -189,6 +189,12 @@ class ConsoleProgress:
 def _total(row: Mapping[str, float]) -> dict[str, float]:
     terms = [value for key, value in row.items() if key.startswith("train/")]
     return {"loss": math.fsum(terms)} if terms else {}
+
+
+def _title(column: tuple[str, str, int], values: Mapping[str, float]) -> str:
+    """Return a column's title: of classes of whole images, mAP is of no overlaps."""
+    title, key, _ = column
+    return "mAP" if key == "val/map" and "val/map50" not in values else title
 
 
 def _cell(key: str, value: float | None) -> str:

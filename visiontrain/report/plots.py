@@ -36,12 +36,13 @@ from visiontrain.report.pictures import CONFIDENCE, predictions_picture
 
 Floats = NDArray[np.floating]
 MANY = 12  # classes from which on a curve for each is too much to tell apart
+BEST, HALF = "At the best confidence", "At a score of a half"
 PANELS = (  # of results.png, after the losses; a panel without values is left out
     ("Average precision", ("val/map", "val/map50", "val/map75")),
     ("Accuracy", ("val/top1", "val/top5", "val/balanced")),
     ("Loss on the scored images", ("val/loss",)),
     ("Calibration error", ("val/ece",)),
-    ("At the best confidence", ("val/precision", "val/recall", "val/f1")),
+    (BEST, ("val/precision", "val/recall", "val/f1")),
     ("mAP50-95 by size of box", ("val/map_small", "val/map_medium", "val/map_large")),
     ("Learning rate", ("lr",)),
     ("Images per second", ("images_per_s",)),
@@ -110,7 +111,10 @@ def _panels(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str]]]:
         if key.startswith("train/"):
             terms.setdefault(key.split("/")[-1], []).append(key)
     losses = [(f"Training loss: {term}", group) for term, group in terms.items()]
-    return losses + [(title, [key for key in group if key in keys]) for title, group in PANELS]
+    panels = dict(PANELS)
+    if "val/map" in keys and "val/map50" not in keys:  # of images with several classes
+        panels = {HALF if title == BEST else title: group for title, group in PANELS}
+    return losses + [(title, [k for k in group if k in keys]) for title, group in panels.items()]
 
 
 def _column(rows: Sequence[Mapping[str, str]], key: str) -> Floats:

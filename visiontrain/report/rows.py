@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from visiontrain.report.meanings import has_several
+
 SCORES = {  # of metrics.json by what is scored; the main one first
     "detect": {"map": "mAP", "map50": "mAP50"},
     "classify": {"top1": "top-1", "top5": "top-5"},
@@ -154,8 +156,7 @@ class Row:
 
 def scored_as(metrics: Mapping[str, Any]) -> str:
     """Return the key of SCORES that a run's metrics.json fits."""
-    task = str(metrics["task"])
-    return "several" if task == "classify" and "top1" not in metrics else task
+    return "several" if has_several(metrics) else str(metrics["task"])
 
 
 def measured(

@@ -18,33 +18,11 @@ from PIL import Image
 
 from visiontrain.data.defects import counted
 from visiontrain.loggers.csv import read_rows
+from visiontrain.report.meanings import MEANINGS, meanings_of
 from visiontrain.report.page import Content, Html, html, page, table, tag
 from visiontrain.report.pictures import CONFIDENCE
 from visiontrain.report.plots import OVERLAP
 
-MEANINGS = {  # of metrics.json, in the order shown
-    "top1": ("Top-1", "share of images whose likeliest class is right"),
-    "top5": ("Top-5", "share of images whose class is among the five likeliest"),
-    "balanced": ("Mean recall", "recall of each class, mean over classes"),
-    "loss": ("Loss", "mean of -log of the probability given to the truth"),
-    "ece": ("Calibration error", "how far confidence is from accuracy, mean over images"),
-    "map": ("mAP50-95", "average precision, mean over classes and overlaps 0.5 to 0.95"),
-    "map50": ("mAP50", "average precision at overlap 0.5"),
-    "map75": ("mAP75", "average precision at overlap 0.75: boxes have to fit well"),
-    "map_small": ("mAP small", "average precision on boxes below 32² pixels"),
-    "map_medium": ("mAP medium", "average precision on boxes of 32² to 96² pixels"),
-    "map_large": ("mAP large", "average precision on boxes above 96² pixels"),
-    "ar_1": ("AR 1", "average recall with one detection per image and class"),
-    "ar_10": ("AR 10", "average recall with ten"),
-    "ar_100": ("AR 100", "average recall with a hundred"),
-    "ar_small": ("AR small", "average recall on boxes below 32² pixels"),
-    "ar_medium": ("AR medium", "average recall on boxes of 32² to 96² pixels"),
-    "ar_large": ("AR large", "average recall on boxes above 96² pixels"),
-    "precision": ("Precision", "share of detections that are right, at the best confidence"),
-    "recall": ("Recall", "share of boxes that are found, at the best confidence"),
-    "f1": ("F1", "harmonic mean of the two, highest at the best confidence"),
-    "conf": ("Best confidence", "the confidence to cut at: here mean F1 is highest"),
-}
 CARDS = ("top1", "top5", "balanced", "map", "map50", "precision", "recall")
 CAPTIONS = {  # of plots/, in the order shown; names end in .png
     "results": "Losses, scores, learning rate and speed over epochs.",
@@ -180,8 +158,9 @@ def _setting(files: RunFiles, section: str, key: str) -> str | None:
 
 def _headline(files: RunFiles) -> Content:
     """Say the result in words and large numbers."""
+    meanings = meanings_of(files.metrics)
     cards = [
-        tag("div", [tag("b", show(files.metrics[key])), MEANINGS[key][0]], {"class": "card"})
+        tag("div", [tag("b", show(files.metrics[key])), meanings[key][0]], {"class": "card"})
         for key in CARDS
         if _finite(files.metrics.get(key)) is not None
     ]
@@ -215,8 +194,9 @@ def in_words(files: RunFiles) -> list[str]:
     )
     if len(scored) > 1:
         (worst, worst_name), (best, best_name) = scored[0], scored[-1]
+        score = meanings_of(metrics)["map"][0]
         said.append(
-            f"The class found best is '{best_name}' (mAP50-95 {best:.3f}), the one found "
+            f"The class found best is '{best_name}' ({score} {best:.3f}), the one found "
             f"worst '{worst_name}' ({worst:.3f})."
         )
     return said + _effort(files)
@@ -244,7 +224,7 @@ def _effort(files: RunFiles) -> list[str]:
     ]
     if len(scored) > 1:
         value, epoch = max(scored, key=lambda pair: pair[0])
-        score = f"{MEANINGS[best][0]} {value:.3f}"
+        score = f"{meanings_of(metrics)[best][0]} {value:.3f}"
         said.append(f"The best epoch was {epoch} of {len(files.epochs)} ({score}).")
     return said
 
@@ -260,7 +240,7 @@ def _repeat(files: RunFiles) -> Content:
 def _scores(files: RunFiles) -> Content:
     rows = [
         (name, show(files.metrics[key]), meaning)
-        for key, (name, meaning) in MEANINGS.items()
+        for key, (name, meaning) in meanings_of(files.metrics).items()
         if key in files.metrics
     ]
     if not rows:
@@ -277,8 +257,9 @@ def _classes(files: RunFiles) -> Content:
     classes = _per_class(files)
     if not classes:
         return None
+    meanings = meanings_of(files.metrics)
     keys = list(dict.fromkeys(key for scores in classes.values() for key in scores))
-    head = ["Class", *(MEANINGS.get(key, (key.capitalize(), ""))[0] for key in keys)]
+    head = ["Class", *(meanings.get(key, (key.capitalize(), ""))[0] for key in keys)]
     rows = [
         [name, *(_bar(key, scores.get(key)) for key in keys)] for name, scores in classes.items()
     ]
