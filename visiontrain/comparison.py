@@ -66,7 +66,7 @@ def compare(config: CompareConfig, say: Say) -> Comparison:
         raise ConfigError(f"links: {model} is one block, of which nothing is known; leave it out")
     starts = {job.start for entry in entries for job in entry.jobs}
     start = f"of all: sha256 {min(starts)}" if len(starts) == 1 else "differ by seed or by run"
-    folder = _folder(config)
+    folder = _folder(config, entries[0].jobs[0].run.task.kind)
     say(f"initial weights {start}; results go to {folder.path}")
     with (
         folder.held(),
@@ -255,10 +255,10 @@ def _start(run: Run, starts: dict[str, str]) -> str:
     return starts[key]
 
 
-def _folder(config: CompareConfig) -> RunFolder:
+def _folder(config: CompareConfig, task: str) -> RunFolder:
     if config.resume:
         return RunFolder(Path(config.out or "."))
-    parent = Path(config.project) / config.task.kind
+    parent = Path(config.project) / task
     return claim(config.out, parent, config.name, resumable=True)
 
 

@@ -16,6 +16,7 @@ from visiontrain.data.config import sides
 from visiontrain.data.open import open_dataset
 from visiontrain.engine.weights import Weights, WeightsMeta, digest, load_weights, start_from
 from visiontrain.loggers.console import Silent
+from visiontrain.models.config import OwnModel
 from visiontrain.models.registry import build_model, check_input, pretrained, public
 from visiontrain.recipe import Run
 from visiontrain.strategies.base import Strategy
@@ -93,15 +94,16 @@ def check_statistics(run: Run, model: VisionModel, images: int, strategy: Strate
     last = images % run.batch or min(images, run.batch)
     share = last // (strategy.micro_batches(run.accumulate) * strategy.shares)
     side = min(sides(run.imgsz, run.augment))
-    if share < 2 and _needs_two(model, side, alone=strategy.place.world == 1):
+    if share < 2 and _needs_two(model, run.freeze, side, alone=strategy.place.world == 1):
+        ours = "larger sides or model.norm=group"
+        other = "another norm in the model" if isinstance(run.model, OwnModel) else ours
         raise ConfigError(
             f"batch: {run.batch}, but shares of an epoch's last have {share}, and at {side} pixels "
-            "the model's BatchNorm needs two images; take another batch, larger sides or "
-            "model.norm=group"
+            f"the model's BatchNorm needs two images; take another batch, {other}"
         )
 
 
-def _needs_two(model: VisionModel, side: int, *, alone: bool) -> bool:
+def _needs_two(model: VisionModel, freeze: int, side: int, *, alone: bool) -> bool:
     """Tell whether a model cannot train on one image: it normalises single numbers."""
     norms = {type(module) for module in model.modules() if isinstance(module, _BatchNorm)}
     if nn.SyncBatchNorm in norms and not alone:  # over all shares
@@ -110,7 +112,11 @@ def _needs_two(model: VisionModel, side: int, *, alone: bool) -> bool:
         return bool(norms) and side == SMALLEST
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            copy.deepcopy(model).train()(torch.zeros(1, 3, side, side))
+            trial = copy.deepcopy(model)
+            trial.freeze(freeze)
+            trial.train()(torch.zeros(1, 3, side, side))
         except ValueError as error:
             return TOO_FEW in str(error)
+        except (RuntimeError, TypeError):  # it cannot be copied, or tried: training will tell
+            return False
     return False

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from layouts import NAMES, PICTURES, opened, save, write_coco, write_voc, write_yolo
 
-from visiontrain.core.errors import ConfigError, DataError
+from visiontrain.core.errors import ConfigError, DataError, StorageError
 from visiontrain.core.shipped import shipped
 from visiontrain.core.yaml_loader import load_yaml
 from visiontrain.data.config import DataConfig
 from visiontrain.data.open import open_dataset
+from visiontrain.engine.run_folder import claim
 
 YAMLS = ("coco.yaml", "coco128.yaml")
 ONE_LINE = r"^[^\n]*$"
@@ -142,6 +143,18 @@ def test_missing_data_is_a_data_error_that_says_where_it_looked(tmp_path):
         opened(tmp_path / "set/empty", tmp_path)
     with pytest.raises(DataError, match="did you mean 'digits'"):
         opened("digts", tmp_path)
+
+
+def test_a_path_that_cannot_be_looked_at_is_one_clear_line(tmp_path):
+    long = "x" * 300
+    with pytest.raises(DataError, match=rf"^data: \S*{long}\S*: File name too long; give what"):
+        opened(long, tmp_path)
+    yaml = tmp_path / "data.yaml"
+    yaml.write_text(f"train: {long}\nval: {long}\nnames: [a]\n")
+    with pytest.raises(DataError, match=rf"^data: \S*{long}: File name too long; give what"):
+        opened(yaml, tmp_path).table("train")
+    with pytest.raises(StorageError, match="File name too long"):
+        claim(long, tmp_path, "train")
 
 
 def test_a_user_that_does_not_exist_is_one_clear_line(tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from visiontrain.core.config import datasets_folder
+from visiontrain.core.durable import FULL
 from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.core.own import Data, Own, refuse_missing
 from visiontrain.core.shipped import shipped
@@ -60,7 +62,8 @@ class DataSpec:
             raise DataError(
                 f"{self.source}: no split {split!r}, it has {there}; {self.how_to_add(split)}"
             )
-        table = self.reader.read(split, self._choice(split))
+        with _reached(self.config):
+            table = self.reader.read(split, self._choice(split))
         if self.config.single_cls:
             one = np.zeros_like(table.classes)
             table = replace(table, names=self.names, classes=one, category_ids=None)
@@ -156,6 +159,25 @@ def open_dataset(config: DataConfig, task: str | None = None) -> DataSpec:
     """
     if config.own is not None:
         return _own(config, config.own, task)
+    with _reached(config):
+        return _opened(config, task)
+
+
+@contextmanager
+def _reached(config: DataConfig) -> Iterator[None]:
+    """Turn a path that cannot even be looked at, such as another user's, into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        if config.own is not None or error.errno in FULL:  # the user's code, or a disk
+            raise
+        reason = error.strerror or str(error)
+        raise DataError(
+            f"data: {error.filename or config.source}: {reason}; give what can be read here"
+        ) from error
+
+
+def _opened(config: DataConfig, task: str | None) -> DataSpec:
     environment = datasets_folder()
     place = _find(config.source, environment)
     description = replace(_describe(place, config, environment), task=task)

@@ -124,12 +124,12 @@ def claim(out: str | None, parent: Path, name: str, *, resumable: bool = False) 
     """
     if out is not None:
         folder = Path(out)
-        if folder.is_dir() and not _is_empty(folder):
-            advice = "add resume=true to go on with its run, or " if resumable else ""
-            raise ConfigError(f"out: {out} is not empty; {advice}name another folder")
-        if folder.is_file():
-            raise ConfigError(f"out: {out} is a file; name a folder")
         with storing(folder):
+            if folder.is_dir() and not _is_empty(folder):
+                advice = "add resume=true to go on with its run, or " if resumable else ""
+                raise ConfigError(f"out: {out} is not empty; {advice}name another folder")
+            if folder.is_file():
+                raise ConfigError(f"out: {out} is a file; name a folder")
             folder.mkdir(parents=True, exist_ok=True)
         return RunFolder(folder)
     for number in count(1):
@@ -153,8 +153,9 @@ def reopen(out: str | None) -> RunFolder:
     if out is None:
         raise ConfigError("resume: true without a folder; add out=DIR, the folder of the run")
     folder = RunFolder(Path(out))
-    if not folder.config.is_file() and not (folder.path.is_dir() and _is_empty(folder.path)):
-        raise ConfigError(f"out: {out} holds no config.yaml; leave resume away to start there")
+    with storing(folder.path):
+        if not folder.config.is_file() and not (folder.path.is_dir() and _is_empty(folder.path)):
+            raise ConfigError(f"out: {out} holds no config.yaml; leave resume away to start there")
     return folder
 
 
