@@ -138,7 +138,8 @@ def _start(make: Callable[[], Run], entry: str, objects: Objects) -> tuple[Run, 
     _refuse_half_a_launcher()
 
     def settled(before: str | None) -> str:
-        run = None if before is None else restarted(before)
+        verb = "train" if entry == "main" else "val"
+        run = None if before is None else restarted(before, verb)
         run = with_objects(run, objects) if run else make()
         return _filled(run, entry).model_dump_json()
 

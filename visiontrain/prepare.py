@@ -208,13 +208,14 @@ def below(given: Mapping[str, Any]) -> Tree:
     return merge(Run, CLASSIFYING, recommended | {"task": recommended.get("task", {}) | task})
 
 
-def restarted(text: str) -> Run | None:
+def restarted(text: str, verb: str) -> Run | None:
     """Take up a run, or a validation, whose processes torchrun started again.
 
     The ranks may be others, or more or fewer; what `prepare` chose stays.
 
     Args:
         text: the run as `prepare` settled it, as JSON.
+        verb: which repeats it.
 
     Returns:
         None when it left no folder behind, as after an error of the user's.
@@ -231,7 +232,7 @@ def restarted(text: str) -> Run | None:
     check_values(run)
     check_group(run)
     run, _ = with_stages(run, asked=False)  # those that were chosen may be too many or too few
-    write_config(run)
+    write_config(run, verb)
     return run
 
 

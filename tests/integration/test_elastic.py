@@ -242,12 +242,14 @@ def test_a_run_goes_on_with_as_many_processes_as_torchrun_starts_again(tmp_path,
     torchrun_starts(2, monkeypatch)
     before = prepare(config(tmp_path, strategy="ddp", batch=3))
     torchrun_starts(3, monkeypatch)
-    run = restarted(before.model_dump_json())
+    run = restarted(before.model_dump_json(), "train")
     assert run.strategy.processes == 3
     assert run.model_copy(update={"strategy": before.strategy}) == before
     assert "processes: 3" in RunFolder(tmp_path).config.read_text()
     RunFolder(tmp_path).discard_unused()
-    assert restarted(before.model_dump_json()) is None  # a mistake of the user's left nothing
+    assert (
+        restarted(before.model_dump_json(), "train") is None
+    )  # a mistake of the user's left nothing
 
 
 # One process alone waits; two fail the first time.
@@ -319,7 +321,9 @@ def test_stages_are_chosen_anew_for_another_number_of_processes(tmp_path):
     keys = {"data": {"source": "tiny"}, "imgsz": 64, "batch": 8, "out": str(tmp_path)}
     run = build(Run, keys | {"strategy": strategy})
     write_config(run)
-    again = restarted(run.model_dump_json())  # on two, the default where no launcher says more
+    again = restarted(
+        run.model_dump_json(), "train"
+    )  # on two, the default where no launcher says more
     assert again.strategy.processes == 2
     assert len(again.strategy.stages) == 1
 

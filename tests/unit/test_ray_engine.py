@@ -52,8 +52,8 @@ def test_only_what_ended_before_its_time_is_a_fault(engine, ref, end, event):
 def test_actors_that_were_told_to_end_are_no_failure(monkeypatch):
     seen = []
     monkeypatch.setattr(ray_start.worker, "print_to_stdstream", lambda data, **_: seen.append(data))
-    ray_start._leave_out_endings()
-    ray_start._leave_out_endings()  # a second Ray changes nothing
+    ray_start.leave_out_endings()
+    ray_start.leave_out_endings()  # a second Ray changes nothing
     told = {"pid": "raylet", "lines": ["Task failed: IntentionalSystemExit"]}
     ray_start.worker.print_to_stdstream(told, ignore_prefix=False)
     assert not seen

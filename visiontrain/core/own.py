@@ -103,13 +103,14 @@ def _written(own: Own) -> dict[str, str]:
 
 
 def named(argument: str, value: Any) -> Own:
-    """Give an object the name by which files know it; of an adapter, that of what it `wraps`.
+    """Give an object the name by which files know it; of our adapter, that of what it `wraps`.
 
     Raises:
         ConfigError: it is a lambda, which has none.
     """
     thing = value.train if isinstance(value, Data) else value
-    thing = getattr(thing, "wraps", thing)
+    if type(thing).__module__.startswith("visiontrain."):  # an adapter of ours
+        thing = getattr(thing, "wraps", thing)
     described = thing if isinstance(thing, type) or inspect.isroutine(thing) else type(thing)
     name, module = described.__qualname__, described.__module__
     if "<lambda>" in name:

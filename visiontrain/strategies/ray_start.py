@@ -30,7 +30,7 @@ def start_ray(mode: str, cores: int) -> None:
             f"strategy: {mode}, but Ray was imported here before and would listen to other "
             "machines; start training before `import ray`"
         )
-    _leave_out_endings()
+    leave_out_endings()
     with signals_kept():
         ray.init(
             num_cpus=cores,
@@ -42,7 +42,7 @@ def start_ray(mode: str, cores: int) -> None:
         )
 
 
-def _leave_out_endings() -> None:
+def leave_out_endings() -> None:
     """Keep off the terminal that actors ended which were told to: Ray calls it a failure.
 
     It prints so although `log_to_driver` is false; all else that it prints stays.

@@ -29,7 +29,7 @@ from visiontrain.strategies.parameter_server.hub import Hub
 from visiontrain.strategies.parameter_server.ledger import RULES
 from visiontrain.strategies.parameter_server.server import Hosted, Server
 from visiontrain.strategies.parameter_server.talk import LOST, LostError
-from visiontrain.strategies.ray_start import signals_kept, start_ray
+from visiontrain.strategies.ray_start import leave_out_endings, signals_kept, start_ray
 from visiontrain.strategies.remote import Remote
 
 GONE = (RayActorError, ActorUnavailableError)
@@ -147,6 +147,7 @@ class RayEngine:
         if self._config.address is None:
             start_ray(self._config.kind, 1)
             return
+        leave_out_endings()
         try:
             ray.init(address=self._config.address, log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
