@@ -117,7 +117,7 @@ def seeds(config: CompareConfig) -> list[int]:
         ConfigError: one stands there twice, or `seed` says another.
     """
     if config.seeds and config.seed not in {0, *config.seeds}:
-        raise ConfigError(f"seed: {config.seed} beside seeds, which are all that run; leave it out")
+        raise ConfigError(f"seed: {config.seed} beside seeds, which are all that run; take seed=0")
     found = list(config.seeds) or [config.seed]
     twice = next((seed for seed in found if found.count(seed) > 1), None)
     if twice is not None:

@@ -54,7 +54,7 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
     base: Tree = {"imgsz": meta.imgsz, "task": task, "name": "val", "augment": {"kind": "none"}}
     old = _run_of(Path(str(run.weights)))
     if old is not None:
-        base |= {key: value for key, value in read_config(old).items() if key in SCORED_AS_TRAINED}
+        base |= _as_trained(old)
     given = run.model_dump(exclude_unset=True)
     if old is None and not {"source", "own"} & given.get("data", {}).keys():
         raise ConfigError(
@@ -85,6 +85,16 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
     run = placed(run, claim(run.out, Path(run.project) / meta.task, run.name))
     write_config(run, "val")
     return run
+
+
+def _as_trained(folder: RunFolder) -> Tree:
+    """Return what a run's config.yaml says of how it was scored: a part of a batch at a time."""
+    trained = read_config(folder)
+    base = {key: value for key, value in trained.items() if key in SCORED_AS_TRAINED}
+    batch, parts = base.get("batch"), trained.get("accumulate", 1)
+    if isinstance(batch, int) and isinstance(parts, int):
+        base["batch"] = -(-batch // max(1, parts))
+    return base
 
 
 def _refuse_other(run: Run, asked: str, task: str) -> None:

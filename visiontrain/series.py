@@ -374,7 +374,7 @@ def refuse_other(folder: RunFolder, wanted: Run, free: Sequence[str] = FREE) -> 
         if was != now and not may and not chosen:
             raise ConfigError(
                 f"{key}: {short(repr(now))}, but the run in {folder.path} was trained with "
-                f"{short(repr(was))}; take another out="
+                f"{short(repr(was))}; say so to go on with it, or take another out="
             )
 
 

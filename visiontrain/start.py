@@ -117,6 +117,6 @@ def _needs_two(model: VisionModel, freeze: int, side: int, *, alone: bool) -> bo
             trial.train()(torch.zeros(1, 3, side, side))
         except ValueError as error:
             return TOO_FEW in str(error)
-        except (RuntimeError, TypeError):  # it cannot be copied, or tried: training will tell
+        except Exception:  # noqa: BLE001 - it cannot be copied, or tried: training will tell
             return False
     return False

@@ -50,7 +50,7 @@ COLUMNS = ["epoch", "step", "samples", "seconds", "images_per_s", "data_wait", "
 
 def test_a_run_leaves_what_is_promised(tmp_path):
     out = tmp_path / "run"
-    assert commands.train(config(out, save_json=True, **{"log.plots": True}))[1] == 0
+    assert commands.train(config(out, save_json=True, accumulate=2, **{"log.plots": True}))[1] == 0
     folder = RunFolder(out)
     metrics = json.loads(folder.metrics.read_text())
     assert metrics.keys() >= PROMISED
@@ -75,7 +75,7 @@ def test_a_run_leaves_what_is_promised(tmp_path):
 
     again = load(Run, [str(folder.config)], tmp_path)
     assert again.model_copy(update={"out": str(out)}) == prepare(
-        config(tmp_path / "b", save_json=True, **{"log.plots": True})
+        config(tmp_path / "b", save_json=True, accumulate=2, **{"log.plots": True})
     ).model_copy(update={"out": str(out)})
 
     scored = tmp_path / "scored"

@@ -119,8 +119,9 @@ def test_errors_are_one_line_with_where_what_and_what_would_do(words, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_is_one_though_a_run_has_its_keys_in_its_name(tmp_path):
-    file = tmp_path / "single-seed=0" / "config.yaml"
+def test_a_file_is_one_though_a_run_has_its_keys_in_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = Path("single-seed=0/config.yaml")
     file.parent.mkdir()
     file.write_text("epochs: 7\n")
     assert typed(str(file), "batch=3") == {"epochs": 7, "batch": 3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from visiontrain.core.config import datasets_folder
-from visiontrain.core.durable import FULL
 from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.core.own import Data, Own, refuse_missing
 from visiontrain.core.shipped import shipped
@@ -33,6 +33,9 @@ from visiontrain.data.shard_images import ShardImages
 from visiontrain.data.table import Table
 from visiontrain.data.tiles import tiled
 
+OUT_OF_REACH = {  # paths that cannot even be looked at; other errors are not the data's
+    *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.ESTALE),
+}
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")  # looked for in a folder
 
 
@@ -169,7 +172,7 @@ def _reached(config: DataConfig) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if config.own is not None or error.errno in FULL:  # the user's code, or a disk
+        if config.own is not None or error.errno not in OUT_OF_REACH:
             raise
         reason = error.strerror or str(error)
         raise DataError(

@@ -80,7 +80,7 @@ def _order(images: int, split: str, *, shuffle: bool) -> NDArray[np.int64]:
 
 
 def _refuse(out: Path, spec: DataSpec) -> None:
-    if out.is_file():
+    if out.exists() and not out.is_dir():
         raise ConfigError(f"out: {out} is a file; name a folder")
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"out: {out} is not empty; name another folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,8 @@ SIGNED = ("config.yaml", "compare.yaml")  # begin with our name where a run left
 SIGNATURE = b"# visiontrain "
 PREDICTIONS = "predictions.json"
 PREDICTED = b'{\n "weights"'  # begins it where it is ours
-UNFINISHED = "predictions.part"  # begins a file of what a process found; a crash leaves it
+UNFINISHED = "predictions.part{}.jsonl"  # what a process found; a crash leaves it
+PART = re.compile(UNFINISHED.format(r"\d+"))
 
 
 def is_hidden(folder: str) -> bool:
@@ -34,7 +36,7 @@ def is_run(folder: str, files: Collection[str]) -> bool:
         with suppress(OSError):
             if name in files and _begins(os.path.join(folder, name), signature):  # noqa: PTH118
                 return True
-    return any(name.startswith(UNFINISHED) for name in files)
+    return any(PART.fullmatch(name) for name in files)
 
 
 def _begins(path: str, signature: bytes) -> bool:

@@ -128,7 +128,7 @@ def claim(out: str | None, parent: Path, name: str, *, resumable: bool = False) 
             if folder.is_dir() and not _is_empty(folder):
                 advice = "add resume=true to go on with its run, or " if resumable else ""
                 raise ConfigError(f"out: {out} is not empty; {advice}name another folder")
-            if folder.is_file():
+            if folder.exists() and not folder.is_dir():
                 raise ConfigError(f"out: {out} is a file; name a folder")
             folder.mkdir(parents=True, exist_ok=True)
         return RunFolder(folder)

@@ -104,7 +104,10 @@ class Saver:
             self._heard(kind)
 
     def forget(self) -> None:
-        """Forget that the last checkpoint failed: the next one may not. Collective."""
+        """Forget that the last checkpoint failed: the next one may not. Collective.
+
+        Not of weights: what a checkpoint told of the best would not be there.
+        """
         with suppress(StorageError):
             self._heard("checkpoint")
 

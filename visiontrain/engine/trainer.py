@@ -210,7 +210,7 @@ class Trainer:
         improved = score is not None and journal.judge(float(score), epoch)
         journal.epochs, journal.ended = done, step  # now: one that is stopped comes again
         last = last or self._finished()
-        self._log(epoch, metrics, over=step % steps == 0)
+        self._log(epoch, metrics, over=not late or step % steps == 0)
         self.parts.saver.weights(metrics, epoch, improved=improved)
         bad += len(journal.skipped)
         if last and 2 * bad > step:
@@ -349,7 +349,8 @@ class Trainer:
         for logger in self.parts.loggers:
             logger.start(self.parts.config, self.parts.saver.folder.path)
         if found:
-            over = self._finished() and not self._epoch_is_over()
+            scored = self.learner.step <= self.journal.ended
+            over = scored and self._finished() and not self._epoch_is_over()
             does = "complete, only its results are written again" if over else "going on"
             self.parts.progress.message(f"{does}, from {found.path}")
         else:
@@ -372,7 +373,7 @@ class Trainer:
         self.strategy.bytes_sent = progress["bytes_sent"]
         self.strategy.load_summary(progress.get("mode", {}))
         self.meter.load_state(progress["meter"])
-        self.journal.load_state(progress)
+        self.journal.load_state({"ended": progress["step"], **progress})  # older runs lack it
         for logger in self.parts.loggers:
             if logger.name in progress["loggers"]:
                 logger.load_state(progress["loggers"][logger.name])

@@ -35,7 +35,7 @@ class ShotWriter:
     ) -> None:
         self.config, self.folder, self.names = config, Path(config.out or "."), names
         self.rows: list[tuple[int, dict[str, Any]]] = []  # place of the input, what was found
-        self._part = self.folder / f"{UNFINISHED}{rank}.jsonl"
+        self._part = self.folder / UNFINISHED.format(rank)
         self._lines: TextIO | None = None  # of `_part`
         self._stems = stems(inputs)
         self._film: Film | None = None
@@ -67,7 +67,7 @@ class ShotWriter:
                 self._lines.close()
 
     def discard(self) -> None:
-        """Remove the lines: predictions.json says what they did."""
+        """Remove the lines, on a machine of its own too: predictions.json says what they did."""
         with storing(self._part):
             self._part.unlink(missing_ok=True)
 
@@ -116,7 +116,7 @@ def stems(inputs: Sequence[Input]) -> list[str]:
 def write_predictions(
     config: PredictConfig, folder: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write predictions.json and, where it is asked for, COCO results.
+    """Write predictions.json and, where it is asked for, COCO results, in the place of lines.
 
     Raises:
         StorageError: when they can't be written.
@@ -131,3 +131,6 @@ def write_predictions(
     write_json(folder / PREDICTIONS, content)
     if config.save_json:
         write_json(folder / "detections.json", coco_rows(rows))
+    with storing(folder):  # of processes that are gone, too
+        for part in folder.glob(UNFINISHED.format("*")):
+            part.unlink(missing_ok=True)
