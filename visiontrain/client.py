@@ -160,7 +160,8 @@ class Client:
         strategy = Local(
             place, precision, prox=prox, momentum=momentum, nesterov=run.optim.nesterov
         )
-        schedule = Schedule(run.optim, run.epochs, len(self.train_table), run.batch)
+        count = len(self.train_table)
+        schedule = Schedule(run.optim, run.epochs, count, min(run.batch, count))
         names = self.train_table.names
         model = build_model(run.model, len(names), run.task.kind)
         return build_learner(run, model, names, schedule, strategy), strategy

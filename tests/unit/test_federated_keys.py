@@ -145,6 +145,21 @@ def test_what_is_asked_and_answered_passes_the_relay_unchanged():
     assert not thread.is_alive()
 
 
+def test_answers_that_nobody_waited_for_are_dropped():
+    ours, theirs = Pipe()
+    stop = [True]
+    end = relay.Relayed(ours, ["x", "y", "z"], lambda: bool(stop))
+    with pytest.raises(Stopped):
+        end.ask({k: np.arange(3, dtype=np.uint8) for k in range(3)}, 7.5, 2)
+    stop.clear()
+    thread = threading.Thread(target=relay.carry, args=(Echo, theirs))
+    thread.start()
+    assert end.find(2, 0.0) == [0, 1]
+    end.end()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
 def test_a_server_process_that_ends_is_named():
     ours, theirs = Pipe()
     stop = []

@@ -6,6 +6,7 @@ import heapq
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -29,10 +30,22 @@ class Play:
     unread: int = 0  # gradients that somebody who must not see them could have read
     pushes: list = field(default_factory=list)  # (clock, place) in the order they came
     held: dict = field(default_factory=dict)  # (clock, place) -> units whose gradient came there
+    loading: int = 0  # units that a worker claims ahead, as its loader does
+    claimed: dict = field(default_factory=dict)  # worker -> units it has, and whether more come
 
     def join(self, name):
         self.ledger.join(name)
         self.asked[name] = ("claim", None)
+
+    def claim(self, name):
+        """Return the unit to begin; a loader claims others behind it, and keeps their order."""
+        units, more = self.claimed.get(name, ([], True))
+        more = more or not units
+        while more and len(units) <= self.loading:
+            unit = self.ledger.claim(name)
+            units, more = [*units, *([] if unit is None else [unit])], unit is not None
+        self.claimed[name] = units[1:], more
+        return units[0] if units else None
 
     def leave(self, name):
         self.ledger.leave(name)
@@ -59,7 +72,7 @@ class Play:
         what, unit = self.asked[name]
         ledger = self.ledger
         if what == "claim":
-            unit = ledger.claim(name)
+            unit = self.claim(name)
             if unit is None:
                 return False
             self.asked[name] = ("start", unit)
@@ -114,12 +127,13 @@ class Play:
         return self
 
 
-def play(kind, workers, steps, *, seed=0, staleness=2, shares=None, speeds=None):
+def play(kind, workers, steps, *, seed=0, staleness=2, shares=None, speeds=None, loading=0):
     shares = shares or workers
     made = Play(
         Ledger(RULES[kind](staleness), shares),
         dict(zip([f"w{n}" for n in range(workers)], speeds or [1.0] * workers, strict=True)),
         random.Random(seed),
+        loading=loading,
     )
     for name in made.speed:
         made.join(name)
@@ -161,12 +175,13 @@ def test_ssp_lets_workers_be_s_ahead():
 @given(st.sampled_from(sorted(RULES)), st.integers(0, 2**32), st.data())
 def test_workers_that_die_and_others_that_come_lose_nothing(kind, seed, data):
     shares = 2 if kind == "backup" else 3
-    made = play(kind, 3, 6, seed=seed, shares=shares)
+    made = play(kind, 3, 6, seed=seed, shares=shares, loading=data.draw(st.integers(0, 2)))
     names = [f"w{n}" for n in range(3)]
     for fault in range(3):
         made.run(until=data.draw(st.integers(0, 12)))
         dead = data.draw(st.sampled_from(sorted(made.ledger.members)))
         made.leave(dead)
+        made.run(until=data.draw(st.integers(0, 12)))  # a process takes seconds to start
         names.append(f"new{fault}")
         made.speed[names[-1]] = data.draw(st.floats(0.01, 10))
         made.join(names[-1])
@@ -176,6 +191,20 @@ def test_workers_that_die_and_others_that_come_lose_nothing(kind, seed, data):
     assert made.done == {Unit(step, share): 1 for step in range(6) for share in range(shares)}
     # Servers keep the first gradient that comes to a place: another unit's would be for nothing.
     assert {len(units) for units in made.held.values()} == {1}
+
+
+def test_loaders_that_claim_ahead_leave_each_worker_a_share_of_every_step():
+    none, two = (play("bsp", 2, 50, loading=loading, speeds=[1e-9] * 2) for loading in (0, 2))
+    for made in (none, two):
+        made.later = partial(in_a_second, made)
+        made.run()
+    assert two.ledger.is_over
+    assert two.now == pytest.approx(none.now)  # not one share after the other
+
+
+def in_a_second(made, name, what, unit, slot=None):
+    wait = 1.0 if what == "made" else 0.0
+    heapq.heappush(made.events, (made.now + wait, name, what, unit, slot))
 
 
 def test_bsp_never_mixes_steps():

@@ -73,6 +73,7 @@ class Relayed:
 
     def __init__(self, link: Connection, keys: Sequence[str], stopping: Callable[[], bool]) -> None:
         self._link, self._stopping = link, stopping
+        self._open: list[str] = []  # what was asked for and not answered yet
         send(link, {"keys": list(keys)})
 
     def find(self, count: int, seconds: float) -> list[int]:
@@ -87,20 +88,26 @@ class Relayed:
         return found | {int(client): str(text) for client, text in told["said"]}
 
     def _told(self, asked: Mapping[str, Any], messages: Iterable[Bytes]) -> dict[str, Any]:
-        """Ask for something.
+        """Ask for something; answers that nobody waited for come first, and are dropped.
 
         Raises:
-            Stopped: this process was asked to stop; nothing can be asked for afterwards.
+            Stopped: this process was asked to stop.
             RankError: the other process has ended.
         """
         try:
             send(self._link, asked)
             for message in messages:
                 self._link.send_bytes(message.data)
-            while not self._link.poll(POLL_S):
-                if self._stopping():
-                    raise Stopped
-            return receive(self._link)
+            self._open.append(asked["do"])
+            while True:
+                while not self._link.poll(POLL_S):
+                    if self._stopping():
+                        raise Stopped
+                told, did = receive(self._link), self._open.pop(0)
+                if not self._open:
+                    return told
+                if did == "ask":
+                    receive_messages(self._link, told["clients"])
         except (EOFError, OSError) as error:
             raise RankError(
                 "strategy: federated; Flower's server process ended; everything up to the last "

@@ -73,6 +73,7 @@ class Server(Strategy):
         self._images = 0  # that were trained on in a round
         self._began = 0.0
         self._anew = False  # another algorithm made the rounds before
+        self._parts = False  # the run is over
         self._newest: dict[str, Tensor] = {}  # weights of the newest round, where clients add to it
 
     # -- the model ----------------------------------------------------------------
@@ -101,6 +102,8 @@ class Server(Strategy):
 
     def load_own(self, saved: Mapping[str, Tensor], named: NamedParts) -> str | None:
         line = super().load_own(saved, named)
+        if self.shared.own:
+            self._newest = {n: named["model"][n].clone() for n in self.shared.down}
         mine = self._remembered()
         self._anew = not mine.keys() <= saved.keys()
         if self._anew:
@@ -114,7 +117,8 @@ class Server(Strategy):
     def running(self) -> Iterator[None]:
         """Reach the clients while a run goes on."""
         try:
-            self.engine.open(self.stopping)
+            self._parts = False
+            self.engine.open(lambda: self.stopping() and not self._parts)
             yield
         finally:
             self.engine.close()
@@ -124,12 +128,16 @@ class Server(Strategy):
         with self.running():
             outcome = fitter.fit()
             if self.engine.joins and not outcome.exit_code:
-                with suppress(Stopped):
+                with suppress(Stopped, RankError):  # what it was for is done
                     self._part()
             return outcome
 
     def _part(self) -> None:
-        """Tell clients that the run is over: whoever is there, also if no round was needed."""
+        """Tell clients that the run is over: whoever is there, also if no round was needed.
+
+        Also after a signal, which may have come when there was nothing left to stop.
+        """
+        self._parts = True
         over = write(schema_of({}, (), ()), {}, {}, {"kind": "over"})
         count, seconds = len(self.roster.there), LOOK_S
         if not count:  # its clients lost a server that died, and are on their way back
@@ -357,6 +365,9 @@ class Server(Strategy):
         for client, answer in answers.items():
             if isinstance(answer, str):
                 _tell(f"client {client}: no score: {answer}")
+        late = asked.keys() - answers.keys()
+        if late:
+            _tell(f"no score in time by {len(late)} of {len(asked)} clients")
         found = {k: read_meta(a) for k, a in answers.items() if not isinstance(a, str)}
         self.figures.scored(found)
 

@@ -9,7 +9,7 @@ start a unit, and which updates its gradient becomes a part of.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -51,6 +51,10 @@ class Rule(Protocol):
 
     def slot(self, ledger: Ledger, name: str, unit: Unit) -> Slot | bool:
         """Return where a finished gradient goes; True to wait, False to drop it."""
+        ...
+
+    def may_follow(self, ledger: Ledger, unit: Unit, held: Sequence[Unit]) -> bool:
+        """Tell whether a worker may claim a unit behind those it has: it keeps that order."""
         ...
 
 
@@ -163,11 +167,13 @@ class Ledger:
             self._return(member.claimed)
 
     def claim(self, name: str) -> Unit | None:
-        """Give a worker the next unit; None when there is none."""
-        if not self._queue:
-            return None
-        unit = self._queue.popleft()
-        self.members[name].claimed.append(unit)
+        """Give a worker the next unit; None when there is none for it, till it did what it has."""
+        held = self.members[name].claimed
+        free = (u for u in self._queue if not held or self.rule.may_follow(self, u, held))
+        unit = next(free, None)
+        if unit is not None:
+            self._queue.remove(unit)
+            held.append(unit)
         return unit
 
     def start(self, name: str, unit: Unit, now: float = 0.0) -> bool:
@@ -243,6 +249,11 @@ class Synchronous:
         del name
         return Slot(unit.step, unit.share, ledger.shares)
 
+    def may_follow(self, ledger: Ledger, unit: Unit, held: Sequence[Unit]) -> bool:
+        """Leave the other shares of a step to others, and those that died: all wait for them."""
+        del ledger
+        return unit.step > max(held).step
+
 
 @dataclass(frozen=True, slots=True)
 class Asynchronous:
@@ -257,6 +268,11 @@ class Asynchronous:
         """Each gradient is alone."""
         del name
         return Slot(unit.step * ledger.shares + unit.share, 0, 1)
+
+    def may_follow(self, ledger: Ledger, unit: Unit, held: Sequence[Unit]) -> bool:
+        """Take any: nobody waits for one."""
+        del ledger, unit, held
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +303,11 @@ class StaleSynchronous:
                 return True
         return Asynchronous().slot(ledger, name, unit)
 
+    def may_follow(self, ledger: Ledger, unit: Unit, held: Sequence[Unit]) -> bool:
+        """Take any: workers wait for each other's counts, whatever they count."""
+        del ledger, unit, held
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Backup:
@@ -309,6 +330,11 @@ class Backup:
             taken = set(ledger.accepted.values())
             ledger.accepted[unit] = min(set(range(ledger.shares)) - taken)
         return Slot(ledger.updates, ledger.accepted[unit], ledger.shares)
+
+    def may_follow(self, ledger: Ledger, unit: Unit, held: Sequence[Unit]) -> bool:
+        """Leave what an update waits for to who can start with it: others wait for that update."""
+        del held
+        return unit not in ledger.accepted
 
 
 RULES: dict[str, Callable[[int], Rule]] = {

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
+from ray.exceptions import OutOfMemoryError as KilledForMemoryError
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.strategies.config import ParameterServer
@@ -32,7 +33,8 @@ from visiontrain.strategies.parameter_server.talk import LOST, LostError
 from visiontrain.strategies.ray_start import leave_out_endings, signals_kept, start_ray
 from visiontrain.strategies.remote import Remote
 
-GONE = (RayActorError, ActorUnavailableError)
+# Of what Ray ends where memory is short it raises no RayActorError.
+GONE = (RayActorError, ActorUnavailableError, KilledForMemoryError)
 
 
 def read_only() -> None:
@@ -90,7 +92,7 @@ class RayLink:
         """Call the hub; where it died, wait for the driver to end the run."""
         try:
             return ray.get(getattr(self._hub, method).remote(*values))
-        except ActorDiedError:
+        except (ActorDiedError, KilledForMemoryError):
             threading.Event().wait()
 
     def _server(self, number: int, known: int) -> tuple[int, Any]:
