@@ -80,3 +80,13 @@ def test_padding_and_empty_images_are_never_assigned():
     got = assign(Aligned(10, 0.5, 6.0), scores, Candidates.of(boxes, points, rows))
     assert not got.positive.any()
     assert got.score.sum() == 0
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_without_overlaps_in_the_score_anchors_inside_are_chosen(alpha):
+    points, scores, boxes, rows = scene(3, targets=1)
+    candidates = Candidates.of(boxes, points, rows)
+    got = assign(Aligned(3, alpha, 0.0), scores, candidates)
+    reachable = candidates.inside.sum((1, 2)).clamp(max=3)
+    assert reachable.any()
+    assert got.positive.sum(1).tolist() == reachable.tolist()

@@ -139,3 +139,19 @@ def test_a_scan_is_remembered_until_a_file_changes(source, tmp_path, monkeypatch
     for kept in folder.iterdir():
         kept.write_bytes(kept.read_bytes()[:50])
     assert scanning.scan(source.paths, LIMIT, folder).sizes.tolist() == SIZES.tolist()
+
+
+def test_an_error_of_the_system_is_not_remembered(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(scanning, "REMEMBERED", 2)
+    look = scanning.look_into
+
+    def unreachable(file, name, max_pixels):
+        if name.endswith("b.jpg"):
+            raise OSError(5, "Input/output error")
+        return look(file, name, max_pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scanning, "look_into", unreachable)
+        first = scanning.scan(source.paths, LIMIT, tmp_path / "cache")
+    assert [defect.kind for defect in first.defects] == ["corrupt-image"]
+    assert scanning.scan(source.paths, LIMIT, tmp_path / "cache").sizes.tolist() == SIZES.tolist()

@@ -283,3 +283,11 @@ def test_a_column_of_classes_under_another_name_is_told_what_to_be_called(tmp_pa
 def test_columns_beside_the_label_are_told(tmp_path):
     spec = rewritten(tmp_path, "image,label,split\ntrain/a.jpg,cat,x\ntrain/b.jpg,dog,y\n")
     assert spec.notes == (f"{tmp_path / 'set/train.csv'}: columns left out: split",)
+
+
+def test_a_csv_of_another_encoding_is_named_in_any_split(tmp_path):
+    source = write_csv(tmp_path / "set")
+    file = tmp_path / "set/val.csv"
+    file.write_bytes(file.read_bytes() + "caf\u00e9.jpg,cat\n".encode("cp1252"))
+    with pytest.raises(DataError, match=r"val\.csv: cannot be read .*; give a CSV file in UTF-8"):
+        opened(source, tmp_path / "cache")

@@ -223,6 +223,32 @@ def test_a_voc_list_may_hold_spaces_and_suffixes(tmp_path):
     assert (defect.kind, Path(defect.file).name) == ("missing-image", "gone.jpg")
 
 
+def test_a_yaml_in_a_voc_root_counts(tmp_path):
+    source = write_voc(tmp_path / "set")
+    names = NAMES[::-1]
+    (tmp_path / "set/data.yaml").write_text(f"format: voc\nnames: [{', '.join(names)}]\n")
+    assert opened(source, tmp_path).names == names
+
+
+def test_of_equal_boxes_the_one_that_counts_stays(tmp_path):
+    source = write_voc(tmp_path / "set")
+    file = next(
+        f for f in sorted((tmp_path / "set/Annotations").iterdir()) if "<object>" in f.read_text()
+    )
+    text = file.read_text()
+    box = text[text.index("<object>") : text.index("</object>") + len("</object>")]
+    twin = box.replace("</object>", "<difficult>1</difficult></object>")
+    before = opened(source, tmp_path / "a").read("train")
+    file.write_text(text.replace(box, twin + box, 1))
+    after = opened(source, tmp_path / "b").read("train")
+    assert after.num_ignored == before.num_ignored
+    assert after.digest() == before.digest()
+    file.write_text(text.replace(box, twin, 1))
+    ignored = opened(source, tmp_path / "c").read("train")
+    assert ignored.boxes.tolist() == before.boxes.tolist()
+    assert ignored.digest() != before.digest()  # it trains on others
+
+
 def test_a_voc_root_needs_no_yaml(tmp_path):
     source = write_voc(tmp_path / "set")
     spec = opened(source, tmp_path / "cache")

@@ -133,6 +133,13 @@ def test_class_rows_follow_their_names():
     assert started.line == "weights: took 3 of 3 tensors; class rows by name for 2 of 3 classes"
 
 
+def test_branches_of_another_width_are_told():
+    theirs = {**tensors(2, 0.0), "cls.weight": torch.zeros(2, 9)}
+    started = start_from(Weights(META, theirs), tensors(3, 10.0), ["dog", "bird", "cat"], ROWS)
+    assert started.tensors["cls.weight"].eq(tensors(3, 10.0)["cls.weight"]).all()
+    assert "; class branches of another width, made anew; not taken: cls.weight" in started.line
+
+
 def test_equally_many_other_classes_are_not_taken_for_the_same():
     started = start_from(Weights(META, tensors(2, 0.0)), tensors(2, 10.0), ["dog", "cow"], ROWS)
     assert started.tensors["cls.bias"].tolist() == [1.0, 11.0]

@@ -116,12 +116,14 @@ class Judge:
         return self._unique(replace(boxes, box=clipped).keep(~empty))
 
     def _unique(self, boxes: Boxes) -> Boxes:
-        """Drop what repeats an earlier box and class of the same image."""
+        """Drop what repeats a box and class of the same image: the first that counts stays."""
         keys = np.column_stack([boxes.image, boxes.label, boxes.box]) + 0.0  # -0.0 becomes 0.0
         hashed = (keys.view(np.uint64) * MIXERS).sum(axis=1)  # wraps; ten times np.unique(axis=0)
-        _, first, which = np.unique(hashed, return_index=True, return_inverse=True)
-        earlier = first[which]
-        again = (earlier < np.arange(len(keys))) & np.all(keys == keys[earlier], axis=1)
+        order = np.argsort(boxes.crowd | boxes.difficult, kind="stable")
+        _, first, which = np.unique(hashed[order], return_index=True, return_inverse=True)
+        kept = np.empty_like(order)
+        kept[order] = order[first[which]]
+        again = (kept != np.arange(len(keys))) & np.all(keys == keys[kept], axis=1)
         return self._drop(boxes, again, "duplicate-box", _box)
 
     def _drop(

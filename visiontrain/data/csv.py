@@ -171,8 +171,11 @@ def _placed(
 
 def _left_out(path: Path, names: Sequence[str] | None) -> str:
     """Name the columns of a file that are not read, if there are some."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        head = _head(_cells(path, file))
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            head = _head(_cells(path, file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
     read = {head.image, *((head.label,) if head.label is not None else head.classes(names))}
     others = [name for k, name in enumerate(head.names) if k not in read and name]
     return f"{path}: columns left out: {', '.join(others)}" if others else ""
@@ -225,7 +228,11 @@ def read_rows(path: Path, names: Sequence[str] | None = None) -> list[Row]:
                 )
             return [_row(path, line, head, cells, classes) for line, cells in lines if cells]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give a CSV file in UTF-8") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: cannot be read ({error}); give a CSV file in UTF-8")
 
 
 def _cells(path: Path, file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:

@@ -285,7 +285,8 @@ def _find(source: str, environment: Path | None) -> Path:
 def _root(place: Path) -> Mapping[str, Any] | None:
     """Return what a folder's own layout amounts to; None where a file in it describes it."""
     path = str(place.resolve())
-    if voc.is_root(place):
+    described = any((place / name).is_file() for name in YAML_NAMES)
+    if voc.is_root(place) and not described:
         return {"format": "voc", "path": path}
     splits = folder.splits_of(place) if _file_in(place) is None else None
     return None if splits is None else {"format": "folder", "path": path, **splits}

@@ -19,7 +19,7 @@ from visiontrain.data.header import ImageError, read_header
 from visiontrain.data.images import Paths, StoredImages, decode, is_decodable
 from visiontrain.data.table import Defect
 
-VERSION = 3  # of what is checked; a change makes remembered scans void
+VERSION = 4  # of what is checked; a change makes remembered scans void
 REMEMBERED = 1000  # images from which a scan is worth a file in the cache
 SMALLEST = 10  # shortest side of a usable image, pixels
 THREADS = 8  # they wait for storage, not for the processor
@@ -46,6 +46,7 @@ class Found:
 
     size: tuple[int, int] = (0, 0)
     defect: Defect | None = None
+    passing: bool = False  # an error of the system, which says nothing of the file
 
 
 def scan(paths: Paths, max_pixels: int, cache: Path) -> Scan:
@@ -64,7 +65,7 @@ def scan(paths: Paths, max_pixels: int, cache: Path) -> Scan:
         sizes=np.array([item.size for item in found], np.int32).reshape(-1, 2),
         defects=tuple(item.defect for item in found if item.defect is not None),
     )
-    if len(paths) >= REMEMBERED:
+    if len(paths) >= REMEMBERED and not any(item.passing for item in found):
         _save(kept, result)
     return result
 
@@ -96,7 +97,8 @@ def look(path: str, max_pixels: int) -> Found:
     except FileNotFoundError:
         return Found(defect=Defect(path, None, "missing-image", "no such file"))
     except OSError as error:
-        return Found(defect=Defect(path, None, "corrupt-image", f"cannot be read ({error})"))
+        reason = f"cannot be read ({error})"
+        return Found(defect=Defect(path, None, "corrupt-image", reason), passing=True)
 
 
 def _look(path: str, max_pixels: int) -> Found:

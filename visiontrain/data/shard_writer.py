@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visiontrain.core.interfaces import ImageSource
+from visiontrain.data.header import SUFFIXES, read_header
 from visiontrain.data.images import FileImages, Paths
 from visiontrain.data.remote import ShardStore
 from visiontrain.data.shard_images import ShardImages
@@ -107,8 +108,11 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
 def encoded(images: ImageSource, row: int) -> tuple[bytes, str]:
     """Return an image's file as it is and its suffix; PNG where there is no file."""
     if isinstance(images, FileImages | ShardImages):
-        suffix = os.path.splitext(images.name(row))[1]  # noqa: PTH122 - no path: a tar's member
-        return images.read_bytes(row), suffix.lower()
+        data, name = images.read_bytes(row), images.name(row)
+        suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - no path: a tar's member
+        if suffix not in SUFFIXES:  # by which other readers know a picture
+            suffix = f".{read_header(io.BytesIO(data), name, images.max_pixels).format}"
+        return data, suffix
     pixels = cv2.cvtColor(images.read(row), cv2.COLOR_RGB2BGR)
     return cv2.imencode(".png", pixels)[1].tobytes(), ".png"
 

@@ -76,7 +76,10 @@ class Table:
     def digest(self) -> str:
         """Return what tells this table from another: a hash of its classes, sizes and boxes."""
         text = hashlib.sha256(repr(self.names).encode())
-        for array in (self.sizes, self.offsets, self.boxes, self.classes):
+        arrays = [self.sizes, self.offsets, self.boxes, self.classes]
+        if self.num_ignored:  # else as tables were told apart before these counted
+            arrays += [self.crowd, self.difficult]
+        for array in arrays:
             text.update(array.tobytes())
         return text.hexdigest()
 

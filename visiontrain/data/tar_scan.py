@@ -125,6 +125,8 @@ def _members(tar: tarfile.TarFile, name: str, found: TarScan) -> Iterator[tarfil
         file.seek(tar.offset)
         if file.read(len(END)) != END:
             reason = "is damaged, or lacks its end mark,"
+    except OSError:  # it says nothing of the tar: not to be remembered
+        raise
     except TROUBLE as error:
         reason = f"is damaged or ends early ({error})"
     if reason:

@@ -217,7 +217,7 @@ def start_from(
     """
     old = list(weights.meta.names)
     shared = [name for name in names if name in old]
-    result, left = dict(own), []
+    result, left, mapped = dict(own), list[str](), False
     for key, mine in own.items():
         theirs = weights.tensors.get(key)
         if theirs is not None and key in class_rows and old != list(names):
@@ -225,6 +225,7 @@ def start_from(
             ok = theirs.shape[1:] == mine.shape[1:] and len(theirs) == rows.count(len(old))
             found = {i: old.index(name) for i, name in enumerate(names) if name in old}
             theirs = _map_rows(theirs, mine, found, rows) if ok and shared else None
+            mapped |= theirs is not None and mine.ndim > 1
         if theirs is None or theirs.shape != mine.shape:
             left.append(key)
         else:
@@ -234,7 +235,10 @@ def start_from(
             f"weights: not one of {len(weights.tensors)} tensors fits this model; the file holds "
             f"{weights.meta.model.get('kind')}, set model to it"
         )
-    return Start(result, _describe(weights, own, left, shared, names))
+    said = f"class rows by name for {len(shared)} of {len(names)} classes"
+    if shared and not mapped:  # their width follows the number of classes
+        said = "class branches of another width, made anew"
+    return Start(result, _describe(weights, own, left, "" if old == list(names) else said))
 
 
 def _map_rows(theirs: Tensor, mine: Tensor, found: Mapping[int, int], rows: ClassRows) -> Tensor:
@@ -250,12 +254,11 @@ def _describe(
     weights: Weights,
     own: Mapping[str, Tensor],
     left: Sequence[str],
-    shared: Sequence[str],
-    names: Sequence[str],
+    classes: str,
 ) -> str:
     parts = [f"weights: took {len(own) - len(left)} of {len(own)} tensors"]
-    if list(weights.meta.names) != list(names):
-        parts.append(f"class rows by name for {len(shared)} of {len(names)} classes")
+    if classes:
+        parts.append(classes)
     if left:
         shown = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
         parts.append(f"not taken: {shown}")

@@ -162,7 +162,7 @@ def check_input(config: ModelConfig, side: int, task: str = "detect") -> None:
     with torch.device("meta"):  # shapes alone, nothing is computed
         model = build_model(config, 1)
         try:
-            found = model(torch.empty(1, 3, side, side))[0].shape[1]
+            found = model(torch.empty(2, 3, side, side))[0].shape[1]  # BatchNorm may want two
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
             raise ConfigError(

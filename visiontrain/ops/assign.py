@@ -83,7 +83,8 @@ def assign(settings: Aligned, scores: Tensor, candidates: Candidates) -> Assignm
     index = candidates.labels.clamp(min=0)[..., None].expand(-1, -1, scores.shape[1])
     class_score = scores.transpose(1, 2).gather(1, index)  # (B, M, A)
     align = class_score.pow(settings.alpha) * overlap.pow(settings.beta)
-    chosen = _best(align + inside * 1e-12, settings.topk) & inside
+    # Those outside come last even at beta 0, where every overlap counts alike.
+    chosen = _best(torch.where(inside, align + 1e-12, -1.0), settings.topk) & inside
     target, positive = _one_target_each(chosen, overlap)
     return Assignment(target, positive, _soft_score(target, positive, align, overlap))
 
