@@ -20,6 +20,7 @@ from visiontrain.client import Client
 from visiontrain.core.config import build
 from visiontrain.core.durable import replace_file
 from visiontrain.core.errors import ConfigError, DataError
+from visiontrain.core.interfaces import VisionModel
 from visiontrain.core.own import refuse_missing
 from visiontrain.data.defects import printable
 from visiontrain.data.open import open_dataset
@@ -112,12 +113,26 @@ def check_parts(config: ClientConfig, run: Run, classes: int) -> None:
         return
     with torch.device("meta"):
         model = build_model(run.model, classes, run.task.kind)
+    _refuse_unknown(model, stays, run.model.kind)
     up, norms = shared(model, run.strategy.local).up, names_of_norms(model)
     leaves = {part_of(model, name) for name in up} | {"norm" for name in up if name in norms}
     if leaves & stays:
         raise ConfigError(
             f"share: this client keeps {', '.join(sorted(leaves & stays))}; the server needs "
             "strategy.local with it"
+        )
+
+
+def _refuse_unknown(model: VisionModel, stays: set[str], kind: str) -> None:
+    """Refuse to keep a part that cannot be told from others: of models that are one block."""
+    parts = {part_of(model, name) for name in model.state_dict()}
+    asked = stays & {"neck", "head"}
+    if len(model.blocks) > 1 or not asked:
+        return
+    if parts == {"backbone"} or len(asked) == 1:
+        raise ConfigError(
+            f"share: this client keeps {', '.join(sorted(asked))}, which nobody can tell from the "
+            f"rest of {kind}, a model of one block"
         )
 
 

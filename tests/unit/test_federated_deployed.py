@@ -13,7 +13,7 @@ import pytest
 
 import visiontrain as vt
 from visiontrain import deployed
-from visiontrain.core.config import build
+from visiontrain.core.config import build, from_keys
 from visiontrain.core.errors import ConfigError, DataError, RankError, VisiontrainError
 from visiontrain.federated_config import ClientConfig
 from visiontrain.recipe import Run
@@ -132,6 +132,28 @@ def test_a_client_that_does_not_agree_trains_nothing(trained, tmp_path, monkeypa
     assert run.metrics["clients"].keys() == {"0", "1"}
     assert not list((tmp_path / "c").glob("states/*"))
     assert said in (tmp_path / "c" / "client.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "share", "kept"),
+    [
+        ("fcos", {}, ["backbone", "head", "norm"], "neck"),
+        (
+            "timm",
+            {"task": "classify", "model.backbone": "densenet121"},
+            ["backbone", "norm"],
+            "head",
+        ),
+    ],
+)
+def test_parts_that_nobody_can_tell_apart_are_not_promised_to_stay(
+    tmp_path, model, keys, share, kept
+):
+    mode = {"strategy": {"kind": "federated", "local": ["norm"]}, "data": "digits"}
+    run = from_keys(Run, {"model": model, "augment": "none", **keys, **mode})
+    config = client(tmp_path, "a", share=[*share, *({"neck"} if model == "timm" else ())])
+    with pytest.raises(ConfigError, match=f"share: this client keeps {kept}, which nobody can"):
+        deployed.check_parts(config, run, 3)
 
 
 def test_clients_hear_that_a_run_is_over_which_had_no_round_left(trained, tmp_path):
