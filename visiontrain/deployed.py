@@ -129,7 +129,7 @@ def _refuse_unknown(model: VisionModel, stays: set[str], kind: str) -> None:
     asked = stays & {"neck", "head"}
     if len(model.blocks) > 1 or not asked:
         return
-    if parts == {"backbone"} or len(asked) == 1:
+    if parts == {"backbone"} or asked == {"neck"}:  # which is counted with the head there
         raise ConfigError(
             f"share: this client keeps {', '.join(sorted(asked))}, which nobody can tell from the "
             f"rest of {kind}, a model of one block"

@@ -16,7 +16,7 @@ from torchvision.ops import batched_nms
 import visiontrain as vt
 from visiontrain import commands, worker
 from visiontrain.core import durable
-from visiontrain.core.config import load
+from visiontrain.core.config import from_keys, load
 from visiontrain.core.errors import (
     ConfigError,
     DataError,
@@ -79,7 +79,9 @@ def test_a_run_leaves_what_is_promised(tmp_path):
     ).model_copy(update={"out": str(out)})
 
     scored = tmp_path / "scored"
-    assert commands.validate(config(scored, weights=out))[1] == 0
+    keys = {"weights": out, "out": scored, "device": "cpu", "log": {"to": [], "plots": False}}
+    run, code = commands.validate(from_keys(Run, keys))
+    assert (run.batch, code) == (2, 0)  # as many at a time as training scored
     assert json.loads((scored / "metrics.json").read_text())["per_class"] == metrics["per_class"]
     assert (scored / "config.yaml").is_file()
 

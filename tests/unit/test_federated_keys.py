@@ -152,7 +152,7 @@ def test_answers_that_nobody_waited_for_are_dropped():
     with pytest.raises(Stopped):
         end.ask({k: np.arange(3, dtype=np.uint8) for k in range(3)}, 7.5, 2)
     stop.clear()
-    thread = threading.Thread(target=relay.carry, args=(Echo, theirs))
+    thread = threading.Thread(target=relay.carry, args=(Echo, theirs), daemon=True)
     thread.start()
     assert end.find(2, 0.0) == [0, 1]
     end.end()

@@ -35,6 +35,7 @@ from visiontrain.data.tiles import tiled
 
 OUT_OF_REACH = {  # paths that cannot even be looked at; other errors are not the data's
     *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.ESTALE),
+    *(errno.EIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN),
 }
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")  # looked for in a folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from visiontrain.data.images import Paths, StoredImages, decode, is_decodable
 from visiontrain.data.table import Defect
 
 VERSION = 4  # of what is checked; a change makes remembered scans void
+LASTING = {errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}  # of the path itself
 REMEMBERED = 1000  # images from which a scan is worth a file in the cache
 SMALLEST = 10  # shortest side of a usable image, pixels
 THREADS = 8  # they wait for storage, not for the processor
@@ -98,7 +100,8 @@ def look(path: str, max_pixels: int) -> Found:
         return Found(defect=Defect(path, None, "missing-image", "no such file"))
     except OSError as error:
         reason = f"cannot be read ({error})"
-        return Found(defect=Defect(path, None, "corrupt-image", reason), passing=True)
+        passing = error.errno not in LASTING
+        return Found(defect=Defect(path, None, "corrupt-image", reason), passing=passing)
 
 
 def _look(path: str, max_pixels: int) -> Found:

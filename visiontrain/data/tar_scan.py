@@ -5,6 +5,7 @@ Only headers and labels are read. Names are never used as paths; nothing is ever
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tarfile
@@ -125,9 +126,9 @@ def _members(tar: tarfile.TarFile, name: str, found: TarScan) -> Iterator[tarfil
         file.seek(tar.offset)
         if file.read(len(END)) != END:
             reason = "is damaged, or lacks its end mark,"
-    except OSError:  # it says nothing of the tar: not to be remembered
-        raise
     except TROUBLE as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of a header's numbers
+            raise  # it says nothing of the tar, and is not to be remembered
         reason = f"is damaged or ends early ({error})"
     if reason:
         text = f"{reason} at or after {last}; what follows is lost"

@@ -73,7 +73,7 @@ class Server(Strategy):
         self._images = 0  # that were trained on in a round
         self._began = 0.0
         self._anew = False  # another algorithm made the rounds before
-        self._parts = False  # the run is over
+        self._until = 0.0  # when a signal may end what is waited for
         self._newest: dict[str, Tensor] = {}  # weights of the newest round, where clients add to it
 
     # -- the model ----------------------------------------------------------------
@@ -117,8 +117,8 @@ class Server(Strategy):
     def running(self) -> Iterator[None]:
         """Reach the clients while a run goes on."""
         try:
-            self._parts = False
-            self.engine.open(lambda: self.stopping() and not self._parts)
+            self._until = 0.0
+            self.engine.open(lambda: self.stopping() and time.monotonic() > self._until)
             yield
         finally:
             self.engine.close()
@@ -137,7 +137,7 @@ class Server(Strategy):
 
         Also after a signal, which may have come when there was nothing left to stop.
         """
-        self._parts = True
+        self._until = time.monotonic() + 2 * LOOK_S
         over = write(schema_of({}, (), ()), {}, {}, {"kind": "over"})
         count, seconds = len(self.roster.there), LOOK_S
         if not count:  # its clients lost a server that died, and are on their way back

@@ -181,7 +181,7 @@ class RayEngine:
 
     def _told(self, method: str, *values: Any) -> None:
         """Tell the hub, unless it died: `wait` will say so."""
-        with suppress(ActorDiedError):
+        with suppress(ActorDiedError, KilledForMemoryError):
             ray.get(self.hub(method, *values))
 
     def hub(self, method: str, *values: Any) -> Any:
