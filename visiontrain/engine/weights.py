@@ -236,9 +236,8 @@ def start_from(
             f"{weights.meta.model.get('kind')}, set model to it"
         )
     said = f"class rows by name for {len(shared)} of {len(names)} classes"
-    if (
-        shared and not mapped and class_rows.keys() & weights.tensors.keys()
-    ):  # their width follows the number of classes
+    # Their width follows the number of classes.
+    if shared and not mapped and class_rows.keys() & weights.tensors.keys():
         said = "class branches of another width, made anew"
     return Start(result, _describe(weights, own, left, "" if old == list(names) else said))
 
