@@ -119,6 +119,20 @@ def test_a_table_of_tiles_has_the_boxes_that_are_seen():
     assert cut.table.area[1] == pytest.approx(0.3 * table.area[1])
 
 
+def test_objects_larger_than_tiles_are_trained_on_by_their_parts_and_put_together():
+    boxes = np.array([[0, 10, 10, 350, 150]], np.float32)  # 47,600 of 57,600 pixels; 9 tiles' worth
+    table = memory_table([np.zeros((160, 360, 3), np.uint8)], [boxes])
+    cut = tiled(table, Tiling(72, 8))
+    parts = [
+        [row, *box, 0.5 + row / 100, label]
+        for row in range(len(cut.owner))
+        for label, *box in cut.table.targets(row)[:, :5].tolist()
+    ]
+    assert len(parts) == len(cut.owner) == 18
+    found = merge_rows(np.array(parts), cut.owner, cut.rects.astype(np.float64))
+    assert found[:, 1:5].tolist() == [[10, 10, 350, 150]]
+
+
 def test_scores_of_tiles_are_those_of_whole_images():
     pictures = [np.zeros((64, 150, 3), np.uint8), np.zeros((30, 20, 3), np.uint8)]
     boxes = [np.array([[0, 20, 5, 60, 50]], np.float32), np.zeros((0, 5), np.float32)]
