@@ -76,6 +76,7 @@ TRAIN_JOB = some(
 )
 SKY = some(
     name=str,
+    workdir_=str,
     resources=some(accelerators=str, use_spot=bool),
     num_nodes=int,
     envs=some(BUCKET=str),

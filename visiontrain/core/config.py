@@ -43,7 +43,7 @@ def datasets_folder() -> Path | None:
 
 
 def wandb_key_set() -> bool:
-    """Say whether $WANDB_API_KEY is set: only then does wandb send anything."""
+    """Say whether $WANDB_API_KEY is set: else wandb sends nothing unless a config says online."""
     return bool(os.environ.get("WANDB_API_KEY"))
 
 
