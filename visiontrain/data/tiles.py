@@ -17,7 +17,7 @@ from visiontrain.data.table import Table
 from visiontrain.ops.tiles import Tiling, merge_rows
 
 Pixels = NDArray[np.uint8]
-VISIBLE = 0.25  # share of a box's area in a tile, or of the tile's, from which it is trained on
+VISIBLE = 0.25  # share of what a tile could see of a box from which it is trained on there
 
 
 class TileImages:
@@ -96,10 +96,11 @@ def _boxes_in(
     low, high = np.tile(grid[:, :2], 2)[:, None], np.tile(grid[:, 2:], 2)[:, None]  # (T, 1, 4)
     seen = np.clip(boxes[None], low, high)  # (T, M, 4)
     shares = _areas(seen) / np.maximum(_areas(boxes), 1e-9)
-    # No tile sees a quarter of an object larger than four; each sees a part that fills much of it.
-    filled = _areas(seen) / _areas(grid)[:, None]
+    # Of an object longer or higher than a tile, none could see a quarter.
+    sides = np.minimum(boxes[:, 2:] - boxes[:, :2], (grid[:, 2:] - grid[:, :2])[:, None])  # (T, M, 2)
+    possible = _areas(seen) / np.maximum(sides.prod(axis=-1), 1e-9)
     # A crowd tells where nothing is to be learned, however little of it is in sight.
-    kept = np.where(table.crowd[rows], shares > 0, (shares >= VISIBLE) | (filled >= VISIBLE))
+    kept = np.where(table.crowd[rows], shares > 0, possible >= VISIBLE)
     tile, box = np.nonzero(kept)
     corner = np.tile(grid[:, :2], 2)[tile]
     return box + rows.start, seen[tile, box] - corner, kept.sum(axis=1), shares[tile, box]
