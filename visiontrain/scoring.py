@@ -70,7 +70,8 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
         base.pop("data", None)  # what it says, such as a cap, is meant for other data
     if meta.tile is not None:
         side, overlap = meta.tile
-        base["data"] = {"tile": side, "overlap": overlap / side} | base.get("data", {})
+        share = min(0.9, overlap / side)  # pixels were rounded, perhaps beyond what is allowed
+        base["data"] = {"tile": side, "overlap": share} | base.get("data", {})
     tree = merge(Run, base, given) | {"model": dict(meta.model), "resume": False}
     tree["task"] = {**tree["task"], "loss": None}  # nothing is trained
     if "model.own" in objects and meta.model.get("kind") != "object":

@@ -291,3 +291,30 @@ def test_a_csv_of_another_encoding_is_named_in_any_split(tmp_path):
     file.write_bytes(file.read_bytes() + "caf\u00e9.jpg,cat\n".encode("cp1252"))
     with pytest.raises(DataError, match=r"val\.csv: cannot be read .*; give a CSV file in UTF-8"):
         opened(source, tmp_path / "cache")
+
+
+def test_a_column_of_which_no_image_of_train_has_a_1_is_a_class_all_the_same(tmp_path):
+    text = "image,cat,dog,rare\ntrain/a.jpg,1,0,0\ntrain/b.jpg,0,1,0\n"
+    spec = rewritten(tmp_path, text)
+    assert spec.names == ("cat", "dog", "rare")
+    (tmp_path / "set/val.csv").write_text("image,cat,dog,rare\nval/a.jpg,0,0,1\n")
+    assert spec.table("val").classes.tolist() == [2]
+
+
+def test_an_image_that_two_files_name_from_two_folders_is_one(tmp_path):
+    first, second = tmp_path / "set/first", tmp_path / "set/second"
+    source = write_csv(tmp_path / "set")
+    for folder, label in ((first, "cat"), (second, "dog")):
+        folder.mkdir()
+        text = f"image,label\ntrain/a.jpg,{label}\n"
+        (folder / "train.csv").write_text(text + ("train/b.jpg,dog\n" if folder == first else ""))
+    text = Path(source).read_text().replace("train.csv", "[first/train.csv, second/train.csv]")
+    Path(source).write_text(text)
+    table = opened(source, tmp_path / "cache").table("train")
+    assert [(d.kind, d.file, d.line) for d in table.defects] == [
+        ("repeated-row", str(second / "train.csv"), 2)
+    ]
+    Path(source).write_text(text + "several: true\n")
+    table = opened(source, tmp_path / "cache").table("train")
+    assert table.classes[table.rows(0)].tolist() == [0, 1]
+    assert len(table) == 2

@@ -121,6 +121,26 @@ def test_a_state_that_no_checkpoint_can_hold_switches_a_logger_off(tmp_path, cap
     assert json.dumps(logger.state()) == "{}"
 
 
+def test_a_logger_that_failed_is_closed_once_all_the_same(tmp_path):
+    class Tracker(CsvLogger):
+        closed = 0
+
+        def log(self, row, step):
+            raise OSError("no network")
+
+        def close(self, *, exit_code=0):
+            self.closed += 1
+            raise OSError("still none")
+
+    tracker = Tracker()
+    logger = Guarded(tracker)
+    logger.start({}, tmp_path)
+    logger.log(row(1), 10)
+    logger.close()
+    logger.close()
+    assert tracker.closed == 1
+
+
 def test_a_logger_that_could_not_start_gets_another_chance_on_resume(tmp_path):
     blocked = tmp_path / "run"
     blocked.write_text("a file where the folder should be")

@@ -186,6 +186,44 @@ def test_sums_of_a_loss_do_not_depend_on_the_format_or_on_what_outputs_hold():
     assert torch.equal(masked.grad, torch.zeros_like(masked))
 
 
+def test_a_loss_is_computed_in_fp32_as_within_autocast():
+    batch = vt.Batch(
+        *(torch.zeros(2, 3, 1, 1), torch.zeros(2, 1, 6), torch.arange(2), torch.zeros(2, 5)),
+        valid=torch.ones(2),
+    )
+    seen = []
+
+    def loss(outputs, _):
+        seen.extend(output.dtype for output in outputs)
+        return outputs[0].exp().sum(1)
+
+    task = OwnLossTask(ClassifyTask(ClassifyConfig(), 2), loss)
+    large = torch.full((2, 2), 12.0, dtype=torch.float16, requires_grad=True)  # exp(12) > 65,504
+    places = torch.zeros(2, dtype=torch.int64)
+    task.loss([large, places], batch, 0.5).total().backward()
+    assert seen == [torch.float32, torch.int64]
+    assert large.grad.dtype == torch.float16
+    wide = torch.ones(2, 2, dtype=torch.float64, requires_grad=True)
+    assert task.loss([wide], batch, 0.5).total().dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("image", "boxes", "reason"),
+    [
+        (GREY[:0], None, r"an image \(0, 30, 3\); no side may be empty"),
+        (GREY, np.zeros((2, 5)), r"boxes \(2, 5\); return \(M, 4\)"),
+        (GREY, np.zeros(5), r"boxes \(5,\); return \(M, 4\)"),
+    ],
+)
+def test_a_change_that_returns_what_cannot_be_used_is_one_line(image, boxes, reason):
+    with pytest.raises(ConfigError, match=f"augment: returned {reason}"):
+        changed(
+            Found(0, GREY, np.zeros((0, 6), np.float32)),
+            lambda sample, random: vt.Sample(image, sample.classes, boxes),
+            *(None, 1),
+        )
+
+
 def test_a_change_that_writes_in_place_leaves_the_data_set_alone():
     def whitened(sample, random):
         sample.image[:] = 255

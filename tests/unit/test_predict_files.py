@@ -14,6 +14,7 @@ from PIL import Image
 from visiontrain.core.errors import DataError
 from visiontrain.core.types import Detections
 from visiontrain.data.inputs import Input, find_inputs, frame_rate, read_frames
+from visiontrain.engine.pictures import batches
 from visiontrain.report.detections import (
     Film,
     coco_rows,
@@ -205,3 +206,17 @@ def test_pictures_of_odd_kinds_are_written_as_jpeg(tmp_path):
     write_picture(tmp_path / "a.jp2", np.zeros((9, 7, 3), np.uint8), found(), NAMES)
     with Image.open(tmp_path / "a.jp2.jpg") as picture:
         assert picture.size == (7, 9)
+
+
+def test_pictures_are_taken_from_an_iterator_a_batch_at_a_time():
+    taken = []
+
+    def frames():
+        for number in range(5):
+            taken.append(number)
+            yield np.full((2, 2, 3), number, np.uint8)
+
+    found = batches(frames(), 2)
+    assert [int(picture[0, 0, 0]) for picture in next(found)] == [0, 1]
+    assert taken == [0, 1]  # no list of a film's frames would fit
+    assert [[int(p[0, 0, 0]) for p in part] for part in found] == [[2, 3], [4]]

@@ -3,7 +3,7 @@
 VisiontrainError
 ├── ConfigError        2   a key, a type or a value that cannot be used
 ├── DataError          3   data that cannot be read or trained on
-├── FetchError         3   a file at a URL that cannot be fetched
+├── FetchError         3   a file that a URL, or the system for the time being, does not give
 ├── CheckpointError    2   a checkpoint or weights file that cannot be used
 ├── OutOfMemoryError   4   memory ran out
 ├── DivergedError      5   the loss stayed non-finite after roll-backs
@@ -33,7 +33,7 @@ class DataError(VisiontrainError, ValueError):
 
 
 class FetchError(VisiontrainError):
-    """A file at a URL that cannot be fetched; no DataError, since nothing takes its place."""
+    """A file that cannot be had; no DataError, since nothing takes its place."""
 
     exit_code = 3
 

@@ -54,9 +54,9 @@ class CsvReader:
         first = next(iter(self.splits.values()))
         self._rows = {path: read_rows(path, self.wanted) for path in first}
         rows = [row for path in first for row in self._rows[path]]
-        listed = self.wanted or unique_names(
-            sorted({label for row in rows for label in row.labels}), description.where
-        )
+        labels = {label for row in rows for label in row.labels}
+        labels |= {label for path in first for label in _columns(path)}  # also those of no image
+        listed = self.wanted or unique_names(sorted(labels), description.where)
         if len(listed) < 1:
             raise DataError(f"{first[0]}: no label in {counted(len(rows), 'row')}; add some")
         self.names = listed
@@ -71,9 +71,9 @@ class CsvReader:
         if not rows:
             raise DataError(f"{self.splits[split][0]}: no row; write image,label in each")
         defects: list[Defect] = []
-        rows = self._each_once(rows, defects)
-        chosen = [rows[k] for k in choice.rows(len(rows))]
-        places = [self._image(path, row.image) for path, row in chosen]
+        rows, places = self._each_once(rows, defects)
+        picked = choice.rows(len(rows))
+        chosen, places = [rows[k] for k in picked], [places[k] for k in picked]
         images = FileImages(Paths(places), self.description.max_pixels)
         seen = scan(images.paths, images.max_pixels, self.description.cache)
         seen = replace(seen, defects=tuple(_placed(seen.defects, places, chosen)))
@@ -93,17 +93,23 @@ class CsvReader:
 
     def _each_once(
         self, rows: Sequence[tuple[Path, Row]], defects: list[Defect]
-    ) -> list[tuple[Path, Row]]:
+    ) -> tuple[list[tuple[Path, Row]], list[str]]:
         """Join the rows of an image that may have several labels; else its first class counts.
 
         Rows that give it that class again stay: it may be meant to be seen more often.
+
+        Returns:
+            The rows that are left, and where the image of each lies.
         """
         found: list[tuple[Path, Row]] = []
-        first: dict[tuple[Path, str], int] = {}
+        places: list[str] = []
+        first: dict[str, int] = {}
         for path, row in rows:
-            known = first.setdefault((path.parent, os.path.normpath(row.image)), len(found))
+            place = self._image(path, row.image)
+            known = first.setdefault(place, len(found))
             if known == len(found):
                 found.append((path, row))
+                places.append(place)
                 continue
             file, before = found[known]
             if self.several:
@@ -111,11 +117,12 @@ class CsvReader:
                 found[known] = file, replace(before, labels=labels)
             elif row.labels == before.labels:
                 found.append((path, row))
+                places.append(place)
             else:
                 reason = f"{row.image} is of another class in {file}:{before.line}; "
                 reason += "`several: true` lets images have several"
                 defects.append(Defect(str(path), row.line, "repeated-row", reason))
-        return found
+        return found, places
 
     def _several(self, rows: Sequence[Row]) -> bool:
         """Tell whether an image may have any number of labels.
@@ -155,7 +162,7 @@ class CsvReader:
     def _image(self, file: Path, name: str) -> str:
         beside = file.parent / name
         # Not with Path's exists, which raises at a name that is too long.
-        there = os.path.exists(beside)  # noqa: PTH110
+        there = file.parent == self.root or os.path.exists(beside)  # noqa: PTH110
         return os.path.abspath(beside if there else self.root / name)  # noqa: PTH100
 
 
@@ -171,14 +178,24 @@ def _placed(
 
 def _left_out(path: Path, names: Sequence[str] | None) -> str:
     """Name the columns of a file that are not read, if there are some."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            head = _head(_cells(path, file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
+    head = _head_of(path)
     read = {head.image, *((head.label,) if head.label is not None else head.classes(names))}
     others = [name for k, name in enumerate(head.names) if k not in read and name]
     return f"{path}: columns left out: {', '.join(others)}" if others else ""
+
+
+def _columns(path: Path) -> list[str]:
+    """Return the classes that have a column each."""
+    head = _head_of(path)
+    return [] if head.label is not None else [head.names[k] for k in head.classes(None)]
+
+
+def _head_of(path: Path) -> Head:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return _head(_cells(path, file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def changed(
     given = Sample(found.image.copy(), rows[:, 0].astype(np.int64), rows[:, 1:5].copy())
     sample = change(given, random)
     image = _image_of(sample)
-    boxes = np.asarray([] if sample.boxes is None else sample.boxes, np.float32).reshape(-1, 4)
+    boxes = _boxes_of(sample)
     classes = np.asarray(sample.classes, np.float32).reshape(-1)
     if len(classes) != len(boxes):
         raise ConfigError(
@@ -77,4 +77,13 @@ def _image_of(sample: Sample) -> Pixels:
     image = sample.image
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
         raise ConfigError("augment: returned no image of uint8, (H, W, 3)")
+    if not image.size:
+        raise ConfigError(f"augment: returned an image {image.shape}; no side may be empty")
     return image
+
+
+def _boxes_of(sample: Sample) -> NDArray[np.float32]:
+    boxes = np.asarray([] if sample.boxes is None else sample.boxes, np.float32)
+    if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
+        raise ConfigError(f"augment: returned boxes {boxes.shape}; return (M, 4), x1, y1, x2, y2")
+    return boxes.reshape(-1, 4)

@@ -97,7 +97,9 @@ def _boxes_in(
     seen = np.clip(boxes[None], low, high)  # (T, M, 4)
     shares = _areas(seen) / np.maximum(_areas(boxes), 1e-9)
     # Of an object longer or higher than a tile, none could see a quarter.
-    sides = np.minimum(boxes[:, 2:] - boxes[:, :2], (grid[:, 2:] - grid[:, :2])[:, None])  # (T, M, 2)
+    sides = np.minimum(
+        boxes[:, 2:] - boxes[:, :2], (grid[:, 2:] - grid[:, :2])[:, None]
+    )  # (T, M, 2)
     possible = _areas(seen) / np.maximum(sides.prod(axis=-1), 1e-9)
     # A crowd tells where nothing is to be learned, however little of it is in sight.
     kept = np.where(table.crowd[rows], shares > 0, possible >= VISIBLE)

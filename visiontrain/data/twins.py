@@ -130,8 +130,12 @@ def _limit(copies: Pixels, telling: Rows) -> float:
 
 def _apart(copies: Pixels, a: Rows, b: Rows) -> Floats:
     """Return how far pairs of small copies are apart."""
-    (first, _), (second, _) = _comparable(copies[a]), _comparable(copies[b])
-    return np.abs(first - second).mean(axis=(1, 2, 3)).astype(np.float64)
+    apart = np.zeros(len(a))
+    for start in range(0, len(a), CHUNK):  # of films nearly all pictures have one that is close
+        part = slice(start, start + CHUNK)
+        (first, _), (second, _) = _comparable(copies[a[part]]), _comparable(copies[b[part]])
+        apart[part] = np.abs(first - second).mean(axis=(1, 2, 3))
+    return apart
 
 
 def _note(found: Twins, pairs: tuple[Rows, Rows], apart: Floats, split: Rows) -> None:

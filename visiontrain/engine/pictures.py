@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,10 @@ def batches(
         raise ConfigError(f"batch: {size}; take 1 or more")
     one = isinstance(images, str | Path | Image.Image)
     one = one or (isinstance(images, np.ndarray) and images.ndim < 4)
-    pictures: Sequence[Picture] = [images] if one else list(images)  # pyrefly: ignore
-    for start in range(0, len(pictures), size):
-        part = pictures[start : start + size]
-        yield [_pixels(picture, start + i, max_pixels) for i, picture in enumerate(part)]
+    pictures: Iterator[Picture] = iter([images] if one else images)  # pyrefly: ignore
+    numbered = enumerate(pictures)  # perhaps a film's frames, of which no list would fit
+    while part := list(islice(numbered, size)):
+        yield [_pixels(picture, number, max_pixels) for number, picture in part]
 
 
 def _pixels(picture: Picture, number: int, max_pixels: int) -> Pixels:

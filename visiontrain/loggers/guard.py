@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ class Guarded:
         self.logger = logger
         self.name = logger.name
         self.on = True
+        self._closed = False
         self._state: dict[str, Any] = {}
 
     def start(self, config: Mapping[str, Any], out: Path) -> None:
@@ -42,8 +44,15 @@ class Guarded:
         self._try(lambda: self.logger.load_state(state))
 
     def close(self, *, exit_code: int = 0) -> None:
-        self._try(lambda: self.logger.close(exit_code=exit_code))
-        self.on = False  # closing twice, as after an error while closing, is harmless
+        if self._closed:  # as after an error while closing
+            return
+        self._closed = True
+        if self.on:
+            self._try(lambda: self.logger.close(exit_code=exit_code))
+            self.on = False
+            return
+        with suppress(Exception):  # it failed, and was told; what it holds is still to be let go
+            self.logger.close(exit_code=exit_code)
 
     def _try(self, call: Callable[[], None]) -> None:
         if not self.on:

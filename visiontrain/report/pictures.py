@@ -61,8 +61,11 @@ def _of_batch(batch: Batch, row: int, names: Sequence[str] | None) -> Picture:
     targets = targets[targets[:, 0] >= 0]
     title = counted(len(targets), "box")
     if names is not None:
-        shares = {short(names[int(k)], 16): weight for k, *_, weight in targets.tolist()}
-        mixed = [name if w == 1 else f"{name} {w:.2g}" for name, w in shares.items()]
+        shares: dict[int, float] = {}  # of two pictures of one class, it has what both have
+        for k, *_, weight in targets.tolist():
+            shares[int(k)] = shares.get(int(k), 0.0) + weight
+        shown = [(short(names[k], 16), round(weight, 6)) for k, weight in shares.items()]
+        mixed = [name if w == 1 else f"{name} {w:.2g}" for name, w in shown]
         title, targets = ", ".join(mixed), targets[:0]
     return Picture(
         pixels=np.ascontiguousarray(image.permute(1, 2, 0).numpy()),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.interfaces import Task
@@ -53,14 +54,15 @@ class OwnLossTask:
             ConfigError: it does not return one number for each image.
         """
         del progress
-        each = self.function(outputs, labelled(batch))
+        # As within torch's autocast, which runs losses in fp32: exp and log of 16 bits are rough.
+        each = self.function(tree_map(_wide, outputs), labelled(batch))
         if not isinstance(each, Tensor) or each.shape != batch.valid.shape:
             got = f"a tensor {tuple(each.shape)}" if isinstance(each, Tensor) else type(each)
             raise ConfigError(
                 f"loss: returned {got} for {len(batch)} images; return one number for each, (B,)"
             )
         # Sums of bf16 would round, and counts over 256 with them, by mode.
-        each = each.to(torch.promote_types(each.dtype, torch.float32))
+        each = _wide(each)
         valid = batch.valid.to(each.dtype)
         each = torch.where(valid > 0, each, torch.zeros_like(each))
         # Outputs it leaves out must have gradients, too: modes sum those of all parameters.
@@ -78,6 +80,13 @@ def labelled(batch: Batch) -> Batch:
     first = targets[:, :1, 0]  # (B, 1), or (B, 0) where no image has a target
     targets[:, :1, 0] = torch.where(batch.valid[:, None] > 0, first, torch.zeros_like(first))
     return replace(batch, targets=targets)
+
+
+def _wide(value: Any) -> Any:
+    """Return floats in fp32 at least, all else as it is."""
+    if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
+        return value
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _nothing(output: Tensor) -> Tensor:
