@@ -16,7 +16,7 @@ import torch
 
 from visiontrain.core.errors import ConfigError, DataError, StorageError
 from visiontrain.core.own import NONE, Objects
-from visiontrain.core.types import ClassScores, Detections, Place, Prediction
+from visiontrain.core.types import LIKELY, ClassScores, Detections, Place, Prediction
 from visiontrain.data.defects import counted
 from visiontrain.data.inputs import Input, find_inputs
 from visiontrain.data.shots import Shot, ShotReader, portions
@@ -74,10 +74,18 @@ class Predicted:
         return f"{images}{left_out}, {objects}, {speed:.1f} images/s: {self.folder}"
 
     def _likeliest(self) -> str:
-        """Say which class an image most likely shows, or in how many each is the likeliest."""
-        first = [row["classes"][0] for row in self.rows]
-        if len(first) == 1:
-            return f"{first[0]['name']} (score {first[0]['score']:.2f})"
+        """Say which class an image most likely shows, or in how many each is the likeliest.
+
+        Of several labels: in how many each is more likely than not.
+        """
+        if "several" in self.rows[0]:
+            first = [i for row in self.rows for i in row["classes"] if i["score"] >= LIKELY]
+        else:
+            first = [row["classes"][0] for row in self.rows]
+        if not first:
+            return f"no class of {LIKELY} or more"
+        if len(self.rows) == 1:
+            return ", ".join(f"{i['name']} (score {i['score']:.2f})" for i in first[:SHOWN])
         found = Counter(item["name"] for item in first).most_common()
         shown = [f"{number:,} {name}" for name, number in found[:SHOWN]]
         more = sum(number for _, number in found[SHOWN:])

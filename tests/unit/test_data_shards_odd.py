@@ -53,6 +53,32 @@ def test_the_folder_that_one_is_in_can_be_written(tmp_path, monkeypatch):
     assert len(opened(tmp_path / "empty", tmp_path / "cache").table("train")) == 4
 
 
+def test_rows_of_boxes_are_no_names_of_classes(tmp_path, jpeg):
+    members = [
+        *(("a.jpg", jpeg), ("a.txt", b"0 0.5 0.5 0.1 0.1\n1 0.2 0.2 0.1 0.1\n")),
+        *(("b.jpg", jpeg), ("b.txt", b"0 0.5 0.5 0.1 -0.1")),
+        *(("c.jpg", jpeg), ("c.txt", b"New York City Hall 1\n")),
+    ]
+    table = opened(foreign(tmp_path / "set", members), tmp_path / "cache").table("train")
+    assert table.names == ("New York City Hall 1",)
+    assert [(d.kind, d.file[-5:]) for d in table.defects] == [
+        ("unreadable-labels", "a.txt"),
+        ("unreadable-labels", "b.txt"),
+    ]
+    assert "write boxes as .json" in table.defects[0].reason
+
+
+def test_tars_cut_otherwise_are_told_apart_since_epochs_have_another_order(tmp_path):
+    tables = []
+    for size in (0.004, 100):
+        written(WRITERS["yolo"](tmp_path / f"set{size}"), tmp_path / f"{size}", shard_size=size)
+        tables.append(opened(tmp_path / f"{size}", tmp_path / "cache").table("train"))
+    few, one = tables
+    assert len(few.windows.starts) > len(one.windows.starts)
+    assert few.boxes.tolist() == one.boxes.tolist()
+    assert few.digest() != one.digest()
+
+
 def test_long_names_of_long_names_are_a_defect(tmp_path, jpeg):
     """tarfile goes one call deeper with each."""
     info = tarfile.TarInfo("x")

@@ -131,18 +131,27 @@ class Detections:
     names: tuple[str, ...] = ()  # N names of `classes`, where a Detector gave them
 
 
+LIKELY = 0.5  # probability from which one of several labels counts as found
+
+
 @dataclass(frozen=True, slots=True)
 class ClassScores:
     """What a classifier says of one image."""
 
     scores: Tensor  # (C,): probabilities; of several labels each by itself
     names: tuple[str, ...] = ()  # C names, where a Classifier gave them
+    several: bool = False  # an image may have any number of classes
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
         """Return the `count` likeliest classes, best first, by name (or number) and score."""
         values, index = self.scores.topk(min(count, len(self.scores)))
         pairs = zip(index.tolist(), values.tolist(), strict=True)
         return [(self.names[k] if self.names else str(k), value) for k, value in pairs]
+
+    def likely(self, least: int = 5) -> list[tuple[str, float]]:
+        """Return the likeliest classes as `top` does; of several labels all from LIKELY on."""
+        found = int((self.scores >= LIKELY).sum()) if self.several else 0
+        return self.top(max(least, found))
 
 
 Prediction = Detections | ClassScores

@@ -90,6 +90,11 @@ class Assembly:
                 f"{where}: labels are names ({texts[0]!r}) and numbers ({numbers[0]}); say what "
                 "the numbers are with names: in the data set's YAML"
             )
+        if len(texts) > MOST_CLASSES:
+            raise DataError(
+                f"{where}: {len(texts):,} names, such as {texts[0]!r:.40}; list the classes with "
+                "names:"
+            )
         if not numbers:
             return unique_names(texts, where) if texts else ("class0",)
         if max(numbers) >= MOST_CLASSES:

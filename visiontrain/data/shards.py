@@ -34,7 +34,7 @@ from visiontrain.data.windows import windows_of
 KEYS = ("path", *SPLITS, "validation", "names", "nc", "index", "several")
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of WebDataset: train-{000000..000099}.tar
 MOST = 1_000_000  # tars that a pattern may stand for
-VERSION = 4  # of how tars are read; a change makes kept indices void
+VERSION = 5  # of how tars are read; a change makes kept indices void
 THREADS = 4  # that read through tars
 
 

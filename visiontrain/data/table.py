@@ -74,11 +74,13 @@ class Table:
         )
 
     def digest(self) -> str:
-        """Return what tells this table from another: a hash of its classes, sizes and boxes."""
+        """Return what tells this table from another: a hash of classes, sizes, boxes and tars."""
         text = hashlib.sha256(repr(self.names).encode())
         arrays = [self.sizes, self.offsets, self.boxes, self.classes]
         if self.num_ignored:  # else as tables were told apart before these counted
             arrays += [self.crowd, self.difficult]
+        if self.windows is not None:  # the order of epochs follows from how tars are cut
+            arrays.append(self.windows.starts)
         for array in arrays:
             text.update(array.tobytes())
         return text.hexdigest()

@@ -252,9 +252,20 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> Label | 
         data = file.read()
     try:
         text = data.decode("utf-8-sig").strip()
-        return read_json(text) if suffix == "json" else Label([_token(_number(text))])
+        return read_json(text) if suffix == "json" else Label([_token(_number(_line(text)))])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         return Defect(where, None, "unreadable-labels", f"no label that is read ({error})")
+
+
+def _line(text: str) -> str:
+    """Check the text of a class: YOLO's rows of boxes would become thousands of names."""
+    words = text.split()
+    rows = len(words) >= 5 and all(word.strip("-+").replace(".", "").isdigit() for word in words)
+    if len(text.splitlines()) > 1 or rows:
+        raise ValueError(
+            "lines or rows of numbers, where one class is wanted; write boxes as .json"
+        )
+    return text
 
 
 def _number(text: str) -> Token:

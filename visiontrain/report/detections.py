@@ -18,7 +18,6 @@ from visiontrain.data.inputs import opencv_name
 from visiontrain.report.draw import draw
 
 DRAWABLE = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
-LIKELIEST = 5  # classes that are written down
 
 
 def image_row(
@@ -27,12 +26,11 @@ def image_row(
     """Return what predictions.json says of one image; boxes are x1, y1, x2, y2 in its pixels."""
     row = {"file_name": file_name, "width": size[0], "height": size[1]}
     if isinstance(found, ClassScores):
-        return row | {
-            "classes": [
-                {"score": round(score, 5), "class": names.index(name), "name": name}
-                for name, score in found.top(LIKELIEST)
-            ]
-        }
+        classes = [
+            {"score": round(score, 5), "class": names.index(name), "name": name}
+            for name, score in found.likely()
+        ]
+        return row | {"classes": classes} | ({"several": True} if found.several else {})
     boxes = [
         {"box": [round(v, 2) for v in box], "score": round(score, 5), "class": k, "name": names[k]}
         for box, score, k in _rows(found)
@@ -64,7 +62,7 @@ def yolo_lines(size: tuple[int, int], found: Prediction) -> list[str]:
     Of whole images: `score name` of the likeliest classes.
     """
     if isinstance(found, ClassScores):
-        return [f"{score:.5f} {name}" for name, score in found.top(LIKELIEST)]
+        return [f"{score:.5f} {name}" for name, score in found.likely()]
     width, height = size
     lines = []
     for (x1, y1, x2, y2), score, label in _rows(found):

@@ -33,7 +33,7 @@ def draw(pixels: NDArray[np.uint8], found: Prediction, names: Sequence[str]) -> 
     picture = Image.fromarray(pixels)
     pen, font = ImageDraw.Draw(picture), font_of(max(10, round(min(picture.size) / 20)))
     height = sum(font.getmetrics())
-    for k, (name, score) in enumerate(found.top(3)):
+    for k, (name, score) in enumerate(found.likely(3)):
         colour = colour_of(names.index(name))
         _label(pen, (0, (k + 1) * height), f"{name} {score:.2f}", font, colour)
     return np.asarray(picture)

@@ -101,4 +101,4 @@ class ClassifyTask:
         self._check(outputs, len(batch))
         logits = outputs.float()
         scores = logits.sigmoid() if self.config.several else logits.softmax(1)
-        return [ClassScores(row) for row in scores]
+        return [ClassScores(row, several=self.config.several) for row in scores]
