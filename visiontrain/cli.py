@@ -108,11 +108,14 @@ def _check(words: Sequence[str]) -> int:
     run = _load_run("check", [word for word in words if word != "--json"])
     import json  # noqa: PLC0415
 
+    from visiontrain.core.errors import ConfigError  # noqa: PLC0415
     from visiontrain.data.check import check  # noqa: PLC0415
     from visiontrain.data.open import open_dataset  # noqa: PLC0415
 
     task = run.task.kind if "task" in run.model_fields_set else None
     spec = open_dataset(run.data, task)
+    if spec.task == "classify" and "imgsz" in run.model_fields_set:
+        raise ConfigError(f"imgsz: {run.imgsz}; of whole images no box is small, leave it out")
     advised = spec.defaults.get("imgsz", run.imgsz)
     imgsz = run.imgsz if "imgsz" in run.model_fields_set else advised
     report = check(spec, list(spec.splits), imgsz=imgsz)

@@ -194,6 +194,10 @@ def parity(
         _warn("strategy.memory: it changes no result, and parity cuts without it")
         strategy = whole.strategy.model_copy(update={"memory": None})
         whole = whole.model_copy(update={"strategy": strategy})
+    if "compress_after" in run.strategy.model_fields_set and (
+        getattr(whole.strategy, "compress", "none") != "none"
+    ):
+        _warn("strategy.compress_after: parity compresses from the first step on, to measure it")
     whole = with_batch(whole)
     check_group(whole)
     comparison = Parity(

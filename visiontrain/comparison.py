@@ -175,9 +175,10 @@ def _refuse_lengths(config: CompareConfig, chosen: Sequence[Mode]) -> None:
     """
     control = _control(chosen)
     for mode in chosen if config.budget == "seconds" else ():
-        own = "epochs" in mode.keys or "rounds" in mode.strategy.model_fields_set
-        if own and (mode is not control or config.time is not None):
-            key = "epochs" if "epochs" in mode.keys else "strategy.rounds"
+        keys = [key for key in ("time", "epochs") if key in mode.keys]
+        keys += ["strategy.rounds"] if "rounds" in mode.strategy.model_fields_set else []
+        if keys and (mode is not control or config.time is not None or keys[0] == "time"):
+            key = keys[0]
             raise ConfigError(
                 f"{key}: of {mode.name}, with budget=seconds, where each run has as many as fit "
                 "into the time; leave it out"

@@ -241,6 +241,13 @@ def join_server(config: ClientConfig, say: Say) -> int:
     if not host or not port.isdecimal() or not 0 < int(port) < PORTS:
         raise ConfigError(f"server: {config.server!r}; write HOST:PORT, as fed.example.org:9092")
     check_client_files(Path(config.ca), Path(config.key))
+    if "," in config.device:
+        raise ConfigError(f"device: {config.device!r}; a client takes one")
+    if config.data.cache == "ram":
+        raise ConfigError(
+            "data.cache: ram at a client, whose process ends with each answer and the cache with "
+            "it; take disk"
+        )
     spec = open_dataset(config.data)
     spec.table("train")
     folder = Path(config.out).absolute()

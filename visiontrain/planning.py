@@ -201,8 +201,17 @@ def _count(config: PlanConfig) -> int:
 
 
 def modes_of(run: Run, count: int) -> list[StrategyConfig]:
-    """Return the modes that are compared: the user's own as it is, the others as they come."""
+    """Return the modes that are compared: the user's own as it is, the others as they come.
+
+    Raises:
+        ConfigError: the user's own takes more devices.
+    """
     if count == 1:
+        if isinstance(run.strategy, Group):
+            raise ConfigError(
+                f"strategy: {run.strategy.kind} on one device, where nobody shares; take devices=2 "
+                "or leave it out"
+            )
         return [Single()]
     groups: list[StrategyConfig] = [DDP(), FSDP(), Pipeline()]
     own = [run.strategy if group.kind == run.strategy.kind else group for group in groups]

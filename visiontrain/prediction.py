@@ -137,7 +137,9 @@ def prepare_prediction(
         VisiontrainError: the source, the weights, the mode or the folder cannot be used.
     """
     mode = settle(mode_of(config), config.device)
-    find_inputs(config.source)
+    inputs = find_inputs(config.source)
+    if config.vid_stride > 1 and not any(item.is_video for item in inputs):
+        raise ConfigError(f"vid_stride: {config.vid_stride}; there is no film, leave it out")
     weights = load_weights(config.weights)
     task = weights.meta.task
     described = check_decoding(config, weights.meta, objects)
@@ -170,6 +172,8 @@ def check_decoding(
     if given and meta.task == "classify":
         value = getattr(config, given[0])
         raise ConfigError(f"{given[0]}: {value}; weights that classify whole images, leave it out")
+    if "nms" in config.model_fields_set and not config.nms and described.suppressed:
+        raise ConfigError("nms: false; this model has no scores without suppression, leave it out")
     merged = config.nms or described.suppressed
     if not merged and config.iou != DetectorConfig.model_fields["iou"].default:
         raise ConfigError(f"iou: {config.iou}; it changes nothing without nms; add nms=true")

@@ -25,6 +25,8 @@ from visiontrain.recipe import Run, check_fixed, check_values
 from visiontrain.staging import with_stages
 from visiontrain.strategies.config import (
     DDP,
+    Client,
+    ParameterServer,
     Pipeline,
     check_pipeline,
     check_ranks,
@@ -158,6 +160,11 @@ def check_sync(run: Run) -> None:
         raise ConfigError(
             "model.norm: sync in a pipeline, where no two processes hold the same layer; take "
             "model.norm=group"
+        )
+    if isinstance(run.strategy, Federated | Client | ParameterServer):
+        raise ConfigError(
+            f"model.norm: sync under strategy={run.strategy.kind}, whose processes do not wait for "
+            "each other in the midst of a model; take model.norm=group"
         )
     if devices(run.device)[0].type == "cpu":
         raise ConfigError("model.norm: sync on the CPU; torch has it for GPUs, take group")

@@ -282,12 +282,11 @@ def check_clients(run: Run) -> None:
 
 def _check_whole(run: Run) -> None:
     """Refuse what does not go with data that are dealt out."""
-    if run.data.tile is not None or run.data.balance != "none":
-        key = "tile" if run.data.tile is not None else "balance"
-        raise ConfigError(
-            f"data.{key}: {getattr(run.data, key)} with strategy={run.strategy.kind}, where it is "
-            "not supported; leave it out"
-        )
+    for key in ("tile", "balance", "window"):
+        value = getattr(run.data, key)
+        if value != type(run.data).model_fields[key].default:
+            kind = run.strategy.kind
+            raise ConfigError(f"data.{key}: {value}; strategy={kind} has no such, leave it out")
 
 
 def check_loaders(run: Run) -> None:

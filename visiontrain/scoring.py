@@ -62,16 +62,8 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
         )
     _refuse_other(run, given.get("task", {}).get("kind", meta.task), meta.task)
     if run.batch < 0:
-        given["batch"] = Run.model_fields["batch"].default  # scores are the same with any
-    new, before = given.get("data", {}), base.get("data", {})
-    if "own" in new:  # of those in Python names do not tell whether they are others
-        base["data"] = {key: before[key] for key in OF_WEIGHTS if key in before}
-    elif "source" in new and absolute(new["source"]) != before.get("source"):
-        base.pop("data", None)  # what it says, such as a cap, is meant for other data
-    if meta.tile is not None:
-        side, overlap = meta.tile
-        share = min(0.9, overlap / side)  # pixels were rounded, perhaps beyond what is allowed
-        base["data"] = {"tile": side, "overlap": share} | base.get("data", {})
+        del given["batch"]  # scores are the same with any: that of the run fits
+    base["data"] = _data_as_trained(base.get("data", {}), given.get("data", {}), run, meta)
     tree = merge(Run, base, given) | {"model": dict(meta.model), "resume": False}
     tree["task"] = {**tree["task"], "loss": None}  # nothing is trained
     if "model.own" in objects and meta.model.get("kind") != "object":
@@ -86,6 +78,38 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
     run = placed(run, claim(run.out, Path(run.project) / meta.task, run.name))
     write_config(run, "val")
     return run
+
+
+def _data_as_trained(before: Tree, new: Tree, run: Run, meta: WeightsMeta) -> Tree:
+    """Return what is said of the data, by the run that left the weights as far as it holds.
+
+    Args:
+        before: `data` of that run; empty if there is none.
+        new: `data` as it was asked for.
+        run: what was asked for.
+        meta: of the weights.
+
+    Raises:
+        ConfigError: a cap of another split.
+    """
+    if run.split == "train" and new.get("val_images") is not None:
+        raise ConfigError(
+            f"data.val_images: {new['val_images']} with split=train, of which it caps nothing; "
+            "leave it out"
+        )
+    if "own" in new:  # of those in Python names do not tell whether they are others
+        found = {key: before[key] for key in OF_WEIGHTS if key in before}
+    elif "source" in new and absolute(new["source"]) != before.get("source"):
+        found = {}  # what it says, such as a cap, is meant for other data
+    else:
+        found = dict(before)
+    if found.get("cache") == "ram":  # which pays from a second epoch on
+        del found["cache"]
+    if meta.tile is not None:
+        side, overlap = meta.tile
+        share = min(0.9, overlap / side)  # pixels were rounded, perhaps beyond what is allowed
+        found = {"tile": side, "overlap": share} | found
+    return found
 
 
 def _as_trained(folder: RunFolder) -> Tree:

@@ -40,16 +40,24 @@ def build_fresh(run: Run, names: Sequence[str], progress: Progress | None) -> Vi
     if progress is None:
         return model
     weights = starting_weights(run)
+    if weights is None or not _has_body(weights, model):
+        backbone = pretrained(run.model)
+        if backbone:
+            model.load_state_dict(model.state_dict() | backbone)
+            progress.message(f"backbone: {len(backbone)} pretrained tensors")
     if weights is not None:
         started = start_from(weights, model.state_dict(), names, class_rows(run))
         model.load_state_dict(started.tensors)
         progress.message(started.line)
-        return model
-    backbone = pretrained(run.model)
-    if backbone:
-        model.load_state_dict(model.state_dict() | backbone)
-        progress.message(f"backbone: {len(backbone)} pretrained tensors")
     return model
+
+
+def _has_body(weights: Weights, model: VisionModel) -> bool:
+    """Tell whether a file has something for what may come pretrained: a head alone has not."""
+    mine = {n: t for n, t in model.state_dict().items() if n.startswith(model.body)}
+    return not mine or any(
+        n in weights.tensors and weights.tensors[n].shape == t.shape for n, t in mine.items()
+    )
 
 
 def initial_sha256(run: Run) -> str:

@@ -158,6 +158,7 @@ def test_stages_that_cannot_be_leave_the_pipeline_out(capsys):
         ("device=7", "device: '7'"),
         ("model=faster_rcnn", "model: faster_rcnn is one block"),
         ("devices=0", "devices: 0"),
+        ("devices=1 strategy=fsdp", "strategy: fsdp on one device, where nobody shares; take dev"),
         ("strategy=placement", "strategy: placement; plan counts with one device per process"),
         ("strategy.kind=ddp strategy.compress=fp16", "strategy.compress: plan does not know"),
         ("epoch=3", "epoch: no such key"),

@@ -12,7 +12,7 @@ from visiontrain.engine import autobatch
 from visiontrain.engine.weights import load_weights
 from visiontrain.loggers.console import Silent
 from visiontrain.prepare import below, prepare
-from visiontrain.recipe import Run
+from visiontrain.recipe import Run, check_values
 from visiontrain.scoring import prepare_validation
 
 STAGED = {"kind": "pipeline"}
@@ -69,6 +69,20 @@ STAGED = {"kind": "pipeline"}
         ({"strategy": "placement", "batch": -1}, "batch: -1 with strategy=placement"),
         ({"model": "yolo_n", "model.norm": "sync"}, "model.norm: sync on the CPU; "),
         ({"strategy": "pipeline", "model.norm": "sync"}, "model.norm: sync in a pipeline"),
+        ({"strategy": "client", "model.norm": "sync"}, "model.norm: sync under strategy=client, "),
+        (
+            {"strategy": "client", "device": "cpu,cpu"},
+            "device: 'cpu,cpu'; strategy=client takes one",
+        ),
+        ({"data.cache": "disk"}, "data.cache: disk, but .* has no files; take ram"),
+        (
+            {"strategy": {"kind": "federated", "clients": 4, "fraction": 0.9}},
+            "strategy.fraction: 0.9 of 4 clients are all of them; take 0.75 or less",
+        ),
+        (
+            {"strategy": {"kind": "ddp", "processes": 4, "topology": "hierarchical", "inner": 1}},
+            "strategy.topology: hierarchical with 4 processes in groups of 1",
+        ),
         ({"accumulate": 9}, "accumulate: 9; a batch of 4 images has no more than 4 parts"),
     ],
 )
@@ -113,7 +127,10 @@ def test_a_validation_takes_any_batch(tmp_path):
     run = prepare_validation(
         from_keys(Run, {"weights": tmp_path / "run", "batch": -1, "out": tmp_path / "val"})
     )
-    assert run.batch == 16
+    assert run.batch == 4  # that of the run, which fits
+    keys = {"weights": tmp_path / "run", "split": "train", "data.val_images": 2}
+    with pytest.raises(ConfigError, match=r"data.val_images: 2 with split=train, of which it caps"):
+        prepare_validation(from_keys(Run, {**keys, "out": tmp_path / "other"}))
     keys = {"weights": tmp_path / "run", "strategy": "federated", "out": tmp_path / "other"}
     with pytest.raises(ConfigError, match="strategy: federated; nothing is trained here, take si"):
         prepare_validation(from_keys(Run, keys))
@@ -196,3 +213,40 @@ def test_a_run_that_goes_on_needs_nothing_that_it_started_from(tmp_path, monkeyp
 def test_numbers_out_of_range_are_one_line(tmp_path, keys):
     with pytest.raises(ConfigError, match=next(iter(keys))):
         prepare(config(tmp_path / "run", **keys))
+
+
+def test_images_that_are_dealt_out_are_read_in_no_windows(tmp_path):
+    with pytest.raises(ConfigError, match=r"^data.window: 4; strategy=client has no such, leave"):
+        check_values(config(tmp_path, strategy="client", **{"data.window": 4}))
+
+
+def test_a_cache_in_memory_is_not_filled_to_be_read_once(tmp_path):
+    prepared(tmp_path / "run", epochs=1, **{"data.cache": "ram"})[1].fit()
+    run = prepare_validation(from_keys(Run, {"weights": tmp_path / "run", "out": tmp_path / "val"}))
+    assert (run.data.cache, run.data.source) == ("none", config(tmp_path).data.source)
+
+
+def test_a_backbone_that_weights_lack_comes_pretrained(tmp_path, monkeypatch):
+    """Only a plain network's neck and head fit a detector on another backbone."""
+    prepared(tmp_path / "plain")[1].fit()
+    wide = {"model": {"kind": "yolo_n", "backbone": "resnet18"}}
+    asked = []
+
+    def pretrained(model):
+        asked.append(model.backbone)
+        return {name: torch.full_like(t, 7) for name, t in body.items()}
+
+    monkeypatch.setattr(start, "pretrained", pretrained)
+    run = config(tmp_path / "new", weights=str(tmp_path / "plain"), **wide)
+    fresh = start.build_fresh(run, list("0123456789"), None)
+    body = {n: t for n, t in fresh.state_dict().items() if n.startswith(fresh.body)}
+    model = start.build_fresh(run, list("0123456789"), Silent()).state_dict()
+    assert asked == ["resnet18"]
+    assert all((model[name] == 7).all() for name in body)
+    plain = load_weights(str(tmp_path / "plain")).tensors
+    taken = [n for n, t in model.items() if n in plain and t.shape == plain[n].shape]
+    assert all(torch.equal(model[name], plain[name]) for name in taken)
+    assert len(taken) > 20
+    own = config(tmp_path / "own", weights=str(tmp_path / "plain"))
+    start.build_fresh(own, list("0123456789"), Silent())
+    assert asked == ["resnet18"]  # what has a body is not given another

@@ -100,6 +100,6 @@ def test_what_takes_other_processes_or_groups_is_refused_without_them():
         check_ranks(DDP(processes=1, compress="fp16"), 1)
     with pytest.raises(ConfigError, match=r"^strategy.sync_every: 4 in one process, "):
         check_ranks(DDP(processes=1, sync_every=4), 1)
-    for world, keys in ((2, {}), (4, {"inner": 3}), (4, {"inner": 4})):
+    for world, keys in ((2, {}), (4, {"inner": 3}), (4, {"inner": 4}), (4, {"inner": 1})):
         with pytest.raises(ConfigError, match=rf"^strategy.topology: hierarchical with {world} "):
             check_ranks(DDP(topology="hierarchical", **keys), world)

@@ -200,6 +200,9 @@ def test_lengths_of_their_own_do_not_go_with_equal_time():
     with pytest.raises(ConfigError, match=r"epochs: of ddp.*, with budget=seconds.* leave it out"):
         plan(budget="seconds")
     assert len(plan(budget="epochs")) == 2
+    timed = [{"name": "long", "time": 2}]
+    with pytest.raises(ConfigError, match=r"time: of long, with budget=seconds, .* leave it out"):
+        planned(asked(strategies=["single"], runs=timed, budget="seconds"))
 
 
 def test_placement_takes_the_cpu_twice_and_one_device_the_first():

@@ -61,6 +61,8 @@ def typed(*words):
         (["optim={kind: sgd, lr: 1e-2}"], {"optim": {"kind": "sgd", "lr": 0.01}}),
         (["data=images/*.yaml"], {"data": {"source": "images/*.yaml"}}),
         (["name=a: [b", "out="], {"name": "a: [b", "out": None}),
+        (["epochs=2", "epochs=3"], {"epochs": 3}),  # as in a shell's history: the last one holds
+        (["amp=false", "precision=fp32"], {"precision": "fp32"}),
     ],
 )
 def test_words_become_keys(words, want):
@@ -97,6 +99,12 @@ def test_words_become_keys(words, want):
             ["model=best.pt"],
             "model: best.pt; weights=FILE starts from one of ours, files of other tools",
         ),
+        (
+            ["precision=bf16", "amp=false"],
+            "amp: precision=fp32, but precision made it bf16; they are one key, leave one out",
+        ),
+        (["lr0=0.1", "optim.lr=0.2"], "optim.lr: optim.lr=0.2, but lr0 made it 0.1; they are"),
+        (["optimizer=sgd", "optim=muon"], "optim: optim.kind=muon, but optimizer made it sgd; "),
         (["/tmp"], "/tmp: a folder, and no key=value; for a data set write data=/tmp"),
         (["workers=many"], "data.workers: 'many'; input should be a valid integer or 'auto'"),
         (["lr0=1e999"], "optim.lr: inf; input should be a finite number"),

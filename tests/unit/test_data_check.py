@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from layouts import WRITERS, opened, write_yolo
+from layouts import WRITERS, opened, write_csv, write_yolo
 from memory import memory_table
 
 from visiontrain.cli import main
@@ -207,6 +207,14 @@ class Sound(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+
+
+def test_a_side_of_the_input_says_nothing_of_whole_images(tmp_path, capsys):
+    yaml = write_csv(tmp_path / "set")
+    words = ["check", f"data={yaml}", f"data.cache_dir={tmp_path / 'set'}"]
+    assert main(words) == 0
+    assert main([*words, "imgsz=64"]) == 2
+    assert "imgsz: 64; of whole images no box is small, leave it out" in capsys.readouterr().err
 
 
 def test_nothing_is_written_unless_out_is_given(tmp_path, monkeypatch, capsys):

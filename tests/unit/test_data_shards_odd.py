@@ -68,6 +68,12 @@ def test_rows_of_boxes_are_no_names_of_classes(tmp_path, jpeg):
     assert "write boxes as .json" in table.defects[0].reason
 
 
+def test_room_for_copies_is_refused_where_nothing_is_copied(tmp_path):
+    written(WRITERS["yolo"](tmp_path / "set"), tmp_path / "tars")
+    with pytest.raises(ConfigError, match=r"data\.shard_cache_gb: 5\.0, but no tar of .* URL; lea"):
+        opened(tmp_path / "tars", tmp_path / "cache", shard_cache_gb=5.0)
+
+
 def test_tars_cut_otherwise_are_told_apart_since_epochs_have_another_order(tmp_path):
     tables = []
     for size in (0.004, 100):

@@ -286,3 +286,19 @@ def test_a_program_ends_with_the_one_it_works_for_whatever_it_makes_of_signals()
             program.wait(1.5)
         other.communicate(b"\n")
         assert program.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"device": "0,1"}, "device: '0,1'; a client takes one"),
+        (
+            {"data": {"source": "digits", "cache": "ram"}},
+            "data.cache: ram at a client, whose proce",
+        ),
+    ],
+)
+def test_what_does_nothing_at_a_client_is_refused(tmp_path, monkeypatch, keys, message):
+    monkeypatch.setattr(deployed, "check_client_files", lambda *_: None)
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        deployed.join_server(client(tmp_path, "a", **keys), print)

@@ -147,6 +147,8 @@ def test_an_overlap_counts_where_detections_are_merged(weights, pictures, tmp_pa
     out = str(tmp_path / "o")
     told = predict(config.model_copy(update={"weights": str(merging), "out": out}), lambda _: None)
     assert len(told.rows[0]["boxes"]) == len(few.boxes)
+    with pytest.raises(ConfigError, match=r"^nms: false; this model has no scores without"):
+        visiontrain.load(merging, nms=False)
 
 
 def test_large_files_are_refused_unless_they_are_allowed(weights, pictures):

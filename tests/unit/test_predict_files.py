@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from visiontrain.core.errors import DataError
+from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.core.types import Detections
 from visiontrain.data.inputs import Input, find_inputs, frame_rate, read_frames
 from visiontrain.engine.pictures import batches
+from visiontrain.predict_config import PredictConfig
+from visiontrain.prediction import prepare_prediction
 from visiontrain.report.detections import (
     Film,
     coco_rows,
@@ -111,6 +113,20 @@ def test_film_has_every_frame_and_reads_back(tmp_path):
     frames = list(read_frames(path, 5))
     assert [number for number, _ in frames] == [0, 5, 10]
     assert [int(pixels.mean() / 20 + 0.5) for _, pixels in frames] == [0, 5, 10]
+
+
+def test_a_film_of_larger_frames_than_are_allowed_is_not_decoded(tmp_path):
+    write_film(tmp_path / "film.avi", 3)
+    assert len(list(read_frames(tmp_path / "film.avi", 1, 64 * 48))) == 3
+    with pytest.raises(DataError, match=r"film.avi: frames of 3,072 pixels, over max_pixels=3,071"):
+        next(read_frames(tmp_path / "film.avi", 1, 64 * 48 - 1))
+
+
+def test_a_stride_of_frames_without_a_film_is_refused(tmp_path):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    config = PredictConfig(weights="any", source=str(tmp_path), vid_stride=5)
+    with pytest.raises(ConfigError, match="vid_stride: 5; there is no film, leave it out"):
+        prepare_prediction(config)
 
 
 def write_film(path, count=40):

@@ -324,8 +324,25 @@ def _tree(
     root: type[Section], pairs: Iterable[tuple[str, Any]], uses: Collection[str] | None = None
 ) -> Tree:
     tree: Tree = {}
+    named: dict[str, str] = {}  # key -> the name by which it was given first
     for key, value in pairs:
+        target = ALIASES[key][0] if key in aliases(root) else key
+        if sections(annotation_of(root, target)) and not isinstance(value, Mapping):
+            target = _main(target)
+        before = _get(tree, target)
         _assign(root, tree, key, value, uses)
+        first, now = named.setdefault(target, key), _get(tree, target)
+        if first != key and before != now:
+            raise ConfigError(
+                f"{key}: {target}={short(str(now))}, but {first} made it {short(str(before))}; "
+                "they are one key, leave one out"
+            )
+    return tree
+
+
+def _get(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
     return tree
 
 

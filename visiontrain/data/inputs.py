@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,16 +81,24 @@ def find_inputs(source: str) -> list[Input]:
     return sorted(inputs, key=lambda item: item.name)
 
 
-def read_frames(path: Path, stride: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def read_frames(
+    path: Path, stride: int, max_pixels: int | None = None
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Yield every `stride`-th frame of a video with its number, as (H, W, 3) RGB.
 
     Raises:
-        DataError: the file cannot be opened or holds no frame; after the last frame that can be
+        DataError: the file cannot be opened or holds no frame; its frames have more than
+            `max_pixels`; after the last frame that can be
             read, where others could not.
     """
     video = cv2.VideoCapture(opencv_name(path))
     number, read, last = 0, 0, -1  # frames that were tried, that are good, the last good one
     try:
+        sides = (video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        if max_pixels is not None and math.prod(sides) > max_pixels:
+            raise DataError(
+                f"{path}: frames of {math.prod(sides):,.0f} pixels, over max_pixels={max_pixels:,}"
+            )
         said = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
         # Damage in the middle is not the end.
         while (grabbed := video.grab()) or number < min(said, last + PATIENCE):

@@ -30,6 +30,7 @@ from visiontrain.data.own import OwnReader
 from visiontrain.data.registry import FORMATS
 from visiontrain.data.scan import decode_all
 from visiontrain.data.shard_images import ShardImages
+from visiontrain.data.shards import ShardReader
 from visiontrain.data.table import Table
 from visiontrain.data.tiles import tiled
 
@@ -190,6 +191,8 @@ def _opened(config: DataConfig, task: str | None) -> DataSpec:
         raise description.fail("format", f"got {kind!r}", f"one of {', '.join(FORMATS)}")
     _refuse_idle_keys(config, kind, description)
     reader = FORMATS[kind](description)
+    if isinstance(reader, ShardReader) and not reader.remote:
+        _refuse_idle(config, "shard_cache_gb", f"no tar of {description.where} lies at a URL")
     _check_task(task, reader, f"{description.where} ({kind})")
     key = "defaults" if reader.task == "detect" else "defaults_classify"
     defaults = description.values.get(key, {})
@@ -248,6 +251,8 @@ def _refuse_idle_keys(config: DataConfig, kind: str, description: Description) -
     """Refuse what only says something of shards where there are none."""
     for key in ("window", "shard_cache_gb") if kind != "shards" else ():
         _refuse_idle(config, key, f"{description.where} is {kind}, not shards")
+    if kind == "digits" and config.cache == "disk":
+        raise ConfigError(f"data.cache: disk, but {description.where} has no files; take ram")
 
 
 def _refuse_idle(config: DataConfig, key: str, reason: str) -> None:

@@ -58,6 +58,12 @@ class ShardReader:
         self.task, self.several = str(first.task), first.several
         self.notes = tuple(self._notes(first))
 
+    @property
+    def remote(self) -> bool:
+        """Tell whether something is read from a URL."""
+        places = (place for tars in self.splits.values() for place in tars)
+        return any(is_remote(place) for place in (*places, *self.indices.values()))
+
     def read(self, split: str, choice: Choice) -> Table:
         """Return the images of `split`; nothing is read but the index, where there is one."""
         table = self._usable(self._table(split))

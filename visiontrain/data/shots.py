@@ -73,7 +73,7 @@ class ShotReader:
                 images, row = item.scene
                 yield Shot(item, place, None, images.read(row))
             elif item.is_video:
-                for number, pixels in read_frames(item.path, self.stride):
+                for number, pixels in read_frames(item.path, self.stride, self.max_pixels):
                     yield Shot(item, place, number, pixels)
             else:
                 data = read_bytes(str(item.path))

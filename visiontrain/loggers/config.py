@@ -16,7 +16,9 @@ class LogConfig(Section):
     to: list[Literal["console", "tensorboard", "wandb"]] = Field(
         ["console"], description="loggers beside results.csv"
     )
-    every: int = Field(10, ge=1, description="steps between console updates")
+    every: int = Field(
+        10, ge=1, description="steps between console updates; loggers get a row per epoch"
+    )
     plots: bool = Field(True, description="draw plots and report.html")
     wandb_project: str = Field("visiontrain", description="wandb: project")
     wandb_mode: Literal["auto", "offline", "online", "disabled"] = Field(

@@ -380,7 +380,7 @@ def check_ranks(config: DDP, world: int, *, fixed: bool = True) -> None:
         ConfigError: naming the key.
     """
     inner = config.inner or config.processes
-    if config.topology == "hierarchical" and (inner == world or world % inner):
+    if config.topology == "hierarchical" and (inner in (1, world) or world % inner):
         raise ConfigError(
             f"strategy.topology: hierarchical with {world} processes in groups of {inner}; set "
             "strategy.inner to a divisor, or take flat"

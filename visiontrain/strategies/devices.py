@@ -12,6 +12,7 @@ from visiontrain.core.errors import ConfigError
 from visiontrain.strategies.config import (
     FSDP,
     Alone,
+    Client,
     Group,
     ParameterServer,
     Placement,
@@ -67,8 +68,9 @@ def settle(config: StrategyConfig, device: str) -> StrategyConfig:
             _refuse_mixed(config, device, found)
         if isinstance(config, ParameterServer):
             return _settle_workers(config, found)
-        if "," in device and isinstance(config, Single):
-            raise ConfigError(f"device: {device!r}; strategy=single takes one, or add strategy=ddp")
+        if "," in device and isinstance(config, Single | Client):
+            more = ", or add strategy=ddp" if isinstance(config, Single) else ""
+            raise ConfigError(f"device: {device!r}; strategy={config.kind} takes one{more}")
         if len(found) == 1 and isinstance(config, Placement):
             take = "0,1 or cpu,0" if torch.cuda.is_available() else "cpu,cpu: there is no GPU"
             raise ConfigError(f"device: {device!r}; strategy=placement takes several, as {take}")

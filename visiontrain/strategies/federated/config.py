@@ -150,6 +150,11 @@ def check_federated(config: Federated, epochs: int) -> None:
             "strategy.rounds"
         )
     asked, most = takers(config), config.min_fit
+    if config.fraction < 1 and asked == config.clients > 1:
+        raise ConfigError(
+            f"strategy.fraction: {config.fraction:g} of {config.clients} clients are all of them; "
+            f"take {1 - 1 / config.clients:.3g} or less, or leave it out"
+        )
     if most is not None and most > asked:
         raise ConfigError(f"strategy.min_fit: {most}; {asked} clients are asked in a round")
     least = least_updates(config)
