@@ -219,13 +219,13 @@ class LabelsEvaluator:
             }
             for k, name in enumerate(self._table.names)
         }
-        safe = scores.clip(1e-12, 1 - 1e-12)
-        loss = -np.where(wanted, np.log(safe), np.log1p(-safe))
+        # A class at a time: of many images and classes each copy of the scores is gigabytes.
+        loss = sum(_surprise(scores[:, k], wanted[:, k]) for k in range(scores.shape[1]))
         known = [row["map"] for row in each.values() if row["images"]]
         return {
             "map": float(np.mean(known)) if known else float("nan"),
             **_decided(said, wanted),
-            "loss": float(loss.mean()),
+            "loss": loss / scores.size,
             "per_class": each,
         }
 
@@ -249,6 +249,12 @@ def average_precision(scores: Floats, wanted: NDArray[np.bool_]) -> float:
     ends = np.append(np.diff(scores[order]) != 0, True)
     hits, taken = hits[ends], taken[ends]
     return float((np.diff(hits, prepend=0) * hits / taken).sum() / wanted.sum())
+
+
+def _surprise(scores: Floats, wanted: NDArray[np.bool_]) -> float:
+    """Return the sum of the binary cross-entropies of one class."""
+    safe = scores.clip(1e-12, 1 - 1e-12)
+    return -float(np.where(wanted, np.log(safe), np.log1p(-safe)).sum())
 
 
 def _decided(said: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> dict[str, float]:
