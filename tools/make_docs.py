@@ -36,6 +36,7 @@ from visiontrain.federated_config import USES as FEDERATED_USES
 from visiontrain.plan_config import OWN as PLANNED
 from visiontrain.plan_config import USES as PLAN_USES
 from visiontrain.plan_config import PlanConfig
+from visiontrain.planning import KNOWN
 from visiontrain.predict_config import PredictConfig
 from visiontrain.prepare import CLASSIFYING
 from visiontrain.recipe import USES, Run
@@ -66,7 +67,9 @@ ROOTS: dict[str, type[Section]] = {
 TYPED = USES | {
     "compare": COMPARE_USES,
     "data": SHARDING_USES,
-    "plan": PLAN_USES,
+    # Others may stand in a run's config.yaml, with their defaults.
+    "plan": [u for u in PLAN_USES if u != "strategy"]
+    + [f"strategy.{key}" for key in ("kind", *sorted(KNOWN - {"kind"}))],
 }  # what each verb may be told
 EXAMPLES = {
     "train": (
@@ -113,7 +116,10 @@ EXAMPLES = {
         "visiontrain compare out=runs/detect/compare resume=true",
     ),
 }
-MODES = {"val": SCORING}  # of training, where a verb takes but some
+MODES = {
+    "val": SCORING,
+    "plan": ("single", "ddp", "fsdp", "pipeline"),
+}  # of training, where a verb takes but some
 
 OWN = {  # rows that mean something else to a verb
     "check": {
@@ -222,6 +228,8 @@ def rows(
         field, kinds = field_of(root, key)
         if modes and key.startswith("strategy."):
             kinds = [k for k in kinds if kind_of(k) in modes]
+            if not kinds:
+                continue
         if key.endswith(".kind"):
             kinds = [k for k in kinds if kind_of(k) != KIND]  # an object cannot be typed
             kinds_of = "|".join(str(kind_of(k)) for k in kinds)

@@ -112,7 +112,10 @@ def predict(config: PredictConfig, say: Say, objects: Objects | None = None) -> 
     _tell(result, say if is_first() else lambda _: None)
     # Under a launcher, other machines may not see what the first process wrote.
     if folder.metrics.is_file() and not result.rows and not code:
-        raise DataError(f"source: nothing in {config.source!r} could be read; see the lines above")
+        first = f"; first: {result.unreadable[0]}" if result.unreadable else ""
+        raise DataError(
+            f"source: nothing in {config.source!r} could be read{first}; all: {folder.metrics}"
+        )
     return result
 
 

@@ -21,7 +21,7 @@ from visiontrain.core.config import build
 from visiontrain.core.durable import replace_file
 from visiontrain.core.errors import ConfigError, DataError
 from visiontrain.core.interfaces import VisionModel
-from visiontrain.core.own import refuse_missing
+from visiontrain.core.own import missing
 from visiontrain.data.defects import printable
 from visiontrain.data.open import open_dataset
 from visiontrain.data.partition import no_images
@@ -79,7 +79,8 @@ def agreed(config: ClientConfig, spec: Any) -> Run:
     own = {"data": config.data.model_dump(), "device": config.device, "out": config.out}
     run = build(Run, {**spec, **own, "ema": False})
     check_values(run)
-    refuse_missing(run, "visiontrain.train({})")
+    if missing(run):
+        raise ConfigError("federated: this server's run needs objects of Python, which none sends")
     if not isinstance(run.strategy, Federated) or run.strategy.rounds is None:
         raise ConfigError("strategy: a server whose run is not federated")
     kind, rounds = run.model.kind, run.strategy.rounds

@@ -244,7 +244,10 @@ def _settled(config: PlanConfig) -> Run:
         raise ConfigError(f"batch: {run.batch}; what fits differs from mode to mode, take a number")
     check_values(run)
     if not isinstance(run.strategy, Single | DDP | FSDP | Pipeline):
-        raise ConfigError(f"strategy: {run.strategy.kind}; plan counts with one device per process")
+        raise ConfigError(
+            f"strategy: {run.strategy.kind}; plan counts with one device per process, "
+            "take single, ddp, fsdp or pipeline"
+        )
     fields = type(run.strategy).model_fields
     # A run's config.yaml holds all keys, most of them as they are anyway.
     changed = {key for key, field in fields.items() if getattr(run.strategy, key) != field.default}

@@ -106,7 +106,8 @@ def settled(run: Run) -> Run:
     # A file that a validation left may name another split; training scores this one.
     run = settle_tree(merge(Run, base, given) | {"split": "val"})
     run = as_rounds(run, given)
-    refuse_missing(run, 'visiontrain.train("config.yaml", {})')
+    again = f"out={run.out!r}, resume=True" if run.resume else '"config.yaml"'
+    refuse_missing(run, f"visiontrain.train({again}, {{}})")
     run = with_batch(run)
     check_group(run)
     return run

@@ -127,6 +127,11 @@ def test_errors_are_one_line_with_where_what_and_what_would_do(words, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_choice_that_only_python_can_make_is_not_named():
+    with pytest.raises(ConfigError, match=r"^model.head: model=resnet_tiny has .* yolo_x has$"):
+        typed("model=resnet_tiny", "model.head=nms")
+
+
 def test_a_file_is_one_though_a_run_has_its_keys_in_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = Path("single-seed=0/config.yaml")

@@ -50,6 +50,11 @@ def test_without_val_some_of_each_class_are_held_out_and_more_files_change_few(t
     assert len(files(more) & files(val)) >= 2
 
 
+def test_a_plain_folder_is_told_what_a_split_looks_like(tmp_path):
+    spec = opened(classes(tmp_path / "set"), tmp_path / "cache")
+    assert spec.how_to_add("test") == "add a folder test/CLASS to it"
+
+
 @pytest.mark.parametrize(("share", "held"), [(0.3, 6), (0.01, 1)])
 def test_another_share_is_held_out_where_the_yaml_says_so(share, held, tmp_path):
     classes(tmp_path / "set")

@@ -127,6 +127,11 @@ def test_a_bad_description_is_one_clear_line(case, tmp_path):
     assert "data.yaml" in str(caught.value)
 
 
+def test_a_path_of_another_machine_is_not_looked_for_elsewhere(tmp_path):
+    with pytest.raises(DataError, match=r"nothing at /content/x; correct `path:`, or leave it out"):
+        described(tmp_path / "set", "path: /content/x\ntrain: a\nval: b\nnames: [cat]")
+
+
 def test_missing_data_is_a_data_error_that_says_where_it_looked(tmp_path):
     spec = described(tmp_path / "set", "train: gone\nval: images/val\nnames: [cat, dog]")
     with pytest.raises(DataError, match=ONE_LINE) as caught:

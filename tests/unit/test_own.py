@@ -278,6 +278,22 @@ def test_a_function_is_a_logger():
         build_loggers(LogConfig(to=[], own=named("logger", [1])))
 
 
+def test_a_logger_needs_a_name_and_may_have_no_state(tmp_path):
+    class Plain(vt.Logger):
+        def log(self, row, step):
+            pass
+
+    nameless = Plain()
+    with pytest.raises(ConfigError, match=r"the methods of visiontrain\.Logger and a name$"):
+        build_loggers(LogConfig(to=[], own=named("logger", nameless)))
+    nameless.name = "plain"
+    *_, logger = build_loggers(LogConfig(to=[], own=named("logger", nameless)))
+    logger.start({}, tmp_path)
+    logger.log({}, 1)
+    assert logger.state() == {}
+    assert logger.on
+
+
 def test_a_logger_of_the_users_keeps_its_state_under_a_name_of_its_own():
     with pytest.raises(ConfigError, match="has the name 'csv', as one of visiontrain's; give"):
         build_loggers(LogConfig(to=[], own=named("logger", CsvLogger())))

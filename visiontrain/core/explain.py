@@ -109,6 +109,7 @@ def _of_another_kind(root: type[Section], tree: Mapping[str, Any], where: str) -
         return no_such_key(root, where)
     kinds = sections(annotation_of(root, parent))
     having = [str(kind_of(k)) for k in kinds if last in k.model_fields]
+    having = [kind for kind in having if kind != "object"]  # only Python can give one
     now = _look(tree, parent)["kind"]
     return f"{where}: {parent}={now} has no such key; {parent}={' or '.join(having)} has"
 

@@ -63,8 +63,10 @@ class RamCache:
         try:
             self.pixels = np.empty(total, np.uint8)
         except MemoryError as error:
+            other = "disk" if isinstance(source, FileImages | ShardImages) else "none"
             raise DataError(
-                f"data.cache=ram: {total / 2**30:.1f} GiB do not fit in memory; use data.cache=disk"
+                f"data.cache=ram: {total / 2**30:.1f} GiB do not fit in memory; use "
+                f"data.cache={other}"
             ) from error
         self.good = np.zeros(len(source), np.bool_)
         for row in range(len(source)):

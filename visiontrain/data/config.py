@@ -48,7 +48,10 @@ class DataConfig(Section):
     cache: Literal["none", "ram", "disk"] = Field(
         "none", description="keep decoded images in memory, or in a file outside your data"
     )
-    cache_dir: str | None = Field(None, description="where cache=disk writes; default: user cache")
+    cache_dir: str | None = Field(
+        None,
+        description="folder of cache=disk, scanned headers and copied tars; default: user cache",
+    )
     window: int = Field(
         16, ge=1, description="shards: how many are read at a time, in each a part of the epoch"
     )

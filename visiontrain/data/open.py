@@ -117,6 +117,11 @@ class DataSpec:
         """Return what would give the data set a split that it lacks."""
         if self.config.own is not None:
             return f"give Data({split}=...)"
+        if not str(self.source).endswith((".yaml", ".yml")) and self.source not in shipped_sets():
+            if self.format == "folder" and not (self.root / "data.yaml").is_file():
+                return f"add a folder {split}/CLASS to it"
+            if self.source.endswith(".json"):
+                return f"name it as `{split}:` in a YAML with `format: coco`"
         listed = f"ImageSets/Main/{split}.txt, or " if self.format == "voc" else ""
         return f"add {listed}`{split}:` to the data set's YAML"
 

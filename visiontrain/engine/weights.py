@@ -231,9 +231,11 @@ def start_from(
         else:
             result[key] = theirs.to(mine.dtype)
     if len(left) == len(own):
+        kind = weights.meta.model.get("kind")
+        advice = "a model of Python, pass it as model=" if kind == "object" else f"model={kind}"
         raise CheckpointError(
             f"weights: not one of {len(weights.tensors)} tensors fits this model; the file holds "
-            f"{weights.meta.model.get('kind')}, set model to it"
+            f"{advice}"
         )
     said = f"class rows by name for {len(shared)} of {len(names)} classes"
     # Their width follows the number of classes.

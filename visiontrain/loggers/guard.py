@@ -61,7 +61,7 @@ class Guarded:
             call()
             state = self.logger.state()
             json.dumps(state)  # a checkpoint holds it
-            self._state = state
+            self._state = state or {}  # None of methods that only pass
         except Exception as error:  # noqa: BLE001 - whatever a tracker raises, training goes on
             self.on = False
             reason = " ".join(str(error).split()) or "no reason given"

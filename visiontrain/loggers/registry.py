@@ -47,7 +47,7 @@ def own_logger(own: Own) -> Logger:
     Raises:
         ConfigError: it is neither, or has a name that is taken.
     """
-    if isinstance(own.value, Logger):
+    if isinstance(own.value, Logger) and isinstance(getattr(own.value, "name", None), str):
         if own.value.name in LOGGERS:  # a checkpoint keeps each one's state under its name
             raise ConfigError(
                 f"logger: {own.ref} has the name {own.value.name!r}, as one of visiontrain's; "
@@ -58,7 +58,7 @@ def own_logger(own: Own) -> Logger:
         return FunctionLogger(own.value)
     raise ConfigError(
         f"logger: {own.ref}; pass a function of (row, step), or an object with the methods of "
-        "visiontrain.Logger"
+        "visiontrain.Logger and a name"
     )
 
 

@@ -95,7 +95,8 @@ class Deployment:
         if len(clients) < self._config.clients:
             raise ConfigError(
                 f"strategy.clients: {self._config.clients}, but {len(clients)} are registered in "
-                f"{self._keys}; add theirs with `visiontrain federated register key=FILE.pub`"
+                f"{self._keys}; add theirs with `visiontrain federated register key=FILE.pub "
+                f"keys={self._keys}`"
             )
         self._refuse_taken()
         path = str(self._scratch / "relay")
