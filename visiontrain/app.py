@@ -69,6 +69,7 @@ from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.config import Client
 from visiontrain.strategies.devices import started_by
 from visiontrain.strategies.federated.config import Federated
+from visiontrain.strategies.handover import on_cpu
 from visiontrain.strategies.registry import build_strategy
 from visiontrain.strategies.remote import Remote
 from visiontrain.tasks.config import DetectConfig
@@ -204,7 +205,7 @@ def build_learner(
 def remote_of(run: Run, place: Place, *, traced: bool = False) -> Remote:
     """Return what processes are told that a mode starts itself, as far as it is known."""
     scratch = None if traced else folder_of(run).servers
-    text, objects = run.model_dump_json(), objects_of(run)
+    text, objects = run.model_dump_json(), {k: on_cpu(v) for k, v in objects_of(run).items()}
     return Remote(text, "visiontrain.worker", scratch, objects, place.device.type, traced)
 
 

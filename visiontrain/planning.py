@@ -39,7 +39,7 @@ from visiontrain.strategies.config import (
     StrategyConfig,
 )
 from visiontrain.strategies.cuts import starts
-from visiontrain.strategies.devices import devices, settle
+from visiontrain.strategies.devices import devices, let_go, settle
 from visiontrain.strategies.environment import launched
 from visiontrain.strategies.forecast import Facts, Forecast
 from visiontrain.strategies.live import LiveBytes
@@ -295,6 +295,7 @@ def weigh_mode(run: Run, mode: StrategyConfig) -> list[Weighed]:
     """
     device = run.device if isinstance(mode, Group) else run.device.split(",")[0]
     mode = settle(mode, device)
+    let_go()
     run = run.model_copy(update={"strategy": mode, "device": device})
     entry = importlib.import_module(WORKER).weighed
     with tempfile.TemporaryDirectory(prefix="visiontrain-") as folder:
@@ -318,6 +319,8 @@ def weigh(job_json: str, place: Place, objects: Objects) -> int:
             if number == STEPS // 2:
                 live.restart()
                 forget_peak()
+                if place.device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(place.device)
             before = learner.strategy.bytes_sent
             for batch in step.micro_batches:
                 live.add(getattr(batch, name) for name in Batch.__slots__)

@@ -99,7 +99,8 @@ class Run(Section):
     )
     imgsz: int = Field(640, ge=32, multiple_of=32, description="side of the square input, pixels")
     precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on GPUs that have it, fp32 elsewhere"
+        "auto",
+        description="auto: bf16 on GPUs that have it, fp32 elsewhere; GPUs convolve fp32 in TF32",
     )
     device: str = Field("auto", description="auto, cpu, cuda, or GPU numbers such as 0,1")
     ema: bool = Field(True, description="evaluate and save averaged weights")

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-from visiontrain.core.errors import ConfigError
+from visiontrain.core.errors import ConfigError, OutOfMemoryError
 from visiontrain.core.seed import seed_model
 from visiontrain.data.config import sides
 from visiontrain.data.open import open_dataset
@@ -17,7 +17,7 @@ from visiontrain.models.registry import build_model, check_input
 from visiontrain.recipe import Run
 from visiontrain.strategies.config import Pipeline, StrategyConfig, check_pipeline
 from visiontrain.strategies.cuts import anything, balance, starts
-from visiontrain.strategies.devices import devices, threads, world
+from visiontrain.strategies.devices import devices, let_go, threads, world
 from visiontrain.strategies.forecast import Facts, Flow, flow_of, pipeline, staged
 from visiontrain.strategies.precision import LOWER, Precision
 from visiontrain.strategies.profile import BlockCost, measure, recomputed
@@ -91,24 +91,24 @@ def facts_of_blocks(run: Run) -> Facts:
     micro = max(run.accumulate, world(config) // config.data_parallel)
     images = max(2, min(IMAGES, run.batch // (micro * config.data_parallel)))
     device, side = devices(run.device)[0], max(sides(run.imgsz, run.augment))
+    precision = Precision(run.precision, device)
     before = torch.get_num_threads()
     torch.set_num_threads(threads(config))
     try:
-        seed_model(run.seed)
-        model = build_model(run.model, classes_of(run), run.task.kind)
-        model.freeze(run.freeze)
-        precision = Precision(run.precision, device)
-        model.to(device, precision.weights).train()
-        pixels = torch.rand(images, 3, side, side, device=device)
-        with precision.autocast(device):
-            costs = measure(model, pixels.to(precision.images).contiguous())
+        costs = _costs(run, precision, device, (images, 3, side, side))
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"strategy.stages: auto, but {device} has no room to measure all blocks; name the "
+            "first block of each stage but the first"
+        ) from error
     finally:
         torch.set_num_threads(before)
+        let_go()
     return Facts(
         costs=recomputed(costs) if run.recompute else costs,
         images=images,
         loss=0,
-        image=pixels[0].numel() * precision.images.itemsize,
+        image=3 * side * side * precision.images.itemsize,
         states=2.0 if kind_of(run.optim) == "adamw" else 1.0,
         average=run.ema,
         recompute=run.recompute,
@@ -116,6 +116,19 @@ def facts_of_blocks(run: Run) -> Facts:
         accumulate=run.accumulate,
         gather=0.5 if precision.kind in LOWER else 1.0,
     )
+
+
+def _costs(
+    run: Run, precision: Precision, device: torch.device, shape: tuple[int, int, int, int]
+) -> list[BlockCost]:
+    """Measure a run's blocks on pictures (B, 3, S, S)."""
+    seed_model(run.seed)
+    model = build_model(run.model, classes_of(run), run.task.kind)
+    model.freeze(run.freeze)
+    model.to(device, precision.weights).train()
+    pixels = torch.rand(shape, device=device)
+    with precision.autocast(device):
+        return measure(model, pixels.to(precision.images).contiguous())
 
 
 def classes_of(run: Run) -> int:

@@ -25,6 +25,7 @@ from visiontrain.strategies.remote import Remote
 from visiontrain.strategies.tensor_message import Bytes
 
 CPU_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in RuntimeErrors
+GPU_MEMORY = ("status_alloc_failed",)  # of libraries beside torch's allocator
 
 
 def main(run_json: str, place: Place, objects: Objects = NONE) -> int:
@@ -137,7 +138,7 @@ def fitting(what: str, less: str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         sure = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not sure and not any(text in str(error).lower() for text in CPU_MEMORY):
+        if not sure and not any(text in str(error).lower() for text in (*CPU_MEMORY, *GPU_MEMORY)):
             raise
         raise OutOfMemoryError(f"batch: {what} do not fit in memory; {less}") from error
 

@@ -15,7 +15,8 @@ import torch
 from memory import memory_table
 
 from visiontrain.core.errors import DataError
-from visiontrain.core.types import Item
+from visiontrain.core.own import Own
+from visiontrain.core.types import Item, Sample
 from visiontrain.data.collate import collate
 from visiontrain.data.config import AugmentConfig, NoAugment
 from visiontrain.data.dataset import EvalSet, TrainSet
@@ -40,6 +41,16 @@ def train_set(*, epochs=1, augment=None, **choices):
     return TrainSet(table, SIDE, augment or AugmentConfig(), seed=5, epochs=epochs)
 
 
+def of_main():
+    """Return a function as of a script, which a loader that begins anew cannot import."""
+
+    def sevens(sample, random):
+        return Sample(np.full((SIDE, SIDE, 3), 7, np.uint8), sample.classes, sample.boxes)
+
+    sevens.__module__, sevens.__qualname__ = "__main__", "sevens"
+    return Own("__main__:sevens", sevens)
+
+
 def contents(steps):
     return [
         (step.step, batch.ids.tolist(), batch.images.numpy().tobytes(), batch.targets.tolist())
@@ -56,6 +67,10 @@ def test_the_same_where_processes_start_from_nothing(monkeypatch):
     multiprocessing.set_start_method("spawn", force=True)
     try:
         assert contents(train_steps(train_set(), plan, 0)) == here
+        assert resolve_workers("auto", 1) == 0  # each would hold all pictures anew
+        plain = TrainSet(train_set().table, SIDE, NoAugment(own=of_main()), seed=5, epochs=1)
+        step = next(train_steps(plain, plan, 0))
+        assert (step.micro_batches[0].images == 7).all()
     finally:
         multiprocessing.set_start_method(default, force=True)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -12,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import cloudpickle
 import cv2
 import torch
 from torch import Tensor
@@ -134,6 +137,8 @@ def resolve_workers(workers: int | Literal["auto"], processes: int) -> int:
     """
     if workers != "auto":
         return workers
+    if _start_method() != "fork":  # each would have pictures of its own, and run scripts again
+        return 0
     cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
     return 0 if cores <= 2 else min(8, max(1, cores // processes - 1))
 
@@ -169,10 +174,22 @@ def _load(dataset: Dataset[Any], keys: Iterator[Any], workers: int) -> Iterator[
         collate_fn=_unchanged,
         worker_init_fn=_start_worker,
         prefetch_factor=2 if workers else None,
+        multiprocessing_context=_start_method() if workers else None,
     )
     with _sigterm_held():
         answers = iter(loader)
     return _items(answers)
+
+
+def _start_method() -> str:
+    """Return how loaders start: by fork on Linux, also where newer Pythons do not by themselves.
+
+    They share decoded pictures then, and functions of scripts and notebooks are there.
+    """
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    if sys.platform == "linux" and chosen != "spawn":
+        return "fork"
+    return chosen or multiprocessing.get_start_method()
 
 
 @contextmanager
@@ -211,6 +228,13 @@ class _Answers(Dataset[Any]):
         except VisiontrainError as error:
             return error
 
+    def __getstate__(self) -> bytes:
+        # To a process that is not forked: functions of a script or notebook go with their code.
+        return cloudpickle.dumps(self.dataset)
+
+    def __setstate__(self, state: bytes) -> None:
+        self.dataset = pickle.loads(state)  # noqa: S301 - of the process that started this one
+
 
 class _Keys:
     """An iterator as the one-time sampler that DataLoader wants."""
@@ -246,6 +270,8 @@ def _start_worker(worker: int) -> None:
 
 def _obey_parent() -> None:
     """End on SIGTERM from the training process; one from elsewhere is for that to answer."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    training = multiprocessing.parent_process()  # whose child it is may be a fork server's
+    number = os.getppid() if training is None else training.pid
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != number:
         pass
     os._exit(0)

@@ -68,7 +68,8 @@ class Meter:
         """Take one step's terms; what is not finite is left out."""
         if terms.keys() != set(self._names):  # at first, and where a run goes on with another loss
             self._start(tuple(terms))
-        values = torch.stack([terms[name] for name in self._names]).double()
+        # Of parameter servers and clients terms come on the CPU, wherever this process computes.
+        values = torch.stack([terms[name] for name in self._names]).double().to(self._device)
         finite = torch.isfinite(values)
         self._sums += torch.stack([values.where(finite, 0.0), finite.double()])
 

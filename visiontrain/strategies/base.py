@@ -16,6 +16,7 @@ from visiontrain.core.seed import seed_model
 from visiontrain.core.types import Batch, Loss, Outcome, Piece, Place
 from visiontrain.data.loader import Step
 from visiontrain.strategies.precision import Precision
+from visiontrain.strategies.synced import join_without_images
 
 NamedParts = Mapping[str, Mapping[str, Tensor]]  # model, ema and optimizer: tensors by name
 DROPPED = (
@@ -69,6 +70,7 @@ class Strategy:
         """
         if is_synced(module) and device.type == "cpu":
             raise ConfigError("model.norm: sync on the CPU; torch has it for GPUs, take group")
+        join_without_images(module)
         module.to(device, self.precision.weights)
 
     def local(self, tensor: Tensor) -> Tensor:

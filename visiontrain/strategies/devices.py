@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from socket import gethostname
 from typing import TypeVar
@@ -194,3 +195,13 @@ def _as_told(config: G, told: Launched) -> G:
             "processes again (torchrun: --max-restarts), leave it out"
         )
     return config.model_copy(update={"processes": here})
+
+
+def let_go() -> None:
+    """Give back the GPU memory of what is no longer used: other processes share the GPUs.
+
+    Models and what trains them refer to each other, so that they stay until they are looked for.
+    """
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
+from torch import nn
 
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.explain import short
@@ -27,7 +30,7 @@ def hand_over(objects: Objects, folder: Path) -> None:
     for key, value in objects.items():
         with (folder / f"{FILE}{key}").open("wb") as file:
             try:
-                cloudpickle.dump(value, file)
+                cloudpickle.dump(on_cpu(value), file)
             except OSError:  # of the disk
                 raise
             except Exception as error:
@@ -35,6 +38,16 @@ def hand_over(objects: Objects, folder: Path) -> None:
                     f"{ARGUMENTS[key]}: {short(str(error))}; other processes need a copy of it: "
                     "open files, locks and the like where they are used"
                 ) from error
+
+
+def on_cpu(value: Any) -> Any:
+    """Return a module's copy on the CPU: others may have no such GPU, or share it."""
+    if not isinstance(value, nn.Module):
+        return value
+    tensors = (*value.parameters(), *value.buffers())
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return value
+    return copy.deepcopy(value).cpu()
 
 
 def handed_over(folder: Path) -> Objects:

@@ -35,7 +35,7 @@ from visiontrain.strategies.config import (
     Placement,
     StrategyConfig,
 )
-from visiontrain.strategies.devices import devices, threads
+from visiontrain.strategies.devices import devices, let_go, threads
 from visiontrain.strategies.environment import LOOPBACK, cpu_threads, launched
 from visiontrain.strategies.handover import hand_over, handed_over
 from visiontrain.strategies.meeting import located
@@ -78,7 +78,11 @@ def run(
     """
     if isinstance(config, Alone):
         *before, last = devices(device) if isinstance(config, Placement) else devices(device)[:1]
-        return entry(run_json, Place(last, before=tuple(before)), objects)
+        try:
+            return entry(run_json, Place(last, before=tuple(before)), objects)
+        finally:
+            let_go()
+    let_go()
     told = located()
     if told is not None:
         count = config.threads or cpu_threads(told.local_world or told.world)

@@ -255,7 +255,7 @@ class Driver(Strategy):
             held = trained_in(self._learner, names)
             message = self.calls.insist(number, "gradients")
             for name, gradient in unpack(message, Schema.of(held))[0].items():
-                held[name].grad = gradient
+                held[name].grad = gradient.to(held[name].device)
 
     def gather(self, rows: Tensor) -> Tensor:
         """Add what workers told of the images they saw, once if they were seen again."""

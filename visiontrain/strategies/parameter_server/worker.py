@@ -91,7 +91,7 @@ class Elastic(Strategy):
         """Wait for nobody; the first weights are the center's."""
         learner.samples, learner.step, self._images = self.talk.start(unit), unit.step, images
         if not self._center:
-            self._center = self.talk.pull()
+            self._center = self._pulled(learner)
             for name, value in self._center.items():
                 learner.live[name].copy_(value)
 
@@ -111,9 +111,14 @@ class Elastic(Strategy):
             self._since = (0, 0)
         return norm
 
+    def _pulled(self, learner: Updatable) -> dict[str, Tensor]:
+        """Read the center, which comes on the CPU."""
+        center = self.talk.pull()
+        return {name: value.to(learner.live[name].device) for name, value in center.items()}
+
     @torch.no_grad()
     def _meet(self, learner: Updatable, slot: Slot, norm: float) -> None:
-        self._center |= self.talk.pull()
+        self._center |= self._pulled(learner)
         way = {n: self._pull * (learner.live[n] - value) for n, value in self._center.items()}
         for name, part in way.items():
             learner.live[name].sub_(part)
