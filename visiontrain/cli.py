@@ -114,7 +114,8 @@ def _check(words: Sequence[str]) -> int:
 
     task = run.task.kind if "task" in run.model_fields_set else None
     spec = open_dataset(run.data, task)
-    if spec.task == "classify" and "imgsz" in run.model_fields_set:
+    typed = [word.lstrip("-").partition("=")[0] for word in words]
+    if spec.task == "classify" and "imgsz" in typed:  # of a preset it says nothing, either
         raise ConfigError(f"imgsz: {run.imgsz}; of whole images no box is small, leave it out")
     advised = spec.defaults.get("imgsz", run.imgsz)
     imgsz = run.imgsz if "imgsz" in run.model_fields_set else advised

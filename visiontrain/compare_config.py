@@ -147,6 +147,8 @@ def run_of(config: CompareConfig, mode: Mode, changes: Mapping[str, Any]) -> Run
     given = config.model_dump(exclude_unset=True, exclude={*OWN, *FOLDER, "strategy"})
     if isinstance(mode.strategy, Single | Client) and "," in config.device:
         given["device"] = config.device.partition(",")[0]  # of those that all share
+    if isinstance(mode.strategy, Federated | Client):  # who deal images out know no windows
+        given.get("data", {}).pop("window", None)
     return build(Run, merge(Run, given, mode.keys) | {"strategy": strategy, **changes})
 
 

@@ -247,7 +247,7 @@ def join_server(config: ClientConfig, say: Say) -> int:
     if config.data.cache == "ram":
         raise ConfigError(
             "data.cache: ram at a client, whose process ends with each answer and the cache with "
-            "it; take disk"
+            "it; take disk or none"
         )
     spec = open_dataset(config.data)
     spec.table("train")

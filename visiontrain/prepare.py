@@ -107,6 +107,7 @@ def settled(run: Run) -> Run:
     run = settle_tree(merge(Run, base, given) | {"split": "val"})
     run = as_rounds(run, given)
     again = f"out={run.out!r}, resume=True" if run.resume else '"config.yaml"'
+    again = again.replace("{", "{{").replace("}", "}}")
     refuse_missing(run, f"visiontrain.train({again}, {{}})")
     run = with_batch(run)
     check_group(run)

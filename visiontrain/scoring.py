@@ -103,6 +103,8 @@ def _data_as_trained(before: Tree, new: Tree, run: Run, meta: WeightsMeta) -> Tr
         found = {}  # what it says, such as a cap, is meant for other data
     else:
         found = dict(before)
+    if run.split == "train":
+        found.pop("val_images", None)
     if found.get("cache") == "ram":  # which pays from a second epoch on
         del found["cache"]
     if meta.tile is not None:

@@ -56,7 +56,8 @@ def _has_body(weights: Weights, model: VisionModel) -> bool:
     """Tell whether a file has something for what may come pretrained: a head alone has not."""
     mine = {n: t for n, t in model.state_dict().items() if n.startswith(model.body)}
     return not mine or any(
-        n in weights.tensors and weights.tensors[n].shape == t.shape for n, t in mine.items()
+        t.ndim > 1 and n in weights.tensors and weights.tensors[n].shape == t.shape
+        for n, t in mine.items()
     )
 
 

@@ -128,6 +128,8 @@ def test_a_validation_takes_any_batch(tmp_path):
         from_keys(Run, {"weights": tmp_path / "run", "batch": -1, "out": tmp_path / "val"})
     )
     assert run.batch == 4  # that of the run, which fits
+    keys = {"weights": tmp_path / "run", "split": "train", "out": tmp_path / "seen"}
+    assert prepare_validation(from_keys(Run, keys)).data.val_images is None  # says nothing there
     keys = {"weights": tmp_path / "run", "split": "train", "data.val_images": 2}
     with pytest.raises(ConfigError, match=r"data.val_images: 2 with split=train, of which it caps"):
         prepare_validation(from_keys(Run, {**keys, "out": tmp_path / "other"}))

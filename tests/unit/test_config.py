@@ -132,6 +132,11 @@ def test_a_choice_that_only_python_can_make_is_not_named():
         typed("model=resnet_tiny", "model.head=nms")
 
 
+def test_an_object_that_is_typed_is_told_where_it_belongs():
+    with pytest.raises(ConfigError, match=r"^model.own: an object of yours; pass it in Python"):
+        typed("model.own=x")
+
+
 def test_a_file_is_one_though_a_run_has_its_keys_in_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = Path("single-seed=0/config.yaml")

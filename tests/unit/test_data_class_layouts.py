@@ -294,7 +294,7 @@ def test_a_csv_of_another_encoding_is_named_in_any_split(tmp_path):
 
 
 def test_a_column_of_which_no_image_of_train_has_a_1_is_a_class_all_the_same(tmp_path):
-    text = "image,cat,dog,rare\ntrain/a.jpg,1,0,0\ntrain/b.jpg,0,1,0\n"
+    text = "image,cat,dog,rare,notes\ntrain/a.jpg,1,0,0,\ntrain/b.jpg,0,1,0,\n"
     spec = rewritten(tmp_path, text)
     assert spec.names == ("cat", "dog", "rare")
     (tmp_path / "set/val.csv").write_text("image,cat,dog,rare\nval/a.jpg,0,0,1\n")

@@ -10,6 +10,7 @@ from visiontrain.core.errors import DataError, FetchError
 from visiontrain.data import reader
 from visiontrain.data.header import ImageError
 from visiontrain.data.reader import Reader
+from visiontrain.data.views import squares
 
 PICTURES = [np.full((4, 4, 3), k, np.uint8) for k in range(8)]
 
@@ -17,10 +18,10 @@ PICTURES = [np.full((4, 4, 3), k, np.uint8) for k in range(8)]
 class Failing(MemoryImages):
     """The system gives no image as often as `left` says."""
 
-    left, code = 0, errno.EIO
+    left, code, only = 0, errno.EIO, None  # times, why, and of which row; None: of any
 
     def read(self, row):
-        if self.left:
+        if self.left and self.only in (None, row):
             self.left -= 1
             cause = OSError(self.code, "of the system")
             raise ImageError(f"picture {row}", "corrupt-image", "cannot be read") from cause
@@ -52,6 +53,29 @@ def test_one_that_stays_away_is_passed_over_this_time_alone(images):
     source.left = 4  # two after each other, but others between
     assert found.read(5) is None
     assert found.refused == 1
+
+
+def test_a_bad_sector_is_waited_for_twice_and_then_remembered(images):
+    found, source, waited = images
+    for _ in range(2):
+        assert found.read(2) is not None
+        source.left = 4
+        assert found.read(5) is None
+    assert found.bad == {5}
+    assert len(waited) == 6
+    assert found.read(5) is None
+    assert len(waited) == 6
+
+
+def test_a_picture_that_is_withheld_at_first_is_no_grey_one(images):
+    _, source, _ = images
+    table = memory_table(PICTURES)
+    object.__setattr__(table, "images", source)
+    source.left, source.only = 4, 3
+    pixels, rows = squares(table, 4)
+    assert source.left == 0
+    assert rows.tolist() == list(range(8))
+    assert pixels[:, 0, 0, 0].tolist() == list(range(8))
 
 
 def test_many_in_a_row_end_the_run_instead_of_being_replaced(images):

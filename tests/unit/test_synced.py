@@ -42,3 +42,11 @@ def test_modules_on_the_cpu_are_handed_over_as_they_are():
     model = nn.Linear(2, 2)
     assert on_cpu(model) is model
     assert on_cpu("text") == "text"
+
+
+def test_a_module_elsewhere_is_handed_over_as_a_copy_on_the_cpu(monkeypatch):
+    model = nn.Linear(2, 2, device="meta")  # as a GPU's, which is not here
+    monkeypatch.setattr(nn.Module, "cpu", lambda self: self.to_empty(device="cpu"))
+    copied = on_cpu(model)
+    assert copied.weight.device.type == "cpu"
+    assert model.weight.device.type == "meta"

@@ -110,6 +110,8 @@ def _of_another_kind(root: type[Section], tree: Mapping[str, Any], where: str) -
     kinds = sections(annotation_of(root, parent))
     having = [str(kind_of(k)) for k in kinds if last in k.model_fields]
     having = [kind for kind in having if kind != "object"]  # only Python can give one
+    if not having:
+        return f"{where}: an object of yours; pass it in Python, see docs/api.md"
     now = _look(tree, parent)["kind"]
     return f"{where}: {parent}={now} has no such key; {parent}={' or '.join(having)} has"
 

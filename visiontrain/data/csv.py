@@ -185,9 +185,13 @@ def _left_out(path: Path, names: Sequence[str] | None) -> str:
 
 
 def _columns(path: Path) -> list[str]:
-    """Return the classes that have a column each."""
+    """Return the classes that have a column each, in which something stands."""
     head = _head_of(path)
-    return [] if head.label is not None else [head.names[k] for k in head.classes(None)]
+    if head.label is not None:
+        return []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = [cells for _, cells in _cells(path, file) if cells][1:]
+    return [head.names[k] for k in head.classes(None) if any(cells[k].strip() for cells in rows)]
 
 
 def _head_of(path: Path) -> Head:

@@ -115,7 +115,8 @@ class Description:
         source = f"get it from {' '.join(url.split())}, " if isinstance(url, str) else ""
         advice = "put it in ./datasets, or point $VISIONTRAIN_DATASETS at the folder that holds it"
         if here.is_absolute():  # as of the machine that the YAML comes from
-            advice = f"correct `{key}:`, or leave it out where the data lie beside the YAML"
+            advice = f"correct `{key}:`"
+            advice += ", or leave it out where the data lie beside the YAML" * (key == "path")
         raise DataError(f"{self.where}: {key}: nothing at {listed}; {source}{advice}")
 
     def root(self) -> Path:

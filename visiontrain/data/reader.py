@@ -39,22 +39,25 @@ class Reader:
     bad: set[int] = field(default_factory=set)
     reason: str = ""  # why the last of these cannot be read
     refused: int = 0  # how many in a row the system did not give
+    withheld: set[int] = field(default_factory=set)  # rows that it did not give once
 
     def read(self, row: int) -> Pixels | None:
-        """Return image `row`, or None when it cannot be read; said once per process.
+        """Return image `row`, or None when it cannot be read; of damage said once per process.
 
-        What the system does not give is asked for again for 20 s, and not remembered.
+        What the system does not give is asked for again for 20 s, and remembered if it does not
+        give it a second time while it gives others: a bad sector looks like a mount that is away.
 
         Raises:
             FetchError: it did not give LIMIT images in a row.
         """
         if row in self.bad:
             return None
+        reason = ""
         for pause in (*PAUSES, None):
             try:
                 image = self.table.images.read(row)
             except DataError as error:
-                self.reason = str(error)
+                self.reason = reason = str(error)
                 if not _passing(error):
                     self.bad.add(row)
                     break
@@ -64,11 +67,14 @@ class Reader:
                 self.refused = 0
                 return image
         else:
+            if row in self.withheld and not self.refused:
+                self.bad.add(row)
+            self.withheld.add(row)
             self.refused += 1
-        _warn("%s", self.reason)
+        _warn("%s", reason)
         if self.refused >= LIMIT:
             raise FetchError(
-                f"{self.reason}; so are {LIMIT} images in a row after {sum(PAUSES):.0f} s each; "
+                f"{reason}; so are {LIMIT} images in a row after {sum(PAUSES):.0f} s each; "
                 "when the disk or the network is there again, go on with resume=true"
             )
         return None

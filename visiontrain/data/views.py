@@ -134,7 +134,8 @@ def squares(table: Table, side: int) -> tuple[Pixels, Rows]:
     rows = np.arange(len(table))
     if not good.all():
         for row in np.flatnonzero(~good):
-            rows[row] = reader.readable(int(row))[0]
+            rows[row], image = reader.readable(int(row))  # itself, if it was withheld before
+            pixels[rows[row]] = centre(image, side)
     return pixels, rows
 
 

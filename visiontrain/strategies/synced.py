@@ -20,9 +20,11 @@ class Joining(nn.SyncBatchNorm):
         if not self.training or len(input):
             return super().forward(input)
         wide = input.to(torch.promote_types(input.dtype, torch.float32))
+        if not self.affine:
+            return super().forward(wide)
         # Empty, so that it adds nothing; through it all parameters get a gradient, which is 0.
-        touched = wide * self.weight[:, None, None] + self.bias[:, None, None]
-        return super().forward(wide) + touched
+        shape = (1, -1, *(1 for _ in wide.shape[2:]))
+        return super().forward(wide) + wide * self.weight.view(shape) + self.bias.view(shape)
 
 
 def join_without_images(model: nn.Module) -> None:
