@@ -38,7 +38,8 @@ from visiontrain.core.shipped import shipped  # noqa: E402
 from visiontrain.core.types import Place  # noqa: E402
 from visiontrain.engine.step import train_step  # noqa: E402
 from visiontrain.prepare import below  # noqa: E402
-from visiontrain.recipe import Run, check_values  # noqa: E402
+from visiontrain.recipe import Run  # noqa: E402
+from visiontrain.run_checks import check_values  # noqa: E402
 from visiontrain.staging import facts_of_blocks, with_stages  # noqa: E402
 from visiontrain.strategies import launch  # noqa: E402
 from visiontrain.strategies.devices import settle  # noqa: E402

@@ -56,7 +56,7 @@ from visiontrain.prepare import (
     folder_of,
     write_config,
 )
-from visiontrain.recipe import Run
+from visiontrain.recipe import Run, scored_at_once
 from visiontrain.report.results import (
     TRAIN_BATCHES,
     Scored,
@@ -275,9 +275,9 @@ def score_set(
     run: Run, learner: Scorable, data: Scoring, asked: Callable[[], bool] | None = None
 ) -> Evaluation:
     """Score the learner on a data set, unless `asked` says to stop. Collective."""
-    place = learner.strategy.place
-    # Each process holds a whole batch here, of which training takes a part at a time.
-    batch = -(-run.batch // run.accumulate)
+    place, batch = learner.strategy.place, run.batch
+    if not isinstance(learner, Trained):  # a validation was told how many at a time
+        batch = scored_at_once(run.batch, run.accumulate, run.imgsz)
     batches = eval_batches(data, batch, place.shard, loaders(run, place))
     evaluator = EVALUATORS[run.task.kind](data.table)
     return evaluate(learner, batches, evaluator, asked, data.merge)

@@ -27,7 +27,8 @@ from visiontrain.data.open import open_dataset
 from visiontrain.data.partition import no_images
 from visiontrain.federated_config import EVERY, ClientConfig
 from visiontrain.models.registry import build_model
-from visiontrain.recipe import Run, check_values
+from visiontrain.recipe import Run
+from visiontrain.run_checks import check_values
 from visiontrain.strategies.devices import devices
 from visiontrain.strategies.federated.config import KEPT, Federated, takers
 from visiontrain.strategies.federated.flower_environment import flower_environment

@@ -26,8 +26,9 @@ from visiontrain.extrapolation import extrapolate, scale_of
 from visiontrain.measuring import facts_of, used
 from visiontrain.plan_config import OWN, PlanConfig
 from visiontrain.prepare import below, check_group
-from visiontrain.recipe import Run, check_values
+from visiontrain.recipe import Run
 from visiontrain.report.extrapolated import Extrapolation
+from visiontrain.run_checks import check_values
 from visiontrain.staging import refuse_larger, within
 from visiontrain.strategies import forecast, launch
 from visiontrain.strategies.config import (

@@ -21,7 +21,8 @@ from visiontrain.data.open import open_dataset
 from visiontrain.engine.optim import kind_of, peak
 from visiontrain.engine.run_folder import RunFolder, claim, reopen
 from visiontrain.models.config import TorchvisionConfig
-from visiontrain.recipe import Run, check_fixed, check_values
+from visiontrain.recipe import Run
+from visiontrain.run_checks import check_fixed, check_values
 from visiontrain.staging import with_stages
 from visiontrain.strategies.config import (
     DDP,

@@ -13,7 +13,7 @@ from visiontrain.engine.run_folder import RunFolder, claim
 from visiontrain.engine.weights import WeightsMeta, load_meta
 from visiontrain.models.registry import check_input
 from visiontrain.prepare import Tree, absolute, placed, read_config, settle_tree, write_config
-from visiontrain.recipe import Run
+from visiontrain.recipe import Run, scored_at_once
 from visiontrain.staging import check_uses
 
 SCORED_AS_TRAINED = {"data", "imgsz", "batch", "task", "project"}  # unless val is told otherwise
@@ -119,8 +119,9 @@ def _as_trained(folder: RunFolder) -> Tree:
     trained = read_config(folder)
     base = {key: value for key, value in trained.items() if key in SCORED_AS_TRAINED}
     batch, parts = base.get("batch"), trained.get("accumulate", 1)
-    if isinstance(batch, int) and isinstance(parts, int):
-        base["batch"] = -(-batch // max(1, parts))
+    side = trained.get("imgsz")
+    if isinstance(batch, int) and isinstance(parts, int) and isinstance(side, int):
+        base["batch"] = scored_at_once(batch, parts, side)
     return base
 
 

@@ -12,7 +12,8 @@ from visiontrain.engine import autobatch
 from visiontrain.engine.weights import load_weights
 from visiontrain.loggers.console import Silent
 from visiontrain.prepare import below, prepare
-from visiontrain.recipe import Run, check_values
+from visiontrain.recipe import Run
+from visiontrain.run_checks import check_values
 from visiontrain.scoring import prepare_validation
 
 STAGED = {"kind": "pipeline"}

@@ -8,6 +8,7 @@ import torch
 from visiontrain.engine.autobatch import Room, fitting_batch, kept_bytes
 from visiontrain.models.config import YoloN
 from visiontrain.models.registry import build_model
+from visiontrain.recipe import scored_at_once
 
 ROOM = Room(free=2**40, images=10_000, processes=1, accumulate=1, device="cuda")
 
@@ -70,3 +71,18 @@ def test_less_memory_means_a_smaller_batch_unless_it_is_cut_or_halved(model):
     assert fitting_batch(model, 320, room) == 8  # 12 images and the model's own state
     assert fitting_batch(model, 320, replace(room, width=2)) == 16
     assert fitting_batch(model, 320, replace(room, accumulate=4)) == 32
+
+
+@pytest.mark.parametrize(
+    ("batch", "parts", "side", "images"),
+    [
+        (16, 1, 640, 16),
+        (16, 3, 640, 6),  # the largest part
+        (512, 1, 32, 512),
+        (1024, 1, 640, 64),  # of eight GPUs, say: one does not get all of it
+        (1024, 1, 1280, 16),
+        (8, 1, 8192, 1),
+    ],
+)
+def test_a_process_does_not_score_the_batch_of_all_at_once(batch, parts, side, images):
+    assert scored_at_once(batch, parts, side) == images

@@ -16,7 +16,7 @@ from visiontrain.data.class_dataset import LabelledEval, LabelledTraining
 from visiontrain.data.config import ClassifyAugment, NoAugment
 from visiontrain.data.letterbox import GREY
 from visiontrain.data.policy import OPERATIONS, apply_policy
-from visiontrain.data.views import TRIES, FileViews, SmallViews, flipped, random_crop
+from visiontrain.data.views import TRIES, FileViews, SmallViews, build_views, flipped, random_crop
 
 SIDE, COUNT = 32, 12
 RNG = np.random.default_rng(0)
@@ -62,6 +62,17 @@ def test_other_epochs_and_seeds_are_other_samples():
     assert not torch.equal(first, SETS["small"].cell([(1, 1)], 0).images)
     other = training(ClassifyAugment(crop=1.0, **ALL), seed=1)
     assert not torch.equal(first, other.cell([(0, 1)], 0).images)
+
+
+@pytest.mark.parametrize("auto", ["trivial", "randaugment"])
+def test_policies_change_pictures_in_memory_as_those_of_files(auto):
+    rows, stream = np.arange(20 * COUNT), (5, 2, "own")
+    config = MOVES.model_copy(update={"auto": auto})
+    assert isinstance(build_views(table(), SIDE, config), SmallViews)
+    small, files = (kind(table(), SIDE, config)(rows, stream) for kind in (SmallViews, FileViews))
+    assert np.array_equal(small[0], files[0])
+    plain = SmallViews(table(), SIDE, MOVES)(rows, stream)[0]
+    assert 0.5 < (small[0] != plain).any(axis=(1, 2, 3)).mean() < 1
 
 
 @pytest.mark.parametrize("translate", [0.0, 0.2])

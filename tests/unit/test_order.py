@@ -18,7 +18,8 @@ from visiontrain.data.open import open_dataset
 from visiontrain.data.order import clause, order_of
 from visiontrain.data.sampler import Plan, step_keys
 from visiontrain.data.samples import training_set
-from visiontrain.recipe import Run, check_values
+from visiontrain.recipe import Run
+from visiontrain.run_checks import check_values
 
 KINDS = st.sampled_from(("repeat", "class"))
 CLASSES = 5

@@ -23,7 +23,8 @@ from visiontrain.loggers.csv import CsvLogger
 from visiontrain.loggers.registry import build_loggers
 from visiontrain.models.config import OwnModel
 from visiontrain.models.registry import build_model
-from visiontrain.recipe import Run, check_fixed, check_values
+from visiontrain.recipe import Run
+from visiontrain.run_checks import check_fixed, check_values
 from visiontrain.strategies.handover import hand_over, handed_over
 from visiontrain.tasks.classify import ClassifyTask
 from visiontrain.tasks.config import ClassifyConfig

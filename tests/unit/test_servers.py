@@ -16,7 +16,8 @@ from visiontrain.core.shipped import shipped
 from visiontrain.core.types import Place
 from visiontrain.engine.trace import compare, record
 from visiontrain.prepare import below
-from visiontrain.recipe import Run, check_values
+from visiontrain.recipe import Run
+from visiontrain.run_checks import check_values
 from visiontrain.strategies import registry
 from visiontrain.strategies.config import Single
 

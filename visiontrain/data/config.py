@@ -179,10 +179,9 @@ class ClassifyAugment(Section):
     own: Own | None = Field(None, description=OWN)
 
     @property
-    def moves_only(self) -> bool:
-        """Whether pictures are at most shifted and flipped before parts are erased or mixed."""
-        changed = self.coloured or self.custom or self.auto != "none" or self.own is not None
-        return self.crop == 1 and not changed
+    def keeps_squares(self) -> bool:
+        """Whether all starts from the same square of a picture, with no colours of a library."""
+        return self.crop == 1 and not (self.coloured or self.custom or self.own is not None)
 
     @property
     def coloured(self) -> bool:

@@ -18,6 +18,7 @@ Pixels = NDArray[np.uint8]  # (H, W, 3)
 Operation = Callable[[Pixels, float, int], Pixels]
 MEDIUM = 9 / 30  # RandAugment's strength, as its paper's on ImageNet
 TWICE = 2  # its operations on each picture
+POLICY_DRAWS = 3 * TWICE  # numbers that a picture takes
 
 
 def _moved(image: Pixels, matrix: list[list[float]]) -> Pixels:
@@ -97,10 +98,12 @@ def solarize(image: Pixels, strength: float, sign: int) -> Pixels:
 def autocontrast(image: Pixels, strength: float, sign: int) -> Pixels:
     """Stretch each channel to the whole range."""
     del strength, sign
-    low, high = (f(image, axis=(0, 1)).astype(np.float32) for f in (np.min, np.max))
-    span = np.where(high > low, high - low, 255.0)
-    stretched = (image - np.where(high > low, low, 0.0)) * (255.0 / span)
-    return (stretched + 0.5).clip(0, 255).astype(np.uint8)
+    ends = [cv2.minMaxLoc(channel)[:2] for channel in cv2.split(image)]
+    low, high = np.array(ends, np.float32).T
+    span = np.where(high > low, high - low, np.float32(255))
+    levels = np.arange(256, dtype=np.float32)[:, None] - np.where(high > low, low, 0)
+    table = (levels * (np.float32(255) / span) + np.float32(0.5)).clip(0, 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(image, table.reshape(1, 256, 3)), np.uint8)
 
 
 def equalize(image: Pixels, strength: float, sign: int) -> Pixels:
@@ -126,7 +129,7 @@ OPERATIONS: Mapping[str, Operation] = {
 
 
 def apply_policy(image: Pixels, policy: str, draws: NDArray[np.float64]) -> Pixels:
-    """Change a picture by `policy`, as numbers in [0, 1) say: (6,), three for each operation."""
+    """Change a picture by `policy`, as numbers in [0, 1) say: (POLICY_DRAWS,), three for each."""
     operations = list(OPERATIONS.values())
     trivial = policy == "trivial"
     for which, drawn, sign in draws.reshape(TWICE, 3)[: 1 if trivial else TWICE].tolist():

@@ -16,7 +16,7 @@ from visiontrain.data.config import ClassifyAugment
 from visiontrain.data.letterbox import GREY
 from visiontrain.data.own import reads_own
 from visiontrain.data.own_change import repainted
-from visiontrain.data.policy import apply_policy
+from visiontrain.data.policy import POLICY_DRAWS, apply_policy
 from visiontrain.data.reader import Reader
 from visiontrain.data.table import Table
 
@@ -44,13 +44,13 @@ class Views(Protocol):
 def build_views(table: Table, side: int, config: ClassifyAugment) -> Views:
     """Choose how the pictures of a training set are made."""
     small = side <= SMALL and len(table) * side * side * 3 <= ROOM
-    if small and config.moves_only:
+    if small and config.keeps_squares:
         return SmallViews(table, side, config)
     return FileViews(table, side, config)
 
 
 class SmallViews:
-    """All pictures in one array, moved batch by batch: nothing is done for single ones."""
+    """All pictures in one array, moved batch by batch; policies alone take them one by one."""
 
     def __init__(self, table: Table, side: int, config: ClassifyAugment) -> None:
         self.config = config
@@ -61,7 +61,12 @@ class SmallViews:
         found, side = self.rows[entries % len(self.rows)], self.pixels.shape[1]
         down, across = moves(entries, stream, side, self.config)
         index = (found[:, None] * side + down)[:, :, None] * side + across[:, None, :]
-        return self.pixels.reshape(-1, 3).take(index, axis=0), found
+        pictures = self.pixels.reshape(-1, 3).take(index, axis=0)
+        if self.config.auto != "none":
+            draws = uniforms((*stream, "policy"), entries, POLICY_DRAWS)
+            for k, drawn in enumerate(draws):
+                pictures[k] = apply_policy(pictures[k], self.config.auto, drawn)
+        return pictures, found
 
 
 def moves(rows: Rows, stream: Stream, side: int, config: ClassifyAugment) -> tuple[Rows, Rows]:
@@ -170,7 +175,7 @@ class FileViews:
     def __call__(self, entries: Rows, stream: Stream) -> tuple[Pixels, Rows]:
         """Read and change each."""
         boxes = uniforms((*stream, "crop"), entries, 2 * TRIES + 2)
-        policy = uniforms((*stream, "policy"), entries, 6)
+        policy = uniforms((*stream, "policy"), entries, POLICY_DRAWS)
         down, across = moves(entries, stream, self.side, self.config)
         pictures, found = [], []
         for k, entry in enumerate(entries.tolist()):
