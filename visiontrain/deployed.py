@@ -41,6 +41,7 @@ from visiontrain.strategies.federated.messages import (
     shared,
 )
 from visiontrain.strategies.federated.programs import put_client_program
+from visiontrain.strategies.precision import slow
 from visiontrain.strategies.tensor_message import Bytes
 from visiontrain.tasks.registry import as_task
 
@@ -159,13 +160,16 @@ def client_of(config: ClientConfig, message: Bytes, number: int) -> Client:
     if digest_of(spec.names) != meta.get("classes"):
         raise DataError(
             f"data: {run.data.source} has the classes {', '.join(spec.names[:8])}, not those of "
-            "the server; name them alike, in the same order"
+            "the server; name them alike, in the same order (data.single_cls=true makes them one)"
         )
     check_parts(config, run, len(spec.names))
+    device = devices(config.device)[0]
+    if slow(run.precision, device):  # weights, which travel, are of 32 bits all the same
+        run = run.model_copy(update={"precision": "fp32"})
     train = as_task(spec.table("train"), run.task)
     val = as_task(spec.table("val"), run.task) if "val" in spec.splits else no_images(train)
     folder = Path(config.out) / "states" / identity(run, number)
-    return Client(run, number, (train, val), folder, devices(config.device)[0])
+    return Client(run, number, (train, val), folder, device)
 
 
 def identity(run: Run, number: int) -> str:
@@ -251,7 +255,8 @@ def join_server(config: ClientConfig, say: Say) -> int:
             "it; take disk or none"
         )
     spec = open_dataset(config.data)
-    spec.table("train")
+    for line in spec.remarks({s: spec.table(s) for s in ("train", "val") if s in spec.splits}):
+        say(line)
     folder = Path(config.out).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OVER).unlink(missing_ok=True)
@@ -356,7 +361,12 @@ class Joined:
         """Return what Flower's program said of why it ended."""
         lines = self._program.read_text(errors="replace").splitlines()
         code = next((k for k, line in enumerate(lines) if "Exit Code" in line), None)
-        return " ".join(lines[code + 1 : code + 3]) if code is not None else "no reason given"
+        if code is None:  # it left at a 401, of which it says nothing
+            return (
+                "its signature was not taken; if it stays so, set this machine's clock, which may "
+                "not be 5 s ahead of the server's or 5 min behind it"
+            )
+        return " ".join(lines[code + 1 : code + 3])
 
     def _show(self) -> None:
         """Say what was done since the last look."""

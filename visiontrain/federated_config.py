@@ -70,7 +70,7 @@ CONFIGS: dict[str, type[Section]] = {
 CLIENT_USES = (
     *(name for name in ClientConfig.model_fields if name != "data"),
     *("data.source", "data.train_images", "data.val_images", "data.fraction", "data.workers"),
-    *("data.cache", "data.cache_dir", "data.strict", "data.max_pixels"),
+    *("data.cache", "data.cache_dir", "data.strict", "data.max_pixels", "data.single_cls"),
 )
 USES: dict[str, tuple[str, ...] | None] = {"client": CLIENT_USES}
 EVERY = tuple(get_args(PARTS))

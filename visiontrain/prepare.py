@@ -283,6 +283,9 @@ def settle_tree(tree: Tree) -> Run:
     run = build(Run, tree)
     check_values(run)
     strategy = settle(run.strategy, run.device)
+    if getattr(strategy, "serve", None) is not None:
+        keys = str(Path(strategy.keys).absolute())
+        strategy = strategy.model_copy(update={"keys": keys})
     precision = resolve(run.precision, devices(run.device)[0])
     optim = run.optim.model_copy(update={"kind": kind_of(run.optim), "lr": _rate(run)})
     data = run.data.model_copy(update={"source": absolute(run.data.source)})

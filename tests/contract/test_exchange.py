@@ -344,3 +344,30 @@ def test_rules_hold_against_a_rank_that_sends_minus_ten_times_its_gradient(ranks
 def test_keys_that_change_nothing_or_do_not_go_together(keys, message):
     with pytest.raises(ConfigError, match="^strategy." + re.escape(message)):
         check_data_parallel(DDP(**keys))
+
+
+def test_diloco_steps_as_sgd_with_nesterov_s_momentum_does():
+    config = DDP(sync_every=2, outer="diloco")
+    outer, generator = OUTERS["diloco"](config), torch.Generator().manual_seed(0)
+    ours = torch.randn(5, generator=generator, dtype=torch.float64)
+    theirs = torch.nn.Parameter(ours.clone())
+    keys = {"lr": config.outer_lr, "momentum": config.outer_momentum, "nesterov": True}
+    reference = torch.optim.SGD([theirs], **keys)
+    outer.start({"w": ours})
+    for _ in range(3):
+        theirs.grad = torch.randn(5, generator=generator, dtype=torch.float64)
+        outer.step({"w": ours}, {"w": ours - theirs.grad})  # where the ranks' mean is
+        reference.step()
+        torch.testing.assert_close(ours, theirs.detach())
+
+
+def first_norm(strategy):
+    return advance(learner_of(strategy, "fp16"), 1)[0][1]
+
+
+@pytest.mark.parametrize(
+    "strategy", [{"compress": "bf16"}, {"compress": "topk", "topk": 1.0} | LOSSY], ids=str
+)
+def test_a_loss_scale_is_taken_out_of_what_is_compressed(strategy, ranks, plain):
+    for norm in ranks(2).run(first_norm, strategy):
+        assert norm == pytest.approx(plain[2][0][0][1], rel=0.1)

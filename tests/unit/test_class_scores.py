@@ -1,9 +1,13 @@
 """What is written of whole images: the likeliest classes, or of several labels all found."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import torch
 
 from visiontrain.core.types import ClassScores
 from visiontrain.prediction import Predicted
+from visiontrain.report import class_plots
 from visiontrain.report.detections import image_row, yolo_lines
 
 NAMES = tuple("abcdefghij")
@@ -34,3 +38,15 @@ def test_the_last_line_counts_each_label_where_it_is_found(tmp_path):
     )
     assert said([0.9, 0.8, 0.1]).startswith("1 image, a (score 0.90), b (score 0.80), ")
     assert said([0.1, 0.2, 0.1]).startswith("1 image, no class of 0.5 or more, ")
+
+
+def test_what_images_are_taken_for_is_down_and_what_they_are_across(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(
+        class_plots, "confusion_plot", lambda matrix, *_, **__: seen.append(matrix.tolist())
+    )
+    labels = np.array([0, 0, 1])
+    table = SimpleNamespace(names=("cat", "dog", "owl"), classes=labels, offsets=np.arange(4))
+    rows = np.array([[image, 0.9, 0.1, said] for image, said in enumerate((1, 0, 1))])
+    class_plots.confusion_plots(table, rows, tmp_path)
+    assert seen == [[[1, 0, 0], [1, 1, 0], [0, 0, 0]]] * 2  # of the cats one is called dog

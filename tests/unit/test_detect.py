@@ -190,3 +190,12 @@ def test_a_crowd_is_assigned_some_images_at_a_time_as_it_would_be_at_once(model,
     assert largest.elements <= whole // 2
     for name, value in want.terms.items():
         assert torch.equal(got.terms[name], value)
+
+
+def test_suppression_is_within_a_class():
+    """A rider and a horse are two objects, however much their boxes overlap."""
+    distances, logits = torch.full((1, 84, 4), 3.0), torch.full((1, 84, CLASSES), -9.0)
+    logits[0, 9, 1], logits[0, 10, 2] = 2.0, 1.0
+    merging = build_task(DetectConfig(conf=0.1, nms=True, iou=0.5), CLASSES, YoloN())
+    (found,) = merging.decode((distances, logits), batch_of(1))
+    assert found.classes.tolist() == [1, 2]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import signal
 import subprocess
 import sys
+import warnings
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 
 import clients
 import cv2
@@ -18,7 +23,7 @@ from visiontrain.core.errors import ConfigError, DataError, RankError, Visiontra
 from visiontrain.federated_config import ClientConfig
 from visiontrain.recipe import Run
 from visiontrain.strategies import registry
-from visiontrain.strategies.federated import messages
+from visiontrain.strategies.federated import messages, roster
 from visiontrain.strategies.federated.config import Federated
 
 RUN = {
@@ -81,6 +86,7 @@ def test_clients_with_images_of_their_own_train_a_server_that_has_none(trained, 
     three = [client(tmp_path, name) for name in "abc"]
     run = trained(three, mode={"algorithm": "scaffold"})
     assert run.metrics["samples"] == 2 * 3 * 24
+    assert Path(run.config.strategy.keys).is_absolute()  # it may go on from another folder
     assert {c["rounds"] for c in run.metrics["clients"].values()} == {2}
     assert 0 <= run.metrics["worst_client"] <= 1
     for config in three:
@@ -258,6 +264,84 @@ def test_no_round_is_made_of_fewer_than_clients_were_told(trained, tmp_path):
     turns = {1: [0], 2: [1], 3: [0, 1]}
     with pytest.raises(RankError, match="fewer than 3 results"):
         trained(settings, lambda call: turns[min(call, 3)], mode={"timeout_s": 0.1})
+    for name in "ab":  # nor is anything trained for it
+        assert "train" not in (tmp_path / name / "client.log").read_text()
+
+
+def test_who_refused_is_asked_again_for_it_may_be_mended(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(roster, "AGAIN_S", 0.0)
+    refusing = client(tmp_path, "c", models=["yolo_n"])
+    settings = [*(client(tmp_path, name) for name in "ab"), refusing]
+
+    def mended(call):
+        if call == 3:
+            settings[2] = refusing.model_copy(update={"models": []})
+        return range(3)
+
+    trained(settings, mended, mode={"min_fit": 2, "rounds": 4})
+    said = (tmp_path / "c" / "client.log").read_text()
+    assert said.count("not done: models: this client trains yolo_n") == 2
+    assert "hello, round 2: done" in said
+
+
+def test_the_rate_that_is_logged_is_that_of_the_clients_rounds(trained, tmp_path):
+    """Samples are no measure of it: clients have as many as they have."""
+    keys = {"optim.lr": 0.1, "optim.lr_final": 0, "optim.schedule": "linear", "optim.warmup": 0}
+    run = trained([client(tmp_path, name) for name in "ab"], mode={"rounds": 4}, **keys)
+    with (run.folder / "results.csv").open() as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])
+
+
+def test_a_precision_that_a_client_would_emulate_is_left_to_those_that_have_it(
+    trained, tmp_path, monkeypatch
+):
+    seen, real = set(), deployed.Client
+    monkeypatch.setattr(deployed, "slow", lambda kind, device: kind == "bf16")
+    monkeypatch.setattr(
+        deployed, "Client", lambda run, *rest: seen.add(run.precision) or real(run, *rest)
+    )
+    trained([client(tmp_path, "a")], precision="bf16")
+    assert seen == {"fp32"}
+
+
+def test_a_client_is_told_what_is_wrong_with_its_data(tmp_path, monkeypatch):
+    for split in ("val", "train"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "ours" / split / name
+            folder.mkdir(parents=True)
+            cv2.imwrite(str(folder / "0.png"), np.full((32, 32, 3), 99, np.uint8))
+    (folder / "1.png").write_bytes(b"none")
+    said = []
+    monkeypatch.setattr(deployed, "check_client_files", lambda *_: None)
+    monkeypatch.setattr(deployed, "Joined", lambda *_: SimpleNamespace(run=lambda: 0))
+    data = {"source": str(tmp_path / "ours"), "workers": 0}
+    deployed.join_server(client(tmp_path, "a", data=data, server="127.0.0.1:1"), said.append)
+    assert "train: 1 unknown-format" in said[0]
+
+
+@pytest.mark.parametrize("keys", [{}, {"min_fit": 1}])
+def test_a_server_starts_with_as_many_keys_as_a_round_takes(tmp_path, monkeypatch, keys):
+    """One that is shut out is no reason to end."""
+
+    class OpenError(Exception):
+        pass
+
+    def refuse(self):
+        raise OpenError
+
+    with warnings.catch_warnings():  # of what Flower imports
+        warnings.simplefilter("ignore", DeprecationWarning)
+        deployment = import_module("visiontrain.strategies.federated.deployment")
+    monkeypatch.setattr(deployment, "check_folder", lambda _: None)
+    monkeypatch.setattr(deployment, "registered", lambda _: [tmp_path / "a.pub"])
+    monkeypatch.setattr(deployment.Deployment, "_refuse_taken", refuse)
+    mode = {"kind": "federated", "clients": 2, "serve": "127.0.0.1:1"} | keys
+    engine = deployment.Deployment(build(Federated, mode), tmp_path)
+    said = OpenError if keys else ConfigError
+    with pytest.raises(said, match=None if keys else "a round takes 2, but 1 are registered in"):
+        engine.open(bool)
+    engine.close()
 
 
 @pytest.mark.parametrize("spec", [None, {}, {"out": "/"}, {"model": {"kind": "none"}}, [1], 3])

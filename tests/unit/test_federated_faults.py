@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter
 
 import clients
@@ -51,6 +52,24 @@ FAULTS = {
     "silent": (lambda m: None, "no result when round 2 was over"),
     "other data": (lambda m: "data: 4 classes here, 10 in the run", "failed: data: 4 classes"),
 }
+
+
+def test_waiting_for_clients_that_start_is_no_training(monkeypatch, tmp_path):
+    ended = []
+
+    def starts(client, answer):
+        found = answer()
+        if not ended:  # hello
+            time.sleep(1)
+        ended.append(time.monotonic())
+        return found
+
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([], starts))
+    keys = SORTS | {"strategy": federated(clients=1, rounds=3), "out": tmp_path / "run"}
+    found = vt.train(**keys).metrics
+    trained = found["samples"] / found["train_images_per_s"]
+    assert trained < ended[-1] - ended[0] + 0.5
+    assert found["seconds"] - trained < time.monotonic() - ended[0]
 
 
 @pytest.mark.parametrize("local", [[], ["norm"]])
@@ -201,3 +220,15 @@ def test_a_client_that_was_late_again_and_again_comes_back(monkeypatch, tmp_path
     kept = [int(path.stem) for path in (run.folder / "clients/client-1").glob("*.safetensors")]
     assert min(kept) == 0  # 2 checkpoints back, its newest round was the first
     assert not set(kept) & {*range(1, 7)}
+
+
+def test_a_client_that_goes_much_too_far_is_cut(monkeypatch, tmp_path, caplog):
+    def jumps(client, answer):
+        found = answer()
+        return spoiled(found, "far", 1e12) if client == 1 and len(found) > 2000 else found
+
+    monkeypatch.setitem(registry.DRIVERS, "federated", clients.server_of([], jumps))
+    mode = federated(clients=3, rounds=1)
+    run = vt.train(**SORTS, optim="sgd", strategy=mode, out=tmp_path / "run")
+    assert re.search(r"client 1: its update cut to \S+ of its length", caplog.text)
+    assert max(float(t.abs().max()) for t in weights_of(run).values()) < 1000

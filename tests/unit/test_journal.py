@@ -2,7 +2,7 @@
 
 import torch
 
-from visiontrain.engine.journal import Meter
+from visiontrain.engine.journal import Meter, Pace
 
 CPU = torch.device("cpu")
 
@@ -26,3 +26,15 @@ def test_a_run_that_goes_on_with_another_loss_begins_its_means_anew():
     other.load_state(meter.state())
     other.add({"all/loss": torch.tensor(2.0)})
     assert other.epoch() == {"all/loss": 2.0}
+
+
+def test_the_pace_leaves_out_what_it_is_told_to():
+    now = [0.0]
+    pace = Pace(lambda: now[0])
+    pace.begin()
+    now[0] = 1.0
+    pace.fetched()
+    now[0] = 10.0
+    pace.leave_out(5.0)
+    assert pace.done(20) == 5.0
+    assert pace.epoch() == {"images_per_s": 4.0, "data_wait": 0.2}

@@ -98,3 +98,26 @@ def test_several_classes_are_each_decided():
 def test_a_score_that_is_not_finite_is_said(several):
     with pytest.raises(DivergedError, match="not finite"):
         scored([[0]] * 4, [[0.2] * 7] * 3 + [[math.nan] * 7], several=several)
+
+
+def test_calibration_f1_and_the_loss_of_labels_are_what_counting_gives():
+    random = np.random.default_rng(1)
+    labels, scores = random.integers(0, 7, 40), random.dirichlet(np.ones(7), 40)
+    metrics = scored([[k] for k in labels.tolist()], scores.tolist())
+    said, sure = scores.argmax(1), scores.max(1)
+    right = said == labels
+    bins = [(sure * 15).astype(int) == k for k in range(15)]
+    gaps = [abs((sure - right)[own].sum()) for own in bins]
+    assert metrics["ece"] == pytest.approx(sum(gaps) / 40)
+    for k, name in enumerate(NAMES):
+        both = (labels == k).sum() + (said == k).sum()
+        want = 2 * (right & (labels == k)).sum() / both
+        assert metrics["per_class"][name]["f1"] == pytest.approx(want)
+    scores, own = random.random((5, 7)), [[0, 1], [], [1], [2], [0]]
+    metrics = scored(own, scores.tolist(), several=True)
+    wanted = np.array([[k in some for k in range(7)] for some in own])
+    said = scores >= 0.5
+    f1 = 2 * (said & wanted).sum() / (said.sum() + wanted.sum())
+    assert metrics["f1"] == pytest.approx(f1)
+    loss = -np.where(wanted, np.log(scores), np.log1p(-scores)).mean()
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-4)

@@ -235,3 +235,16 @@ def test_the_average_is_of_the_end_of_a_run_of_any_length(steps):
     assert 0.05 < sum(weights[: steps // 100]) < 0.3, "it is hardly an average"
     assert sum(weights[: steps // 20]) > 0.5, "it lags"
     assert sum(weights[: steps // 4]) > 0.99
+
+
+@pytest.mark.parametrize(("shape", "scale"), [((32, 8), 2.0), ((8, 32), 1.0)])
+def test_tall_matrices_step_by_the_root_of_rows_over_columns(shape, scale):
+    generator = torch.Generator().manual_seed(5)
+    start, grad = (torch.randn(shape, generator=generator) for _ in range(2))
+    parameter = torch.nn.Parameter(start.clone())
+    own = Muon([{"params": [parameter], "lr": 0.1}], betas=(0.9, 0.99))
+    fill_state(own)
+    parameter.grad = grad
+    own.step()
+    values = torch.linalg.svdvals((start - parameter.detach()) / 0.1)
+    assert 0.6 * scale < values.min() <= values.max() < 1.3 * scale

@@ -236,3 +236,20 @@ def test_pictures_are_taken_from_an_iterator_a_batch_at_a_time():
     assert [int(picture[0, 0, 0]) for picture in next(found)] == [0, 1]
     assert taken == [0, 1]  # no list of a film's frames would fit
     assert [[int(p[0, 0, 0]) for p in part] for part in found] == [[2, 3], [4]]
+
+
+def test_red_is_red_in_films_that_are_read_and_written(tmp_path):
+    red = np.zeros((48, 64, 3), np.uint8)
+    red[..., 0] = 220
+    film = Film(tmp_path / "ours.mp4", 10.0)
+    code = cv2.VideoWriter.fourcc(*"MJPG")
+    theirs = cv2.VideoWriter(str(tmp_path / "theirs.avi"), code, 10, (64, 48))
+    for number in range(3):
+        film.add(red, found(), NAMES, number)
+        theirs.write(red[..., ::-1].copy())  # OpenCV's blue comes first
+    film.close()
+    theirs.release()
+    for name in ("theirs.avi", "ours.mp4"):
+        for _, pixels in read_frames(tmp_path / name, 1):
+            assert pixels[..., 0].min() > 150
+            assert pixels[..., 1:].max() < 60

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 
 import pytest
 import threads
@@ -102,6 +103,20 @@ def test_bsp_with_two_workers_and_two_servers_is_one_device(optim, made):
     assert len(made[0].totals.units) == 2  # both worked
     for name, seconds in made[0].totals.exchanged.items():
         assert 0 < seconds < made[0].totals.worked[name]
+
+
+def test_waiting_for_workers_that_start_is_no_training(made, monkeypatch):
+    real = elsewhere.compute
+
+    def late(remote, name, link):
+        time.sleep(1)
+        real(remote, name, link)
+
+    monkeypatch.setattr(elsewhere, "compute", late)
+    began = time.monotonic()
+    train(run_of(*SORTS, SERVERS), 2)
+    whole, trained = time.monotonic() - began, made[0].totals.seconds
+    assert 1 <= made[0].starting <= whole - trained
 
 
 def test_bsp_finds_objects_as_one_device_does(made):
@@ -232,6 +247,24 @@ def test_a_worker_that_makes_all_gradients_of_a_step_leaves_the_same_statistics(
     assert statistics
     for name in statistics:
         torch.testing.assert_close(found.tensors[name], whole.tensors[name], rtol=0, atol=1e-12)
+
+
+def test_statistics_of_norms_are_those_of_the_whole_batch(made):
+    """Each worker's are of its own share, all as large: the servers take the mean."""
+    run = run_of(*SORTS, SERVERS)
+    run = run.model_copy(update={"model": run.model.model_copy(update={"norm": "batch"})})
+    one = run.model_copy(update={"strategy": Single()})
+    name = "model/blocks.stage1.enter_norm.running_mean"  # no other norm comes before it
+    want, got = (train(some, steps=1).tensors[name] for some in (one, run))
+    assert want.abs().max() > 1e-4
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+def test_one_elastic_worker_that_meets_halfway_is_one_device_at_half_the_rate(made):
+    elastic = ("strategy.sync=easgd", "strategy.processes=1", "strategy.meet_every=1")
+    run = run_of(*SORTS, SERVERS, *elastic, "strategy.elasticity=0.5", *PLAIN, "optim.lr=0.05")
+    want = alone(run_of(*SORTS, *PLAIN, "optim.lr=0.025"))
+    assert compare(want, train(run)).weights < 1e-12
 
 
 def test_one_fault_too_many_ends_the_run(monkeypatch):

@@ -144,3 +144,12 @@ def test_scores_of_tiles_are_those_of_whole_images():
 
     rows = seen_by(data.tiles.rects[:3].astype(float), boxes[0][:, 1:], [0])
     assert data.merge(torch.from_numpy(rows)).tolist() == [[0, 20, 5, 60, 50, 0.5, 0]]
+
+
+def test_boxes_are_cut_near_a_border_too_and_neighbours_are_two_objects():
+    rects = np.array([[0, 0, 100, 100], [60, 0, 160, 100]], np.float64)
+    near = [[0, 85, 50, 98.5, 80, 0.9, 0], [1, 25, 50, 75, 80, 0.6, 0]]  # the second is whole
+    found = merge_rows(np.array(near), np.zeros(2, np.int64), rects)
+    assert found.tolist() == [[0, 85, 50, 135, 80, 0.9, 0]]
+    apart = [[0, 62, 10, 80, 30, 0.9, 0], [1, 12, 10, 30, 30, 0.8, 0]]  # they share 8 of 28
+    assert len(merge_rows(np.array(apart), np.zeros(2, np.int64), rects)) == 2

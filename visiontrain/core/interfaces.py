@@ -257,6 +257,10 @@ class Updatable(Protocol):
         """Samples seen, as a share of the whole run's."""
         ...
 
+    def rate(self, progress: float) -> float:
+        """Return the learning rate after a share of the whole run."""
+        ...
+
     def begin(self) -> None:
         """Clear gradients, remember buffers."""
         ...

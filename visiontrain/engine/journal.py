@@ -147,6 +147,11 @@ class Pace:
         """Note that the data is there."""
         self._got = self._clock()
 
+    def leave_out(self, seconds: float) -> None:
+        """Leave seconds out of the step under way, in which nobody could train."""
+        self._mark += seconds
+        self._got += seconds
+
     def done(self, images: int) -> float:
         """Note that a step of `images` is over; return its seconds."""
         seconds, wait = self._clock() - self._mark, self._got - self._mark

@@ -59,6 +59,10 @@ class Learner:
         """Samples seen, as a share of the whole run's."""
         return self.schedule.progress(self.samples)
 
+    def rate(self, progress: float) -> float:
+        """Return the learning rate after a share of the whole run."""
+        return self.schedule.lr(round(progress * self.schedule.total))
+
     def begin(self) -> None:
         """Clear gradients; remember the buffers, should the step fail."""
         self.optimizer.zero_grad(set_to_none=True)

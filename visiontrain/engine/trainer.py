@@ -116,6 +116,9 @@ class Trainer:
         self._show_epoch(step.epoch)
         first, before = self.learner.step, self.learner.samples
         result = train_step(self.learner, step.micro_batches, step.images)
+        idle, self.strategy.starting = self.strategy.starting, 0.0
+        self.pace.leave_out(idle)
+        self._began += idle
         self.journal.lr = self.learner.lr
         self.meter.add(result.terms)
         self._ran.append(step.step)
@@ -127,7 +130,7 @@ class Trainer:
         self.journal.train_seconds += self.pace.done(self.learner.samples - before)
         if look:
             self._report()
-        return self._signalled() or self._due(first, over=over)
+        return Ending.STOPPED if self._asked_to_stop() else self._due(first, over=over)
 
     def _due(self, first: int, *, over: bool) -> Ending | None:
         """Score and save after an epoch, or save inside one; `first` was the step before."""
@@ -187,9 +190,8 @@ class Trainer:
 
     def _show_epoch(self, epoch: int) -> None:
         if epoch != self._shown_epoch:
-            self._shown_epoch = epoch
-            steps = self.settings.steps_per_epoch
-            self.parts.progress.start_epoch(epoch + 1, self.settings.epochs, steps)
+            self._shown_epoch, settings = epoch, self.settings
+            self.parts.progress.start_epoch(epoch + 1, settings.epochs, settings.steps_per_epoch)
 
     def _report(self) -> None:
         """Show where the run stands."""
@@ -250,9 +252,6 @@ class Trainer:
         self.parts.progress.end_epoch(row)
 
     # -- the end ------------------------------------------------------------------
-
-    def _signalled(self) -> Ending | None:
-        return Ending.STOPPED if self._asked_to_stop() else None
 
     def _asked_to_stop(self) -> bool:
         return self.strategy.any(flag=bool(self.signals.received))

@@ -38,6 +38,7 @@ class Strategy:
         self.place = place
         self.precision = precision
         self.bytes_sent = 0  # by this process to others, since the run began
+        self.starting = 0.0  # seconds of steps since a trainer looked in which others were starting
         self.apart = False  # whether ranks hold different weights between steps
         # Whether this process was asked to stop; what waits for long may then raise Stopped.
         self.stopping: Callable[[], bool] = lambda: False

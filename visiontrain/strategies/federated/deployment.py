@@ -21,7 +21,7 @@ from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 from visiontrain.core.durable import replace_file, to_json
 from visiontrain.core.errors import ConfigError, RankError
 from visiontrain.strategies.federated.apps import SOCKET
-from visiontrain.strategies.federated.config import Federated
+from visiontrain.strategies.federated.config import Federated, takers
 from visiontrain.strategies.federated.engine import Answer, Bytes
 from visiontrain.strategies.federated.flower_environment import flower_environment
 from visiontrain.strategies.federated.keys import CA, CERTIFICATE, KEY, check_folder, registered
@@ -92,11 +92,12 @@ class Deployment:
         """
         check_folder(self._keys)
         clients = registered(self._keys)
-        if len(clients) < self._config.clients:
+        least = self._config.min_fit or takers(self._config)
+        if len(clients) < least:
             raise ConfigError(
-                f"strategy.clients: {self._config.clients}, but {len(clients)} are registered in "
+                f"strategy.clients: a round takes {least}, but {len(clients)} are registered in "
                 f"{self._keys}; add theirs with `visiontrain federated register key=FILE.pub "
-                f"keys={self._keys}`"
+                f"keys={self._keys}`, or let rounds take fewer with strategy.min_fit"
             )
         self._refuse_taken()
         path = str(self._scratch / "relay")

@@ -23,6 +23,7 @@ from visiontrain.strategies.tensor_message import (
     RefusedError,
     Schema,
     is_count,
+    number_of,
     pack,
     unpack,
 )
@@ -171,3 +172,9 @@ def believed(
 def is_variance(name: str) -> bool:
     """Tell whether a tensor is one of variances."""
     return name.endswith("running_var")
+
+
+def term_in(meta: Mapping[str, Any], name: str) -> float | None:
+    """Return a term of the loss from a client's message; None where there is no number."""
+    found = meta.get("terms")
+    return number_of(found.get(name)) if isinstance(found, dict) else None

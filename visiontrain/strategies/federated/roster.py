@@ -16,6 +16,7 @@ from visiontrain.strategies.tensor_message import Bytes
 _tell = logging.getLogger(__name__).warning
 LOOK_S = 10.0  # between looks at who is there
 HELLO_S = 600.0  # in which a client says whether it takes part
+AGAIN_S = 60.0  # after which one that refused is asked again: what was wrong may be mended
 
 
 class Roster:
@@ -25,7 +26,7 @@ class Roster:
         self._config, self._engine = config, engine
         self.known: dict[int, bool] = {}  # clients, and whether they hold parts of their own
         self.there: Sequence[int] = ()  # those that can be reached
-        self._refused: set[int] = set()  # of those, who takes no part
+        self._refused: dict[int, float] = {}  # of those, who takes no part, and when it said so
         self._hellos: dict[int, Bytes] = {}  # that are not answered yet
 
     @property
@@ -79,8 +80,10 @@ class Roster:
             raise RankError("strategy.clients: none can train; see the lines above")
 
     def _greet(self, hello: Callable[[], Bytes], left: float) -> None:
-        """Ask those who came whether they take part; who does not is asked when it comes again."""
-        self._refused &= set(self.there)
+        """Ask those who came whether they take part; who does not is asked again later."""
+        now = time.monotonic()
+        recent = {k: at for k, at in self._refused.items() if now - at < AGAIN_S}
+        self._refused = {k: at for k, at in recent.items() if k in self.there}
         new = [k for k in self.there if k not in self.known and k not in self._refused]
         if not new:
             self._hellos = {}
@@ -101,7 +104,7 @@ class Roster:
             del self._hellos[client]
             if isinstance(answer, str):
                 _tell(f"client {client}: left out: {answer}")
-                self._refused.add(client)
+                self._refused[client] = now
                 continue
             self.known[client] = bool(read_meta(answer).get("has_state"))
 

@@ -30,12 +30,13 @@ from visiontrain.strategies.federated.messages import (
     run_for,
     schema_of,
     shared,
+    term_in,
     write,
 )
 from visiontrain.strategies.federated.roster import HELLO_S, LOOK_S, Roster
 from visiontrain.strategies.precision import Precision
 from visiontrain.strategies.remote import Remote
-from visiontrain.strategies.tensor_message import Bytes, RefusedError, number_of
+from visiontrain.strategies.tensor_message import Bytes, RefusedError
 
 _tell = logging.getLogger(__name__).warning
 TRIES = 3  # of a round without enough results
@@ -163,7 +164,11 @@ class Server(Strategy):
             Stopped: this process was asked to stop.
         """
         hello = {"kind": "hello", "round": learner.step}
+        began, first = time.monotonic(), not self.roster.known
         self.roster.meet(lambda: self._message(learner, hello), self.stopping, seconds)
+        if first:  # to wait for clients that are only starting is no training
+            self.starting = time.monotonic() - began
+            self._began += self.starting
 
     # -- a round ------------------------------------------------------------------
 
@@ -176,6 +181,10 @@ class Server(Strategy):
         while tries < TRIES:
             self._meet(learner, self.config.timeout_s)
             chosen = self.roster.chosen(learner.seed, number, refused | failed)
+            if len(chosen) < least:
+                tries += 1
+                _tell(f"round {number + 1}: {len(chosen)} can train, it takes {least} clients")
+                continue
             answers = self._train(learner, chosen, refused)
             if self.stopping():  # nothing is changed yet: whoever goes on asks again
                 raise Stopped
@@ -309,6 +318,7 @@ class Server(Strategy):
         self._put(learner, found)
         norm = torch.tensor(ways.length, dtype=self.precision.weights)
         learner.note(norm)
+        learner.lr = learner.rate(learner.step / (self.config.rounds or 1))  # as clients' was
         self.figures.ways(ways, time.monotonic() - self._began, self.engine.at_once)
         # The step counts an epoch's images; these are what clients trained on.
         learner.samples += self._images - self.remote.images
@@ -386,9 +396,3 @@ class Server(Strategy):
         self.figures.load(summary)
         if self._anew:
             self.figures.forget(variates=bool(self.config.local))
-
-
-def term_in(meta: Mapping[str, Any], name: str) -> float | None:
-    """Return a term of the loss from a client's message; None where there is no number."""
-    found = meta.get("terms")
-    return number_of(found.get(name)) if isinstance(found, dict) else None

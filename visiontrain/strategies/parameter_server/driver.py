@@ -78,6 +78,7 @@ class Driver(Strategy):
         self._next: list[Step] = []  # of the segment that is to begin
         self._loaded = False  # whether servers were given what this process has
         self._fetched = True  # whether this process has what servers made of it
+        self._met = False  # whether a worker came that can begin
         self._restarts = 0
         self._era = 0
         self._norm = 0.0
@@ -191,6 +192,7 @@ class Driver(Strategy):
 
     def _open(self, segment: Segment) -> None:
         """Begin a segment, from what this process holds."""
+        began = time.monotonic()
         self._fetch()
         learner, segment.samples = self._learner, self._learner.samples
         if not self._loaded:
@@ -199,6 +201,9 @@ class Driver(Strategy):
         self._position = {"version": version, "step": learner.step, "samples": learner.samples}
         if not self._loaded:
             self._load_all()
+        if not self._met:
+            self.calls.hub("ready")
+            self._met, self.starting = True, time.monotonic() - began
         self._began, self._fetched = time.monotonic(), False
         self.calls.hub("open", [step.step for step in segment.steps], segment.samples)
 

@@ -35,6 +35,7 @@ class Hub:
         self._steps: list[int] = []  # of the segment
         self._end: int | None = None  # how many of them there will be, once it is cut short
         self._is_open = False  # else results and updates say nothing
+        self._ready = False  # whether a worker asked for work
         self._over = False
 
     async def _until(self, true: Callable[[], bool]) -> None:
@@ -59,6 +60,10 @@ class Hub:
         self.ledger.open(self._steps[done : self._end])
         self._is_open = True
         await self._tell()
+
+    async def ready(self) -> None:
+        """Wait for a worker that can begin: until then nobody trains."""
+        await self._until(lambda: self._ready)
 
     async def result(self, number: int) -> dict[str, Any]:
         """Wait for the result of the segment's step `number`.
@@ -168,6 +173,8 @@ class Hub:
 
     async def segment(self, name: str) -> int | None:
         """Wait for work; return the era; None when there will be no more."""
+        self._ready = True
+        await self._tell()
         with self._waiting(name):
             await self._until(lambda: self._over or self.ledger.has_more)
         return None if self._over else self.ledger.era
