@@ -283,7 +283,7 @@ def settle_tree(tree: Tree) -> Run:
     run = build(Run, tree)
     check_values(run)
     strategy = settle(run.strategy, run.device)
-    if getattr(strategy, "serve", None) is not None:
+    if isinstance(strategy, Federated) and strategy.serve is not None:
         keys = str(Path(strategy.keys).absolute())
         strategy = strategy.model_copy(update={"keys": keys})
     precision = resolve(run.precision, devices(run.device)[0])

@@ -36,6 +36,24 @@ def test_a_train_among_vehicles_is_a_class(tmp_path):
     assert spec.names == ("bus", "train")
 
 
+def test_a_split_beside_classes_is_no_class(tmp_path):
+    write_folder(tmp_path / "set")
+    root = flat(tmp_path / "set", "cat", "dog")
+    (root / "train").rename(tmp_path / "other")
+    with pytest.raises(DataError, match=r"set: the classes cat, dog, and val with folders of cla"):
+        opened(root, tmp_path / "cache")
+
+
+def test_classes_that_are_only_to_be_scored_are_all_scored(tmp_path):
+    write_folder(tmp_path / "set")
+    root = tmp_path / "set"
+    (root / "train").rename(tmp_path / "other")
+    (root / "val").rename(root / "test")
+    spec = opened(root, tmp_path / "cache")
+    assert list(spec.splits) == ["test"]
+    assert len(spec.table("test")) == len(LABELS)
+
+
 def test_a_val_without_folders_of_classes_is_no_reason_to_hold_pictures_out(tmp_path):
     root = tmp_path / "set"
     write_folder(root)
@@ -283,6 +301,13 @@ def test_a_column_of_classes_under_another_name_is_told_what_to_be_called(tmp_pa
 def test_columns_beside_the_label_are_told(tmp_path):
     spec = rewritten(tmp_path, "image,label,split\ntrain/a.jpg,cat,x\ntrain/b.jpg,dog,y\n")
     assert spec.notes == (f"{tmp_path / 'set/train.csv'}: columns left out: split",)
+
+
+@pytest.mark.parametrize("several", ["cat,dog", "dog; cat"])
+def test_labels_that_are_parted_by_something_else_are_told(several, tmp_path):
+    rows = f'image,label\ntrain/a.jpg,cat\ntrain/b.jpg,dog\ntrain/c.jpg,"{several}"\n'
+    (note,) = rewritten(tmp_path, rows).notes
+    assert f"a class {several!r} beside {several[:3]!r}; write several labels as cat|dog" in note
 
 
 def test_a_csv_of_another_encoding_is_named_in_any_split(tmp_path):

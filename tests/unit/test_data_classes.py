@@ -52,7 +52,9 @@ def test_without_val_some_of_each_class_are_held_out_and_more_files_change_few(t
 
 def test_a_plain_folder_is_told_what_a_split_looks_like(tmp_path):
     spec = opened(classes(tmp_path / "set"), tmp_path / "cache")
-    assert spec.how_to_add("test") == "add a folder test/CLASS to it"
+    assert spec.how_to_add("test") == (
+        "move its classes into train/, and add a folder test/CLASS to it"
+    )
 
 
 @pytest.mark.parametrize(("share", "held"), [(0.3, 6), (0.01, 1)])

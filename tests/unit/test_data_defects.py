@@ -287,14 +287,14 @@ def test_a_pose_is_its_box(shape, tmp_path):
 def test_pictures_that_are_not_read_are_named_and_a_jfif_is_a_jpeg(tmp_path):
     data = Yolo(tmp_path / "set")
     data.image.rename(data.image.with_suffix(".jfif"))
-    for suffix in ("gif", "HEIC", "avif"):
+    for suffix in ("gif", "HEIC", "avif", "pgm"):
         (data.image.parent / f"z.{suffix}").write_bytes(b"no matter what")
     (data.image.parent / "notes.md").write_text("no picture")
     table = opened(data.source, tmp_path / "cache").table("train")
     assert len(table) == len(PICTURES)
     assert len(table.targets(0)) == 2  # a.jfif's
     assert {(d.kind, d.file.rsplit(".")[-1]) for d in table.defects} == {
-        ("unknown-format", suffix) for suffix in ("gif", "HEIC", "avif")
+        ("unknown-format", suffix) for suffix in ("gif", "HEIC", "avif", "pgm")
     }
 
 

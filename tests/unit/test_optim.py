@@ -14,7 +14,7 @@ from visiontrain.engine.muon import OTHERS, Muon, orthogonal
 from visiontrain.engine.optim import Schedule, build_optimizer, share_of
 from visiontrain.engine.sgd import SGD
 from visiontrain.engine.step import train_step
-from visiontrain.models.config import OwnModel, YoloN
+from visiontrain.models.config import OwnModel, Timm, YoloN
 from visiontrain.models.registry import build_model
 
 
@@ -248,3 +248,16 @@ def test_tall_matrices_step_by_the_root_of_rows_over_columns(shape, scale):
     own.step()
     values = torch.linalg.svdvals((start - parameter.detach()) / 0.1)
     assert 0.6 * scale < values.min() <= values.max() < 1.3 * scale
+
+
+def test_a_new_classifier_has_the_whole_rate_on_networks_of_one_block_too():
+    model = build_model(Timm(backbone="regnetx_002", pretrained="none"), 3, "classify")
+    config = OptimConfig(body_lr=0.1)
+    build_optimizer(config, model)
+    shares = {name: share_of(config, model, name) for name, _ in model.named_parameters()}
+    assert [name for name, share in shares.items() if share == 1] == [
+        "blocks.all.net.head.fc.weight",
+        "blocks.all.net.head.fc.bias",
+    ]
+    with pytest.raises(ConfigError, match=r"^optim.layer_decay: 0.5; this backbone is one block"):
+        build_optimizer(OptimConfig(layer_decay=0.5), model)

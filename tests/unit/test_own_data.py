@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import tv_tensors
 
 import visiontrain as vt
 from visiontrain.core.errors import ConfigError, DataError
@@ -181,8 +182,20 @@ def test_torch_data_sets_are_understood():
     assert [data[0].classes, data[1].classes, data[2].classes.tolist()] == [1, 0, [1]]
     assert data[2].boxes.tolist() == boxes.tolist()
     assert np.allclose(data[0].image / 255, items[0][0].permute(1, 2, 0), atol=0.002)
-    with pytest.raises(ConfigError, match="convert="):
-        vt.TorchData([("name", GREY)])[0]
+    for item in (("name", GREY), (GREY, torch.tensor(0.7))):
+        with pytest.raises(ConfigError, match="convert="):
+            vt.TorchData([item])[0]
+
+
+def test_boxes_of_torchvision_say_how_they_are_meant_and_may_be_none():
+    """As its wrapper of COCO gives them: a picture without objects has no key of boxes."""
+    boxes = tv_tensors.BoundingBoxes([[1, 2, 3, 4]], format="XYWH", canvas_size=(20, 30))
+    target = {"boxes": boxes, "labels": torch.tensor([1])}
+    with pytest.raises(ConfigError, match=r"boxes in XYWH; give BoundingBoxes in XYXY"):
+        vt.TorchData([(GREY, target)])[0]
+    target["boxes"] = tv_tensors.BoundingBoxes([[1, 2, 3, 4]], format="XYXY", canvas_size=(20, 30))
+    data = vt.TorchData([(GREY, target), (GREY, {"image_id": 7})])
+    assert [len(data[k].classes) for k in (0, 1)] == [1, 0]
 
 
 @pytest.mark.parametrize(

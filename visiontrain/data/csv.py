@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ class CsvReader:
         self.several = self._several(rows)
         files = dict.fromkeys(path for paths in self.splits.values() for path in paths)
         notes = (_left_out(path, self.wanted) for path in files)
-        self.notes = tuple(note for note in notes if note)
+        joined = _joined(first[0], labels)
+        self.notes = tuple(note for note in (*notes, joined) if note)
 
     def read(self, split: str, choice: Choice) -> Table:
         """Look up the images of `split`, and look at each one's header."""
@@ -174,6 +176,15 @@ def _placed(
     for defect in defects:
         path, row = next(row for place, row in named if place == defect.file)
         yield Defect(str(path), row.line, defect.kind, f"{defect.file}: {defect.reason}")
+
+
+def _joined(path: Path, labels: Collection[str]) -> str:
+    """Name a class that seems to be several others, put together by something else than `|`."""
+    for label in sorted(labels):
+        parts = [part for part in re.split(r"[,; ]+", label) if part]
+        if len(parts) > 1 and set(parts) <= set(labels):
+            return f"{path}: a class {label!r} beside {parts[0]!r}; write several labels as cat|dog"
+    return ""
 
 
 def _left_out(path: Path, names: Sequence[str] | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
@@ -189,8 +189,8 @@ def splits_of(root: Path) -> dict[str, str] | None:
         split: _each_once(path for name in names for path in by_name.get(name, ()))
         for split, names in FOLDERS.items()
     }
-    if not any(len(list(islice(holding(path), 2))) == 2 for path in there["train"]):
-        return _unsplit(root)
+    if not any(map(_holds_classes, there["train"])):
+        return _scored_only(root, there) or _unsplit(root)
     for split, paths in there.items():
         if len(paths) > 1:
             raise DataError(
@@ -211,6 +211,28 @@ def splits_of(root: Path) -> dict[str, str] | None:
         if own and own <= {sub.name for sub in class_folders(train)}:
             found["test"] = path.name
     return found
+
+
+def _holds_classes(folder: Path) -> bool:
+    return len(list(islice(holding(folder), 2))) == 2
+
+
+def _scored_only(root: Path, there: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+    """Return the splits of a root that has none to train on, and no class beside them.
+
+    Raises:
+        DataError: classes beside them, among which their pictures would be one.
+    """
+    classes = {name for name in holding(root) if name.lower() not in SPLIT_NAMES}
+    for path in chain(*there.values()):
+        if classes & {*holding(path)}:
+            raise DataError(
+                f"{root}: the classes {some(sorted(classes))}, and {path.name} with folders of "
+                "classes; move those to train on into train/"
+            )
+    found = {split: path.name for split, paths in there.items() for path in paths[:1]}
+    whole = all(_holds_classes(root / name) for name in found.values())
+    return found if whole and not classes else {}
 
 
 def _each_once(paths: Iterable[Path]) -> list[Path]:

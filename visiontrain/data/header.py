@@ -14,8 +14,12 @@ from typing import BinaryIO
 
 from visiontrain.core.errors import DataError
 
-SUFFIXES = frozenset({".bmp", ".jfif", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
-OTHER_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".heif"})  # pictures that are not read
+SUFFIXES = frozenset(
+    {".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
+)
+OTHER_SUFFIXES = frozenset(  # pictures that are not read
+    {".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pbm", ".pgm", ".pnm", ".ppm"}
+)
 ORIENTATION = 0x0112  # EXIF's tag: 1 upright, 2 to 8 the other seven, 5 to 8 swap the sides
 
 

@@ -38,6 +38,7 @@ OUT_OF_REACH = {  # paths that cannot even be looked at; other errors are not th
     *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.ESTALE),
     *(errno.EIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN),
 }
+MOVE = "move its classes into train/, and "
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")  # looked for in a folder
 
 
@@ -119,7 +120,8 @@ class DataSpec:
             return f"give Data({split}=...)"
         if not str(self.source).endswith((".yaml", ".yml")) and self.source not in shipped_sets():
             if self.format == "folder" and not (self.root / "data.yaml").is_file():
-                return f"add a folder {split}/CLASS to it"
+                flat = self.splits.get("train") == "."
+                return f"{MOVE if flat else ''}add a folder {split}/CLASS to it"
             if self.source.endswith(".json"):
                 return f"name it as `{split}:` in a YAML with `format: coco`"
         listed = f"ImageSets/Main/{split}.txt, or " if self.format == "voc" else ""

@@ -275,10 +275,15 @@ def from_torch(item: Any) -> Sample:
     """
     match item:
         case (image, {"boxes": boxes, "labels": labels}):
+            form = getattr(getattr(boxes, "format", None), "name", "XYXY")
+            if form != "XYXY":
+                raise ConfigError(f"boxes in {form}; give BoundingBoxes in XYXY: x1, y1, x2, y2")
             return Sample(_pixels(image), _array(labels), _array(boxes))
+        case (image, {"image_id": _, **rest}) if not rest:  # torchvision's, of no objects
+            return Sample(_pixels(image), [], [])
         case (image, int() | np.integer() as label):
             return Sample(_pixels(image), int(label))
-        case (image, Tensor() as label) if label.ndim == 0:
+        case (image, Tensor() as label) if label.ndim == 0 and not label.is_floating_point():
             return Sample(_pixels(image), int(label))
     raise ConfigError(
         f"an item {short(item)}; give TorchData(dataset, convert=...) a function that turns "

@@ -66,7 +66,7 @@ def _check_rates(config: OptimConfig, model: VisionModel) -> None:
                 f"optim.{key}: {getattr(config, key)}; this model names no body, leave it out (a "
                 "VisionModel names one in `body`)"
             )
-    if config.layer_decay < 1 and len(model.body) == 1:
+    if config.layer_decay < 1 and 1 in (len(model.body), len(model.blocks)):
         raise ConfigError(
             f"optim.layer_decay: {config.layer_decay}; this backbone is one block, take "
             "optim.body_lr"

@@ -110,6 +110,13 @@ class Entire(nn.Module):
         return self.net(self.pixels(images))
 
 
+def _body(net: Any) -> tuple[str, ...]:
+    """Name what comes before the classifier in a network that is not taken apart."""
+    last = net.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{name}." for name in ((last,) if isinstance(last, str) else last))
+    return tuple(f"blocks.{WHOLE}.net.{n}" for n in net.state_dict() if not n.startswith(heads))
+
+
 def timm_classifier(config: Timm, classes: int) -> Classifier:
     """Make a classifier of the network that `config` names.
 
@@ -125,7 +132,7 @@ def assembled(net: Any, config: Timm) -> Classifier:
     take_apart = families().get(type(net))
     patches = type(getattr(net, "patch_embed", None)).__name__
     if take_apart is None or (take_apart is vision_transformer and patches != "PatchEmbed"):
-        return Classifier({WHOLE: Entire(net)}, (f"blocks.{WHOLE}.net.",))
+        return Classifier({WHOLE: Entire(net)}, _body(net))
     blocks = take_apart(net)
     blocks["stem"] = nn.Sequential(normalise(net), blocks["stem"])
     return Classifier(blocks, tuple(f"blocks.{name}." for name in blocks if name != "head"))

@@ -18,7 +18,7 @@ from PIL import Image
 
 from visiontrain.data.defects import counted
 from visiontrain.loggers.csv import read_rows
-from visiontrain.report.meanings import MEANINGS, meanings_of
+from visiontrain.report.meanings import MEANINGS, has_several, meanings_of
 from visiontrain.report.page import Content, Html, html, page, table, tag
 from visiontrain.report.pictures import CONFIDENCE
 from visiontrain.report.plots import OVERLAP
@@ -47,6 +47,14 @@ CAPTIONS = {  # of plots/, in the order shown; names end in .png
     "train_batch": "Training images as the model sees them, with their labels.",
     "val_predictions": "Labels, and to the right of each the predictions scored above "
     f"{CONFIDENCE}.",
+}
+OF_CLASSES = CAPTIONS | {
+    "confusion_matrix": "What images are taken for (row) by what they are (column), as counts.",
+    "confusion_matrix_normalized": "The same as shares of each column: the diagonal is right.",
+    "labels": "Images of each class, and how large images are.",
+}
+OF_SEVERAL = OF_CLASSES | {
+    "examples": "Pictures at even distances, with the classes said at a half or more.",
 }
 LARGE = 400_000  # bytes of a PNG from which the page holds a JPEG of it
 UNREADABLE = (OSError, ValueError)  # of pictures: PIL raises both
@@ -288,19 +296,26 @@ def _pictures(files: RunFiles) -> Content:
     curves = [path for path in files.plots if _kind(path).endswith("_curve")]
     curves += [path for path in files.plots if _kind(path).startswith("confusion_")]
     other = [path for path in files.plots if path not in curves]
-    first = [_figure(path) for path in other if _kind(path) == "results"]
-    rest = [_figure(path) for path in other if _kind(path) != "results"]
+    captions = _captions(files.metrics)
+    first = [_figure(path, captions) for path in other if _kind(path) == "results"]
+    rest = [_figure(path, captions) for path in other if _kind(path) != "results"]
     return [
         tag("h2", "Pictures"),
         first,
-        tag("div", [_figure(path) for path in curves], {"class": "pair"}),
+        tag("div", [_figure(path, captions) for path in curves], {"class": "pair"}),
         rest,
     ]
 
 
-def _figure(path: Path) -> Html:
+def _captions(metrics: Mapping[str, Any]) -> Mapping[str, str]:
+    if metrics.get("task") != "classify":
+        return CAPTIONS
+    return OF_SEVERAL if has_several(metrics) else OF_CLASSES
+
+
+def _figure(path: Path, captions: Mapping[str, str]) -> Html:
     try:
-        return figure_of(path, CAPTIONS.get(_kind(path), path.stem.replace("_", " ")))
+        return figure_of(path, captions.get(_kind(path), path.stem.replace("_", " ")))
     except UNREADABLE:
         return tag("p", f"{path.name} can't be read as a picture.", {"class": "note"})
 

@@ -59,6 +59,7 @@ def as_task(table: Table, config: TaskConfig) -> Table:
     several = isinstance(config, ClassifyConfig) and config.several
     if table.several and not several:
         raise ConfigError(
-            "task.several: false, but images of the data set have several classes; leave it out"
+            "task.several: false, but images of the data set have several classes; leave it out "
+            "in a training; weights of one class for each image cannot be scored on these"
         )
     return replace(table, several=several)
