@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from visiontrain.compare_config import CompareConfig, Mode, modes, run_of, seeds
 from visiontrain.core.config import build, merge
 from visiontrain.core.durable import replace_file, storing
 from visiontrain.core.errors import ConfigError
+from visiontrain.core.explain import short
 from visiontrain.core.own import objects_of, with_objects
 from visiontrain.core.yaml_loader import dump_yaml, load_yaml
 from visiontrain.data.open import open_dataset
@@ -64,6 +65,8 @@ def compare(config: CompareConfig, say: Say) -> Comparison:
     if scale is not None and foreign(entries[0].jobs[0].run):
         model = entries[0].jobs[0].run.model.kind
         raise ConfigError(f"links: {model} is one block, of which nothing is known; leave it out")
+    for line in _left_out(asked):
+        say(line)
     starts = {job.start for entry in entries for job in entry.jobs}
     start = f"of all: sha256 {min(starts)}" if len(starts) == 1 else "differ by seed or by run"
     folder = _folder(config, entries[0].jobs[0].run.task.kind)
@@ -107,6 +110,18 @@ def _asked_for(config: CompareConfig) -> tuple[Tree, CompareConfig]:
             f"batch: {config.batch}; what fits differs from mode to mode, take a number"
         )
     return given, config
+
+
+def _left_out(asked: Tree) -> Iterator[str]:
+    """Say what a comparison that goes on had, and is not asked to show again."""
+    before = _read_asked(asked.get("out")) if asked["resume"] else {}
+    for key in ("strategies", "runs", "seeds"):
+        left = [one for one in before.get(key) or [] if one not in (asked.get(key) or [])]
+        if left:
+            yield (
+                f"{key}: without {', '.join(short(str(one)) for one in left)}, which the "
+                "comparison had; its runs stay, and are shown where they are named again"
+            )
 
 
 def _read_asked(out: Any) -> Tree:

@@ -32,10 +32,11 @@ from visiontrain.report.rows import (
     measured,
     together,
 )
+from visiontrain.report.whole import note_whole, whole_of, with_restarts
 from visiontrain.strategies.config import Client, Single
+from visiontrain.strategies.environment import RESTARTED
 
 PARITY = "parity.json"  # in a run's folder: how exact its mode is
-WHOLE = "whole.json"  # likewise: how long it took with the start of its processes
 PACE = "pace"  # in the comparison's: runs of one epoch, under budget=seconds
 FREE = (  # what a run may be given anew when it goes on: none of it changes a step that was made
     *("time", "patience", "save", "log", "data.workers", "data.cache"),
@@ -171,13 +172,13 @@ class Series:
         folder = self._complete(job)
         if folder is None:
             folder = self.folder_of(job.name)
-            began, fresh = time.monotonic(), not folder.config.is_file()
+            began, fresh, before = time.monotonic(), not folder.config.is_file(), len(RESTARTED)
             run = self._typed(job, folder)
             code = commands.train(run)[1]
             if code:
                 raise Halt(self.stopped() or code)
             if fresh:
-                self._note_whole(folder, time.monotonic() - began)
+                note_whole(folder, time.monotonic() - began, len(RESTARTED) - before)
         else:
             self.say(f"complete already: {folder.path}")
         metrics = read(folder.metrics)
@@ -188,7 +189,9 @@ class Series:
                 "the others; compare in a new folder"
             )
         trial = Trial(job.name, job.seed, folder.path.name)
-        return measured(trial, metrics, read_rows(folder.results), whole_of(folder))
+        whole, restarts = whole_of(folder, metrics.get("config_sha256"))
+        found = measured(trial, metrics, read_rows(folder.results), whole)
+        return with_restarts(found, restarts)
 
     def _typed(self, job: Job, folder: RunFolder) -> Run:
         """Return a run as it is to be started in its folder, or to go on there."""
@@ -220,14 +223,6 @@ class Series:
     def folder_of(self, name: str) -> RunFolder:
         """Return where a run lies."""
         return RunFolder(self.folder.path / name)
-
-    def _note_whole(self, folder: RunFolder, seconds: float) -> None:
-        path = folder.path / WHOLE
-        if not folder.metrics.is_file():
-            return
-        of = read(folder.metrics).get("config_sha256")
-        with storing(path):
-            replace_file(path, to_json({"config_sha256": of, "seconds": seconds}))
 
     # -- equal time -----------------------------------------------------------------
 
@@ -381,16 +376,6 @@ def refuse_other(folder: RunFolder, wanted: Run, free: Sequence[str] = FREE) -> 
 def text_sha256(text: str) -> str:
     """Return the sha256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def whole_of(folder: RunFolder) -> float | None:
-    """Return how long a run took with the start of its processes, if nothing interrupted it."""
-    path = folder.path / WHOLE
-    if not path.is_file():
-        return None
-    found = read(path)
-    same = found["config_sha256"] == read(folder.metrics).get("config_sha256")
-    return found["seconds"] if same else None
 
 
 def read(path: Path) -> Tree:

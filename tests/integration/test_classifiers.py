@@ -92,7 +92,7 @@ def test_a_folder_of_classes_becomes_a_classifier_that_predicts(tmp_path):
     page = (run.folder / "report.html").read_text()
     assert "Top-1" in page
     assert "What images are taken for (row)" in page
-    assert "overlap" not in page
+    assert "overlap 0.45" not in page
     again = vt.val(weights=run.folder, save_json=True, out=tmp_path / "val", log={"plots": False})
     assert again.metrics["top1"] == run.metrics["top1"]
     scores = json.loads((tmp_path / "val/scores.json").read_text())

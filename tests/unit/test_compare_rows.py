@@ -13,7 +13,7 @@ from comparisons import row_of
 
 from visiontrain import series
 from visiontrain.compare_config import USES, CompareConfig, modes, seeds
-from visiontrain.comparison import planned
+from visiontrain.comparison import _left_out, planned
 from visiontrain.core.config import from_keys
 from visiontrain.core.durable import digest_of
 from visiontrain.core.errors import ConfigError
@@ -23,6 +23,7 @@ from visiontrain.prepare import config_sha256, config_text
 from visiontrain.report.compare import Comparison
 from visiontrain.report.related import related
 from visiontrain.report.rows import Row, Trial, measured, together
+from visiontrain.report.whole import note_whole, whole_of, with_restarts
 from visiontrain.strategies.config import Client, Single
 from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.keeping import check_same_clients
@@ -302,3 +303,23 @@ def test_a_comparison_says_of_which_runs_the_initial_weights_are(starts, text):
     found = Comparison(Path(), rows, len(rows), "detect", "a", {}, {}, 0)
     assert re.match(text, found.origin())
     assert f"initial weights {found.origin()[:20]}" in str(found)
+
+
+def test_a_run_whose_processes_began_again_tells_so_and_no_time_of_starting(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text('{"config_sha256": "x"}')
+    note_whole(folder, 9.5, 0)
+    assert (whole_of(folder, "x"), whole_of(folder, "y")) == ((9.5, 0), (None, 0))
+    note_whole(folder, 99.0, 2)
+    assert whole_of(folder, "x") == (None, 2)
+    trial = Trial("ddp", 0, lost={"skipped_steps": 0})
+    assert with_restarts(trial, 2).lost == {"skipped_steps": 0, "restarts": 2}
+    assert with_restarts(trial, 0) is trial
+
+
+def test_what_a_comparison_that_goes_on_no_longer_shows_is_told(tmp_path):
+    (tmp_path / "compare.yaml").write_text("strategies: [single, {kind: ddp}]\nseeds: [0, 1]\n")
+    asked = {"out": str(tmp_path), "strategies": [{"kind": "ddp"}, "fsdp"], "seeds": [0, 1, 2]}
+    (line,) = _left_out(asked | {"resume": True})
+    assert line.startswith("strategies: without single, which the comparison had")
+    assert not list(_left_out(asked | {"resume": False}))

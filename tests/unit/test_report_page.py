@@ -31,6 +31,7 @@ METRICS = {
     "conf": 0.416,
     "per_class": {"cat": {"map": 0.61, "boxes": 1200}, EVIL: {"map": 0.33, "boxes": 3}},
     "epochs": 50,
+    "best_epoch": 2,
     "seconds": 303.4,
     "strategy": "ddp",
     "processes": 2,

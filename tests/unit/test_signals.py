@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from visiontrain.engine.signals import Halt, Signals, halting, unsaved
+from visiontrain.strategies import launch
 
 
 @pytest.mark.parametrize(
@@ -63,3 +64,11 @@ def test_more_than_one_run_ends_at_once_and_hears_of_what_a_run_took():
         assert heard() == 0
     assert signal.getsignal(signal.SIGTERM) == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_what_nohup_ignores_ends_no_processes(monkeypatch):
+    asked = {signal.SIGHUP: signal.SIG_IGN}
+    monkeypatch.setattr(launch.signal, "getsignal", lambda one: asked.get(one, signal.SIG_DFL))
+    assert list(launch._handled()) == ["SIGQUIT"]
+    asked.clear()
+    assert list(launch._handled()) == ["SIGHUP", "SIGQUIT"]

@@ -50,7 +50,7 @@ def test_the_verdict_takes_only_what_the_figures_allow():
     assert "the best client alone (0.100 ± 0.000)" in apart
     assert "in one place" not in apart
     short = row_of("single", "single", [0.01], exactness="control")
-    assert any("say little" in text for text in said(short, exact))
+    assert any("say little" in text for text in said(short, replace(exact, scores={"map": 0.02})))
     assert said(row_of("single", "single", []), exact) == [
         "Nothing can be said: the control run has no result."
     ]
@@ -100,3 +100,18 @@ def test_seeds_that_all_score_the_same_give_no_bound():
     assert (row.word, row.noise) == ("no spread", None)
     assert said(same, other)[0].startswith("Take single: ")
     assert said(same, other)[1].startswith("With seeds that all score the same")
+
+
+def test_what_is_better_than_the_control_is_taken_or_told():
+    """Also where the control learned nothing: that is no short training of them all."""
+    for scores in ([0.49, 0.5, 0.51], [0.0, 0.0, 0.01]):
+        control = row_of("single", "single", scores, exactness="control")
+        other = row_of("half", "single", [0.6, 0.61, 0.62], keys={"optim.lr": 0.1})
+        answer = said(control, other)
+        assert answer[0].startswith("Take half: its mAP of 0.610")
+        slow = replace(other, images_per_s=2.0)
+        answer = said(control, slow)
+        assert answer[0].startswith("Take single: no other mode")
+        (line,) = [text for text in answer if text.startswith("half is better: mAP +")]
+        assert line.endswith("at 0.20 times the speed.")
+        assert not any("say little" in text for text in answer)

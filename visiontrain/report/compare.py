@@ -26,7 +26,7 @@ WORDS = {"within noise": "within", "better": "beyond", "worse": "beyond"}  # of 
 LEGEND = (
     "WxT: processes and CPU threads of each; MB/step, MB sent: what the main process sent to "
     "others (parameter servers: what a worker pushed and pulled; federated: a step is a round; "
-    "fsdp: as rings, of which gloo sends more); RAM MB: the most that a process held (not of "
+    "fsdp: as rings, of which gloo sends more); RAM MiB: the most that a process held (not of "
     "servers, nor of federated clients); speedup: in images/s of training; eff.: that for "
     "each core that it may use (on GPUs: for each GPU)"
 )
@@ -124,7 +124,7 @@ class Comparison:
         head = ["mode", "WxT", *titles.values(), "diff"]
         head += ["noise"] if self._repeated() else []
         head += ["time s", "img/s", "speedup", "eff."]
-        head += ["MB/step", "MB sent", "RAM MB", "class"]
+        head += ["MB/step", "MB sent", "RAM MiB", "class"]
         return [head, *(self._line(row, titles) for row in self.rows)]
 
     def _line(self, row: Row, titles: Iterable[str]) -> list[str]:

@@ -27,7 +27,8 @@ from visiontrain.report.rows import SCORES, Row
 from visiontrain.report.run_report import duration
 from visiontrain.report.side_by_side import Sample
 
-AXES = ("images seen", "seconds of training, scoring and saving", "MB sent by the main process")
+AXES = ("images seen", "seconds of training, scoring and saving", "MB sent")
+PARITY_STEPS = 20  # that visiontrain parity compares
 AXIS_NAMES = ("by samples", "by time", "by bytes")
 HERE = Path(__file__).parent
 
@@ -96,7 +97,7 @@ def _table(found: Comparison) -> Content:
         "speed\N{NON-BREAKING HYPHEN}up",
         "efficiency",
         "MB sent",
-        "MB of memory",
+        "MiB of memory",
     ]
     rows = [_line(row, list(titles), many=many) for row in found.rows]
     text = {"mode", "class", "noise"}
@@ -252,7 +253,7 @@ def commands_of(found: Comparison) -> list[str]:
     configs = (found.folder / trial.folder / "config.yaml" for trial in trials)
     lines += [f"visiontrain train {_quoted(path)}" for path in configs]
     for row in found.rows:
-        if row.gap is not None and row.trials and row.trials[0].folder:
+        if row.gap is not None and row.trials[0].folder and (row.steps or 0) >= PARITY_STEPS:
             path = found.folder / row.trials[0].folder / "config.yaml"
             lines.append(f"visiontrain parity {_quoted(path)}")
     return lines

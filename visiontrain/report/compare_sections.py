@@ -104,8 +104,13 @@ def faults(every: Sequence[Row]) -> Content:
 
 
 def _facts_of(row: Row) -> list[str]:
-    lost = [f"{count:,} {LOST[key]}" for key, count in row.lost.items() if count]
-    found = [f"lost to faults: {', '.join(lost) or 'nothing'}"] if row.lost else []
+    counts = {key: count for key, count in row.lost.items() if count}
+    dropped = counts.pop("dropped", 0)  # some rules drop what is late: no fault
+    lost = [f"{count:,} {LOST[key]}" for key, count in counts.items()]
+    many = " in all seeds" if len(row.trials) > 1 else ""
+    found = [f"lost to faults{many}: {', '.join(lost) or 'nothing'}"] if row.lost else []
+    if dropped:
+        found.append(f"{dropped:,} {LOST['dropped']}{many}, their images were handed out again")
     if row.staleness is not None:
         ages = _ages(row.trials)
         found.append(f"updates between reading and applying: {row.staleness:.2f} ({ages})")
@@ -117,7 +122,7 @@ def _facts_of(row: Row) -> list[str]:
         peaks = ", ".join(f"{peak:,.0f}" for peak in row.peaks_rss_mb)
         servers = row.strategy["kind"] == "parameter_server"
         whose = "the main process and the largest worker, without servers"
-        found.append(f"memory of {whose if servers else 'each process'}: {peaks} MB")
+        found.append(f"memory of {whose if servers else 'each process'}: {peaks} MiB")
     return found
 
 
@@ -151,9 +156,10 @@ def names_of(every: Sequence[Row]) -> list[str]:
 
 
 def _partition(row: Row, names: Sequence[str]) -> Content:
-    clients = next((trial.clients for trial in row.trials if trial.clients), None)
-    if not clients:
+    trial = next((trial for trial in row.trials if trial.clients), None)
+    if trial is None:
         return None
+    clients = trial.clients
     most = max(client["images"] for client in clients.values()) or 1
     drawn = []
     for number, client in clients.items():
@@ -171,11 +177,12 @@ def _partition(row: Row, names: Sequence[str]) -> Content:
         drawn.append(
             (f"client {number}", "; ".join([f"{client['images']:,} images", *scores]), spans)
         )
-    spread = [] if row.client_spread is None else [_spread(row)]
+    spread = [] if trial.client_spread is None else [_spread(trial)]
+    seed = f", seed {trial.seed}" if len(row.trials) > 1 else ""  # each deals images anew
     held = range(len(names) + 1)
     used = [k for k in held if any(_count(client, k) for client in clients.values())]
     return [
-        tag("h3", row.name),
+        tag("h3", f"{row.name}{seed}"),
         bars(drawn),
         legend([(f"rgb{colour_of(k)}", _class(names, k)) for k in used]) if names else None,
         *(tag("p", text) for text in spread),
@@ -191,10 +198,11 @@ def _class(names: Sequence[str], label: int) -> str:
     return names[label] if label < len(names) else "no label"
 
 
-def _spread(row: Row) -> str:
+def _spread(trial: Trial) -> str:
     return (
-        f"The common weights score {show(row.worst_client)} on the images of the client that they "
-        f"serve worst; the standard deviation over clients is {show(row.client_spread)}. Common: "
+        f"The common weights score {show(trial.worst_client)} on the images of the client that "
+        f"they serve worst; the standard deviation over clients is {show(trial.client_spread)}. "
+        "Common: "
         "of the common weights; own: of what a client had made of them last, before all met."
     )
 

@@ -20,7 +20,7 @@ LOST = {  # of metrics.json: what faults cost
     "skipped_steps": "steps that were not finite",
     "lost_updates": "updates that a server had not saved",
     "dropped": "gradients that came too late",
-    "restarts": "workers and servers replaced",
+    "restarts": "processes, workers and servers started again",
     "clients_late": "results of clients that came too late",
     "clients_failed": "clients that could not train",
     "clients_refused": "results of clients that were refused",

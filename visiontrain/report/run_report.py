@@ -224,14 +224,10 @@ def _effort(files: RunFiles) -> list[str]:
         )
         said.append(f"The run took {duration(seconds)} for {counts[0]}{by}, {counts[1]}{pace}.")
     best = "top1" if "top1" in metrics else "map"
-    scored = [
-        (value, row.get("epoch", "?"))
-        for row in files.epochs
-        for value in [_finite(row.get(f"val/{best}"))]
-        if value is not None
-    ]
-    if len(scored) > 1:
-        value, epoch = max(scored, key=lambda pair: pair[0])
+    scored = {row.get("epoch"): _finite(row.get(f"val/{best}")) for row in files.epochs}
+    epoch = str(metrics.get("best_epoch"))
+    value = scored.get(epoch)
+    if value is not None and sum(other is not None for other in scored.values()) > 1:
         score = f"{meanings_of(metrics)[best][0]} {value:.3f}"
         said.append(f"The best epoch was {epoch} of {len(files.epochs)} ({score}).")
     return said

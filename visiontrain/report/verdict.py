@@ -31,6 +31,12 @@ def verdict(rows: Sequence[Row], title: str) -> list[str]:
     said += [_noise(modes, control)]
     said += _memory(modes, control)
     said += [_federated(row, done, control, title) for row in modes if row.rounds]
+    said += [
+        f"{row.name} is better: {title} {row.difference:+.3f}, more than {ERROR} "
+        f"({row.noise:.3f}), at {_times(row, control):.2f} times the speed."
+        for row in _better(modes, control)
+        if not said[0].startswith(f"Take {row.name}:")
+    ]
     said += _worse(modes, control, title)
     failed = [row.name for row in rows if row.error]
     said += [f"Failed, with the error below: {', '.join(failed)}."] if failed else []
@@ -53,13 +59,14 @@ def alike(row: Row, control: Row) -> bool:
 def good(row: Row, control: Row) -> bool:
     """Tell whether a row's score can stand for the control's."""
     near = row.word == "within noise" and (row.noise or 0.0) <= WIDE * (control.score or 0.0)
-    told = not _little(control) and (near or row.word == "better")
+    told = not _little((control, row)) and (near or row.word == "better")
     return alike(row, control) or told
 
 
-def _little(control: Row) -> bool:
-    """Tell whether scores say nothing yet."""
-    return control.score is not None and control.score < LITTLE
+def _little(rows: Sequence[Row]) -> bool:
+    """Tell whether scores say nothing yet: of none of the rows."""
+    known = [row.score for row in rows if row.score is not None]
+    return bool(known) and max(known) < LITTLE
 
 
 def _choice(modes: Sequence[Row], control: Row, title: str) -> str:
@@ -67,7 +74,10 @@ def _choice(modes: Sequence[Row], control: Row, title: str) -> str:
     absent = "" if one else f" No control of one device was run: compared with {control.name}."
     candidates = [row for row in modes if good(row, control) and row.images_per_s]
     fastest = max(candidates, key=lambda row: row.images_per_s or 0.0, default=control)
-    times = (fastest.images_per_s or 0.0) / (control.images_per_s or math.inf)
+    times = _times(fastest, control)
+    better = max(_better(modes, control), key=lambda row: row.score or 0.0, default=None)
+    if times < FASTER and better and _times(better, control) * FASTER > 1:
+        return f"Take {better.name}: {_why(better, control, title)}.{absent}"
     if fastest is control or times < FASTER:
         others = "no other mode that is as good trains faster here"
         if len(modes) == 1:
@@ -82,6 +92,15 @@ def _choice(modes: Sequence[Row], control: Row, title: str) -> str:
         whose = "one device" if one else control.name
         many += f" of {fastest.threads} CPU threads ({whose}: {control.threads})"
     return f"Take {fastest.name}: {times:.2f} times as fast{many}{share}, and {why}.{absent}"
+
+
+def _times(row: Row, control: Row) -> float:
+    return (row.images_per_s or 0.0) / (control.images_per_s or math.inf)
+
+
+def _better(modes: Sequence[Row], control: Row) -> list[Row]:
+    found = [row for row in modes if row.word == "better" and not alike(row, control)]
+    return [row for row in found if not _little((control, row))]
 
 
 def _unknown(modes: Sequence[Row], control: Row) -> bool:
@@ -113,7 +132,7 @@ def score_of(row: Row) -> str:
 
 
 def _noise(modes: Sequence[Row], control: Row) -> str:
-    if control.score is not None and _little(control):
+    if control.score is not None and _little(modes):
         return (
             f"After so short a training ({control.score:.3f}) scores say little about the modes; "
             "speed, memory and exactness do."
@@ -143,7 +162,7 @@ def _memory(modes: Sequence[Row], control: Row) -> list[str]:
         return []
     return [
         f"If memory is short, {least.name} is the exact mode that needs least: "
-        f"{least.peak_rss_mb:,.0f} MB in its largest process, {share:.0%} of {control.name}."
+        f"{least.peak_rss_mb:,.0f} MiB in its largest process, {share:.0%} of {control.name}."
     ]
 
 
@@ -151,7 +170,7 @@ def _federated(row: Row, done: Sequence[Row], control: Row, title: str) -> str:
     """Place a federated run between what its clients reach alone and all data in one place."""
     alone = next((other for other in done if other.name == row.alone), None)
     where = f"{row.name} reaches {title} {score_of(row)} without moving any image"
-    if row.score is None or control.score is None or control.score < LITTLE:
+    if row.score is None or control.score is None or _little((control, row)):
         return ""
     shared = control.rounds or control.strategy["kind"] == "client"
     central = "" if shared else f"all images in one place give {score_of(control)}"
@@ -168,7 +187,7 @@ def _federated(row: Row, done: Sequence[Row], control: Row, title: str) -> str:
 
 
 def _worse(modes: Sequence[Row], control: Row, title: str) -> list[str]:
-    if _little(control):
+    if _little(modes):
         return []
     worse = [row for row in modes if row.word == "worse" and not row.rounds]
     return [

@@ -16,6 +16,7 @@ PORT = 29500  # torchrun's own default
 FIRST_PORT, PORTS = 10_000, 20_000  # below those that systems hand out by themselves
 
 Environment = Mapping[str, str]
+RESTARTED: list[str] = []  # why this program started the processes of runs again
 
 
 @dataclass(frozen=True, slots=True)

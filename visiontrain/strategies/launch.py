@@ -36,7 +36,7 @@ from visiontrain.strategies.config import (
     StrategyConfig,
 )
 from visiontrain.strategies.devices import devices, let_go, threads
-from visiontrain.strategies.environment import LOOPBACK, cpu_threads, launched
+from visiontrain.strategies.environment import LOOPBACK, RESTARTED, cpu_threads, launched
 from visiontrain.strategies.handover import hand_over, handed_over
 from visiontrain.strategies.meeting import located
 from visiontrain.strategies.member import Entry, describe, error_again, join
@@ -161,6 +161,7 @@ def _start(config: Group, device: str, entry: Entry, run_json: str, folder: Path
             except RankError as error:  # others are the same every time
                 if received or error.lasting or restart > config.max_restarts:
                     raise
+                RESTARTED.append(str(error))
                 _tell(f"restart {restart} of {config.max_restarts}, as {error}")
             for path in (*folder.glob("pid-*"), *folder.glob("rank-*.json")):
                 path.unlink()
@@ -181,7 +182,7 @@ def _attempt(config: Group, folder: Path, received: list[int]) -> int:
         rdzv_backend=LOOPBACK_ONLY,
         local_addr=LOOPBACK,
         max_restarts=0,
-        signals_to_handle="SIGHUP,SIGQUIT",
+        signals_to_handle=",".join(_handled()),
     )
     exits: dict[int, int] = {}
     register()
@@ -193,6 +194,13 @@ def _attempt(config: Group, folder: Path, received: list[int]) -> int:
         except SignalException as error:
             return 128 + error.sigval
     return _verdict(config, folder, exits, received)
+
+
+def _handled() -> Iterator[str]:
+    """Name what ends the processes with this one; not what nohup ignores for all of them."""
+    for name in ("SIGHUP", "SIGQUIT"):
+        if signal.getsignal(signal.Signals[name]) != signal.SIG_IGN:
+            yield name
 
 
 def _verdict(config: Group, folder: Path, exits: dict[int, int], received: list[int]) -> int:
