@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from help_texts import EXAMPLES, NOTES
 from pydantic_core import PydanticUndefined
 
 from visiontrain.cli import VERBS
@@ -43,6 +44,8 @@ from visiontrain.recipe import USES, Run
 from visiontrain.scoring import SCORING
 
 WIDTH = 93  # of what stands beside a key's name
+Row = tuple[str, str, str, str]  # key, type, default, meaning
+LIKE_TRAIN = ("parity", "plan", "compare")  # verbs with most of its keys
 
 
 def meanings(kinds: Collection[type[Section]]) -> str:
@@ -71,55 +74,9 @@ TYPED = USES | {
     "plan": [u for u in PLAN_USES if u != "strategy"]
     + [f"strategy.{key}" for key in ("kind", *sorted(KNOWN - {"kind"}))],
 }  # what each verb may be told
-EXAMPLES = {
-    "train": (
-        "visiontrain train",
-        "visiontrain train data=my/data.yaml epochs=100 imgsz=640 batch=16",
-        "visiontrain train data=my/data.yaml strategy=ddp strategy.processes=2",
-        "visiontrain train out=runs/detect/train resume=true",
-    ),
-    "val": ("visiontrain val weights=runs/detect/train data=my/data.yaml split=test",),
-    "predict": (
-        "visiontrain predict weights=runs/detect/train source=pictures/",
-        "visiontrain predict weights=runs/detect/train source=pictures/ strategy=ddp",
-    ),
-    "check": (
-        "visiontrain check data=my/data.yaml",
-        "visiontrain check data=my/data.yaml imgsz=640 out=checked",
-        "visiontrain check data=my/data.yaml --json",
-    ),
-    "data": (
-        "visiontrain data shard data=my/data.yaml out=shards",
-        "visiontrain data shard data=my/pictures out=shards split=train,val shard_size=512",
-        "visiontrain train data=shards",
-    ),
-    "parity": (
-        "visiontrain parity data=tiny epochs=5 strategy=ddp model.norm=group imgsz=64 batch=4",
-    ),
-    "plan": (
-        "visiontrain plan data=my/data.yaml model=yolo_m batch=32 devices=4 memory=16",
-        "visiontrain plan data=digits devices=2 strategy=pipeline strategy.schedule=1f1b --json",
-    ),
-    "federated": (
-        "visiontrain federated cert hosts=fed.example.org",
-        "visiontrain federated key key=clinic.key",
-        "visiontrain federated register key=clinic.key.pub",
-        "visiontrain federated server data=my/data.yaml strategy.serve=0.0.0.0:9092 "
-        "strategy.clients=3",
-        "visiontrain federated client server=fed.example.org:9092 key=clinic.key data=ours.yaml",
-    ),
-    "compare": (
-        "visiontrain compare data=digits strategies=single,ddp,fsdp,pipeline epochs=3",
-        "visiontrain compare data=my/data.yaml strategies=single,ddp,ddp:sync_every=8+outer=diloco",
-        "visiontrain compare data=my/data.yaml strategies=single,federated:clients=8 seeds=0,1,2",
-        "visiontrain compare compare/digits",
-        "visiontrain compare out=runs/detect/compare resume=true",
-    ),
-}
-MODES = {
-    "val": SCORING,
-    "plan": ("single", "ddp", "fsdp", "pipeline"),
-}  # of training, where a verb takes but some
+# Modes of training, where a verb takes but some.
+MODES = {"val": SCORING, "plan": ("single", "ddp", "fsdp", "pipeline")}
+TRY = {"train": "train detect/bccd", "compare": "compare compare/digits"}  # with a preset
 
 OWN = {  # rows that mean something else to a verb
     "check": {
@@ -171,21 +128,6 @@ OWN = {  # rows that mean something else to a verb
         "resume": ("resume", "true|false", "false", "go on with the comparison in `out`"),
     },
 }
-NOTES = {
-    "check": "Ends with 3 when no run would start on it, or a split cannot be read; with 0 when\n"
-    "there are warnings only.",
-    "data": "Writes every split as tars in WebDataset's layout, an index of where images lie,\n"
-    "and a data.yaml, into a new folder. Nothing is left there when it is stopped.",
-    "parity": "Compares 20 optimizer steps; ends with 0 when the mode is exact, with 1 otherwise.",
-    "federated": "Who runs the server: cert, then register for each client's .pub, then server,\n"
-    "which takes the keys of train, strategy=federated and strategy.serve, 127.0.0.1:9092 by\n"
-    "default; it needs images to score (val), none to train on. Who runs a client: key, then\n"
-    "client, with the server's ca.crt; its images stay where they are.",
-    "plan": "Measures the model on four images at most here, on one device; --json prints bytes.",
-    "compare": "Trains in one mode after another from the same weights with the same samples;\n"
-    "strategy.KEY=VALUE holds for every mode that has the key. Leaves a folder per run, and\n"
-    "report.html, compare.json, compare.csv and compare.md. Ends with 1 when a mode failed.",
-}
 
 
 def type_name(annotation: Any) -> str:
@@ -211,7 +153,7 @@ def used(key: str, uses: Collection[str] | None) -> bool:
 
 def rows(
     root: type[Section], uses: Collection[str] | None = None, modes: Collection[str] = ()
-) -> list[tuple[str, str, str, str]]:
+) -> list[Row]:
     """List (key, type, default, meaning) of all keys that take a plain value, short ones first.
 
     Args:
@@ -287,25 +229,37 @@ def page(verb: str) -> str:
             lines += ["", f"Keys of `federated {what}`, type, default:"]
             lines += key_lines(rows(root, FEDERATED_USES.get(what)), ())
         return "\n".join(lines) + "\n"
-    lines += ["", "Keys (key=value or --key value), type, default:"]
     uses = TYPED.get(verb)
     own = OWN.get(verb, {})
     found = [own.get(row[0], row) for row in rows(ROOTS[verb], uses, MODES.get(verb, ()))]
-    lines += key_lines(found, {"compare": COMPARED, "plan": PLANNED}.get(verb, ()))
-    if issubclass(ROOTS[verb], Run):
+    shared: list[Row] = []
+    if verb in LIKE_TRAIN:  # its own would be lost among train's
+        listed = rows(ROOTS["train"], TYPED.get("train"))
+        shared, found = [r for r in found if r in listed], [r for r in found if r not in listed]
+    if found:
+        lines += ["", "Keys (key=value or --key value), type, default:"]
+        lines += key_lines(found, {"compare": COMPARED, "plan": PLANNED}.get(verb, ()))
+    if shared:
+        names = ", ".join(dict.fromkeys(key.partition(".")[0] for key, *_ in shared))
+        text = (
+            f"And as `visiontrain train --help` lists them, with short names and presets: {names}"
+        )
+        lines += ["", *textwrap.wrap(text, 100)]
+    if issubclass(ROOTS[verb], Run) and not shared:
         lines += ["", "Short names:"]
         lines += [
             f"  {alias:24} {main_name(key)}"
             for alias, (key, _) in ALIASES.items()
             if used(key, uses)
         ]
-    if verb in ("train", "parity", "compare"):
-        lines += ["", "Presets are YAML files of the same keys: visiontrain train detect/bccd"]
-        lines += [f"  {name}" for name in presets(TOP / "cfg") if fits(verb, name)]
+    if verb in TRY:
+        lines += ["", "Presets are YAML files of the same keys: visiontrain " + TRY[verb]]
+        of = [name for name in presets(TOP / "cfg") if name.startswith("compare/") is bool(shared)]
+        lines += [f"  {name}" for name in of]
     return "\n".join(lines) + "\n"
 
 
-def key_lines(found: Sequence[tuple[str, str, str, str]], first: Sequence[str]) -> list[str]:
+def key_lines(found: Sequence[Row], first: Sequence[str]) -> list[str]:
     """Write keys with their types, defaults and meanings, those in `first` before the others."""
     lines, section = [], ""
     order = {name: number for number, name in enumerate(first)}
@@ -325,18 +279,13 @@ def key_lines(found: Sequence[tuple[str, str, str, str]], first: Sequence[str]) 
     return lines
 
 
-def fits(verb: str, preset: str) -> bool:
-    """Tell whether a verb reads a preset: comparisons have keys that no training has."""
-    return verb == "compare" or not preset.startswith("compare/")
-
-
 def main_name(key: str) -> str:
     """Write a section's main key as people type it: `data`, not `data.source`."""
     section, _, name = key.partition(".")
     return section if name == MAIN_FIELD.get(section, "kind") else key
 
 
-def place(row: tuple[str, str, str, str]) -> tuple[int, str]:
+def place(row: Row) -> tuple[int, str]:
     """Sort: sections' main keys, then keys of no section, then section by section."""
     key = row[0]
     if "." not in key:
