@@ -241,9 +241,7 @@ def page(verb: str) -> str:
         lines += key_lines(found, {"compare": COMPARED, "plan": PLANNED}.get(verb, ()))
     if shared:
         names = ", ".join(dict.fromkeys(key.partition(".")[0] for key, *_ in shared))
-        text = (
-            f"And as `visiontrain train --help` lists them, with short names and presets: {names}"
-        )
+        text = f"{'And' if found else 'Keys'} as `visiontrain train --help` lists them, with short names and presets: {names}"
         lines += ["", *textwrap.wrap(text, 100)]
     if issubclass(ROOTS[verb], Run) and not shared:
         lines += ["", "Short names:"]
