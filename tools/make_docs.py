@@ -241,7 +241,8 @@ def page(verb: str) -> str:
         lines += key_lines(found, {"compare": COMPARED, "plan": PLANNED}.get(verb, ()))
     if shared:
         names = ", ".join(dict.fromkeys(key.partition(".")[0] for key, *_ in shared))
-        text = f"{'And' if found else 'Keys'} as `visiontrain train --help` lists them, with short names and presets: {names}"
+        how = "as `visiontrain train --help` lists them, with short names and presets"
+        text = f"{'And' if found else 'Keys'} {how}: {names}"
         lines += ["", *textwrap.wrap(text, 100)]
     if issubclass(ROOTS[verb], Run) and not shared:
         lines += ["", "Short names:"]

@@ -20,7 +20,7 @@ from visiontrain.core.explain import short
 from visiontrain.core.own import objects_of, with_objects
 from visiontrain.core.yaml_loader import dump_yaml, load_yaml
 from visiontrain.data.open import open_dataset
-from visiontrain.engine.run_folder import RunFolder, claim
+from visiontrain.engine.run_folder import RunFolder, claim, home
 from visiontrain.engine.signals import Halt, halting
 from visiontrain.extrapolation import Scale, extrapolate, scale_of
 from visiontrain.looking import look
@@ -127,7 +127,7 @@ def _left_out(asked: Tree) -> Iterator[str]:
 def _read_asked(out: Any) -> Tree:
     if out is None:
         raise ConfigError("resume: true without a folder; add out=DIR, the comparison's")
-    path = Path(out) / ASKED
+    path = home(str(out)) / ASKED
     if not path.is_file():
         raise ConfigError(f"out: {out} holds no {ASKED}; leave resume away to start there")
     tree = load_yaml(path.read_text(encoding="utf-8"), str(path))
@@ -273,8 +273,8 @@ def _start(run: Run, starts: dict[str, str]) -> str:
 
 def _folder(config: CompareConfig, task: str) -> RunFolder:
     if config.resume:
-        return RunFolder(Path(config.out or "."))
-    parent = Path(config.project) / task
+        return RunFolder(home(config.out or "."))
+    parent = home(config.project) / task
     return claim(config.out, parent, config.name, resumable=True)
 
 

@@ -15,6 +15,8 @@ from visiontrain.recipe import Run
 from visiontrain.strategies.devices import world
 from visiontrain.strategies.precision import slow
 
+OF_SGD = 0.01  # from here on rates are those of SGD, as of YOLO tools' lr0
+
 
 def heading(
     run: Run, data: Training | None, validation: Table, model: VisionModel, place: Place
@@ -54,6 +56,11 @@ def heading(
         lines.append(
             f"precision={run.precision}: this CPU has no instructions for it and takes several "
             "times as long as with fp32"
+        )
+    if kind_of(run.optim) == "adamw" and peak(run.optim) >= OF_SGD:
+        lines.append(
+            f"optim.lr={peak(run.optim):g} is a rate for SGD (optimizer=sgd); adamw usually takes "
+            "0.002, as by default"
         )
     return lines
 

@@ -25,7 +25,7 @@ from visiontrain.engine.classifier import Classifier
 from visiontrain.engine.detector import Detector
 from visiontrain.engine.pictures import Pixels
 from visiontrain.engine.predictor import load_predictor, model_config
-from visiontrain.engine.run_folder import RunFolder, claim
+from visiontrain.engine.run_folder import RunFolder, claim, home
 from visiontrain.engine.signals import Signals, unsaved
 from visiontrain.engine.weights import WeightsMeta, load_weights
 from visiontrain.models.config import ModelConfig
@@ -149,7 +149,7 @@ def prepare_prediction(
         raise ConfigError(
             "save_json: COCO has no results of classes; predictions.json is always written"
         )
-    folder = folder or claim(config.out, Path(config.project) / task, config.name)
+    folder = folder or claim(config.out, home(config.project) / task, config.name)
     folder.path.mkdir(parents=True, exist_ok=True)  # where nothing was found the first time
     changes: dict[str, Any] = {"out": str(folder.path)}
     if not isinstance(mode, Single):

@@ -19,7 +19,7 @@ from visiontrain.core.yaml_loader import dump_yaml, load_yaml
 from visiontrain.data.config import sides
 from visiontrain.data.open import open_dataset
 from visiontrain.engine.optim import kind_of, peak
-from visiontrain.engine.run_folder import RunFolder, claim, reopen
+from visiontrain.engine.run_folder import RunFolder, claim, home, reopen
 from visiontrain.models.config import TorchvisionConfig
 from visiontrain.recipe import Run
 from visiontrain.run_checks import check_fixed, check_values
@@ -69,7 +69,7 @@ def prepare(run: Run) -> Run:
         check_fixed(build(Run, read_config(folder)), run)
         run = placed(run, folder)  # `fit` writes config.yaml once it goes on
     else:
-        place = Path(run.project) / run.task.kind
+        place = home(run.project) / run.task.kind
         folder = folder or claim(run.out, place, run.name, resumable=True)
         run = placed(run, folder)
         write_config(run)
@@ -188,7 +188,7 @@ def goes_on(given: Mapping[str, Any], file: str = "config.yaml") -> bool:
         return resume is True
     if out is None:
         raise ConfigError("resume: auto without a folder; add out=DIR, where the run is to lie")
-    return (Path(out) / file).is_file()
+    return (home(out) / file).is_file()
 
 
 def below(given: Mapping[str, Any]) -> Tree:
@@ -212,10 +212,25 @@ def below(given: Mapping[str, Any]) -> Tree:
     data = build(Run, {"data": given.get("data", {})}).data
     spec = open_dataset(data, given.get("task", {}).get("kind"))
     recommended = read_tree(Run, spec.defaults, f"{data.source}: defaults", RECOMMENDED)
+    recommended |= _model_of(given, spec.task)
     if spec.task == "detect":
         return recommended
     task = {"kind": spec.task, "several": spec.reader.several}
     return merge(Run, CLASSIFYING, recommended | {"task": recommended.get("task", {}) | task})
+
+
+def _model_of(given: Mapping[str, Any], task: str) -> Tree:
+    """Return the model whose weights a training starts from, unless another one is asked for."""
+    if given.get("weights") is None:
+        return {}
+    from visiontrain.engine.weights import load_meta  # noqa: PLC0415 - torch
+
+    meta = load_meta(str(given["weights"]))
+    kind = meta.model.get("kind")
+    asked = given.get("model", {}).get("kind", kind)
+    if meta.task != task or kind == "object" or asked != kind:
+        return {}
+    return {"model": dict(meta.model)}
 
 
 def restarted(text: str, verb: str) -> Run | None:

@@ -9,14 +9,16 @@ from typing import Any
 from visiontrain.core.config import merge
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.own import NONE, Objects, refuse_missing, with_objects
-from visiontrain.engine.run_folder import RunFolder, claim
+from visiontrain.engine.run_folder import RunFolder, claim, home
 from visiontrain.engine.weights import WeightsMeta, load_meta
 from visiontrain.models.registry import check_input
 from visiontrain.prepare import Tree, absolute, placed, read_config, settle_tree, write_config
 from visiontrain.recipe import Run, scored_at_once
 from visiontrain.staging import check_uses
 
-SCORED_AS_TRAINED = {"data", "imgsz", "batch", "task", "project"}  # unless val is told otherwise
+SCORED_AS_TRAINED = {  # unless val is told otherwise
+    *("data", "imgsz", "batch", "precision", "task", "project")
+}
 
 SCORING = ("single", "ddp", "fsdp", "pipeline", "placement")  # modes that share scoring out
 
@@ -52,7 +54,7 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
     meta = _scored(run.weights)
     task = {**meta.task_config, "kind": meta.task, "loss": None}
     base: Tree = {"imgsz": meta.imgsz, "task": task, "name": "val", "augment": {"kind": "none"}}
-    old = _run_of(Path(str(run.weights)))
+    old = _run_of(home(str(run.weights)))
     if old is not None:
         base |= _as_trained(old)
     given = run.model_dump(exclude_unset=True)
@@ -75,7 +77,7 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
         check_input(run.model, run.imgsz, meta.task)
     refuse_missing(run, "visiontrain.val(weights=WEIGHTS, {})")
     check_uses(run.strategy, run.model, len(meta.names), meta.task)
-    run = placed(run, claim(run.out, Path(run.project) / meta.task, run.name))
+    run = placed(run, claim(run.out, home(run.project) / meta.task, run.name))
     write_config(run, "val")
     return run
 
@@ -103,7 +105,7 @@ def _data_as_trained(before: Tree, new: Tree, run: Run, meta: WeightsMeta) -> Tr
         found = {}  # what it says, such as a cap, is meant for other data
     else:
         found = dict(before)
-    if run.split == "train":
+    if run.split != "val":
         found.pop("val_images", None)
     if found.get("cache") == "ram":  # which pays from a second epoch on
         del found["cache"]

@@ -4,14 +4,14 @@ import pytest
 import torch
 from small import config, prepared
 
-from visiontrain import start
+from visiontrain import app, start
 from visiontrain.core.config import from_keys, load
 from visiontrain.core.errors import ConfigError
 from visiontrain.core.yaml_loader import load_yaml
 from visiontrain.engine import autobatch
 from visiontrain.engine.weights import load_weights
 from visiontrain.loggers.console import Silent
-from visiontrain.prepare import below, prepare
+from visiontrain.prepare import below, prepare, settled
 from visiontrain.recipe import Run
 from visiontrain.run_checks import check_values
 from visiontrain.scoring import prepare_validation
@@ -253,3 +253,47 @@ def test_a_backbone_that_weights_lack_comes_pretrained(tmp_path, monkeypatch):
     own = config(tmp_path / "own", weights=str(tmp_path / "plain"))
     start.build_fresh(own, list("0123456789"), Silent())
     assert asked == ["resnet18"]  # what has a body is not given another
+
+
+def test_the_model_is_that_of_the_weights_unless_another_is_asked_for(tmp_path):
+    keys = {"model": {"kind": "yolo_n", "norm": "group", "finest": 4}, "precision": "fp64"}
+    prepared(tmp_path / "first", epochs=1, **keys)[1].fit()
+    again = {"weights": str(tmp_path / "first")}
+    assert (
+        settled(config(tmp_path / "a", **again)).model
+        == settled(config(tmp_path / "first", **keys)).model
+    )
+    assert settled(config(tmp_path / "b", model="yolo_s", **again)).model.norm == "batch"
+    changed = settled(config(tmp_path / "c", **again, **{"model.norm": "frozen"})).model
+    assert (changed.norm, changed.finest) == ("frozen", 4)
+    # So do the precision, and no cap of val where another split is scored.
+    for split, most in (("val", 4), ("test", None)):
+        given = {"weights": tmp_path / "first", "out": tmp_path / split, "split": split}
+        run = prepare_validation(from_keys(Run, given))
+        assert (run.precision, run.data.val_images) == ("fp64", most)
+
+
+def test_home_is_meant_wherever_a_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    prepared("~/run", epochs=1)[1].fit()
+    assert (tmp_path / "run" / "metrics.json").is_file()
+    assert not (tmp_path / "~").exists()
+    run = prepare_validation(from_keys(Run, {"weights": "~/run", "project": "~/scores"}))
+    assert run.out == str(tmp_path / "scores" / "detect" / "val")
+    assert run.data.source == config(tmp_path).data.source
+    assert prepare(config("~/run", epochs=2, resume="auto")).resume
+
+
+def test_a_rate_of_sgd_is_told_beside_adamw(tmp_path, monkeypatch):
+    said = []
+
+    class Told(Silent):
+        def message(self, text):
+            said.append(text)
+
+    monkeypatch.setattr(app, "build_progress", lambda _: Told())
+    prepared(tmp_path / "plain")
+    assert not any("rate for SGD" in line for line in said)
+    prepared(tmp_path / "high", lr0=0.01)
+    assert any(line.startswith("optim.lr=0.01 is a rate for SGD") for line in said)

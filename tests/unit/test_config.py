@@ -69,6 +69,12 @@ def test_words_become_keys(words, want):
     assert typed(*words) == want
 
 
+def test_keys_of_other_tools_that_say_what_is_so_anyway_are_passed_over():
+    words = ["rect=false", "half=False", "exist_ok=false", "save_period=-1", "dropout=0.0"]
+    run = load(Run, [*words, "epochs=3"])
+    assert run.model_fields_set == {"epochs"}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -93,6 +99,10 @@ def test_words_become_keys(words, want):
         (["save=5"], "save: 5; write save.every_epochs=VALUE"),
         (["perspective=0.0005"], "perspective: no such key; did you mean augment.perspective?"),
         (["bgr=0.1"], "bgr: no such key; there is no such augmentation yet"),
+        (
+            ["rect=true", "epochs=3", "half=true", "exist_ok=false"],
+            "rect: no such key, images are always padded to squares; half: no such key, training",
+        ),
         (["cutmix=0.1"], "augment.cutmix: augment=standard has no such key; augment=classify has"),
         (["label_smoothing=0.1"], "task.smoothing: task=detect has no such key; task=classify has"),
         (

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from pydantic import ValidationError
 
 from visiontrain.core.errors import ConfigError
-from visiontrain.core.explain import closest, explain, no_such_key, short
+from visiontrain.core.explain import closest, explain, no_such_key, short, without_idle
 from visiontrain.core.keys import ALIASES, MAIN_FIELD, STRATEGY_ALIASES
 from visiontrain.core.section import (
     Section,
@@ -325,7 +325,7 @@ def _tree(
 ) -> Tree:
     tree: Tree = {}
     named: dict[str, str] = {}  # key -> the name by which it was given first
-    for key, value in pairs:
+    for key, value in without_idle(root, pairs):
         target = ALIASES[key][0] if key in aliases(root) else key
         if sections(annotation_of(root, target)) and not isinstance(value, Mapping):
             target = _main(target)

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from visiontrain.core.keys import FOREIGN
+from visiontrain.core.errors import ConfigError
+from visiontrain.core.keys import FOREIGN, SO_ANYWAY
 from visiontrain.core.section import Section, aliases, all_keys, annotation_of, kind_of, sections
 
 LONGEST = 80  # characters of what was got; a wrong value may be a whole file
@@ -41,6 +42,24 @@ def no_such_key(root: type[Section], key: str) -> str:
     meant = ends[0] if ends else closest(key, known, cutoff=0.5)
     advice = f"did you mean {meant}?" if meant else "`visiontrain VERB --help` lists all keys"
     return f"{short(key)}: no such key; {advice}"
+
+
+def without_idle(root: type[Section], pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Leave out keys of other tools whose values say what is so anyway.
+
+    Raises:
+        ConfigError: of all others, where there are several: one at a time would take as many tries.
+    """
+    ours, left = [], list[str]()
+    for key, value in pairs:
+        if key not in FOREIGN or annotation_of(root, key) is not None:
+            ours.append((key, value))
+        elif key not in SO_ANYWAY or value != SO_ANYWAY[key]:
+            ours.append((key, value))
+            left.append(key)
+    if len(left) > 1:
+        raise ConfigError("; ".join(f"{key}: no such key, {FOREIGN[key]}" for key in left))
+    return ours
 
 
 def explain(

@@ -29,7 +29,7 @@ FOREIGN: Mapping[str, str] = {
     "bgr": "there is no such augmentation yet",
     "pretrained": "write model.backbone and model.pretrained, or weights=FILE",
     "exist_ok": "a name that is taken gets a number; out=DIR names a folder",
-    "save_period": "write save.every_epochs",
+    "save_period": "a checkpoint is saved every epoch, and the last save.keep stay; leave it out",
     "lr": "write optim.lr",
     "cfg": "name a preset or a YAML file without a key",
     "config": "name a preset or a YAML file without a key",
@@ -45,6 +45,13 @@ FOREIGN: Mapping[str, str] = {
     "classes": "there is no such filter yet",
     "agnostic_nms": "there is no suppression across classes yet",
     "save_crop": "there is no such output yet",
+}
+
+# Values of some of these that say what is so anyway: they are passed over.
+SO_ANYWAY: Mapping[str, Any] = {
+    **dict.fromkeys(("exist_ok", "half", "rect", "compile", "agnostic_nms", "save_crop"), False),
+    **dict.fromkeys(("bgr", "dropout"), 0),
+    **{"deterministic": True, "verbose": True, "save_period": -1, "classes": None},
 }
 
 ALIASES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {

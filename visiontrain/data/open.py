@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ OUT_OF_REACH = {  # paths that cannot even be looked at; other errors are not th
     *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.ESTALE),
     *(errno.EIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN),
 }
+SPLIT_KEYS = ("train", "val", "validation", "test")
 MOVE = "move its classes into train/, and "
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")  # looked for in a folder
 
@@ -131,7 +133,7 @@ class DataSpec:
     def _advice(self) -> str:
         if self.config.own is not None:
             return "mend them in the data set"
-        return f"`visiontrain check data={self.source} --json` lists them all"
+        return f"`visiontrain check data={shlex.quote(self.source)} --json` lists them all"
 
     def _choice(self, split: str) -> Choice:
         if split == "train":
@@ -308,21 +310,21 @@ def _root(place: Path) -> Mapping[str, Any] | None:
 def _describe(place: Path, config: DataConfig, environment: Path | None) -> Description:
     """Turn what was found into a description."""
     values: Mapping[str, Any]
+    here = Path(os.path.abspath(place))  # noqa: PTH100 - a link's data lie beside the link
     if place.is_dir():
         found = _root(place)
         if found is None:
             return _describe(_describing(place), config, environment)
         values = found
     elif place.suffix.lower() == ".json":
-        values = {"format": "coco", "path": str(place.resolve().parent)}
-        values |= coco.split_files(place.resolve())
+        values = {"format": "coco", "path": str(here.parent)} | coco.split_files(here)
     else:
         values = _load(place)
     ours = config.source in shipped_sets()
     return Description(
         where=f"data={config.source}" if ours else str(place),
         values=values,
-        folder=place.resolve().parent,
+        folder=here.parent,
         datasets=environment,
         cache=cache_folder(config.cache_dir),
         max_pixels=config.max_pixels,
@@ -360,7 +362,8 @@ def _load(place: Path) -> Mapping[str, Any]:
     values = load_yaml(text, str(place))
     if not isinstance(values, dict):
         raise DataError(f"{place}: no keys in it; see datasets/README.md for what belongs there")
-    return values
+    # CVAT writes Train and Validation.
+    return {key.lower() if str(key).lower() in SPLIT_KEYS else key: v for key, v in values.items()}
 
 
 def _notes(description: Description) -> list[str]:

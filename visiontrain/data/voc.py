@@ -16,6 +16,7 @@ from visiontrain.data.header import SUFFIXES
 from visiontrain.data.images import FileImages, Paths
 from visiontrain.data.scan import scan
 from visiontrain.data.table import Defect, Table
+from visiontrain.data.walk import walk
 
 KEYS = ("path", "train", "val", "validation", "test", "names", "nc")
 FOLDERS = ("Annotations", "JPEGImages", "ImageSets/Main")
@@ -130,7 +131,7 @@ class VocReader:
 
 def _pictures(folder: Path) -> dict[str, str]:
     """Map ids to image files: the suffix need not be .jpg."""
-    names = sorted(entry.name for entry in os.scandir(folder))
+    names = sorted(os.path.relpath(path, folder) for path in walk(folder))
     pairs = [os.path.splitext(name) for name in names]  # noqa: PTH122
     return {stem: stem + suffix for stem, suffix in pairs if suffix.lower() in SUFFIXES}
 

@@ -84,7 +84,7 @@ class YoloReader:
         if place.suffix.lower() != ".txt":
             return [str(place)]
         lines = lines_of(place)
-        return [str(self._listed(place, line.strip())) for line in lines if line.strip()]
+        return [self._listed(place, line.strip()) for line in lines if line.strip()]
 
     def _locate(self, split: str, entry: str) -> Path:
         """Find what a split names, also where Roboflow's `../train/images` goes one too far."""
@@ -102,11 +102,18 @@ class YoloReader:
             "$VISIONTRAIN_DATASETS at the folder that holds the data set"
         )
 
-    def _listed(self, source: Path, line: str) -> Path:
-        """Return the image that a line of a text list means; `./` is relative to the list."""
-        beside, below = source.parent / line, self.root / line
-        # Not with Path's exists, which raises at a name that is too long.
-        return beside if line.startswith("./") or not os.path.exists(below) else below  # noqa: PTH110
+    def _listed(self, source: Path, line: str) -> str:
+        """Return the image that a line of a text list means; `./` is relative to the list.
+
+        CVAT puts its own folder `data/` before what it exports.
+        """
+        for text in (line, line.replace("\\", "/").removeprefix("data/")):
+            places = [self.root / text, source.parent / text]
+            for place in reversed(places) if line.startswith("./") else places:
+                # Not with Path's exists, which raises at a name that is too long.
+                if os.path.exists(place):  # noqa: PTH110
+                    return str(place)
+        return str(source.parent / line)
 
 
 def label_path(image: str) -> str:
@@ -160,8 +167,9 @@ def parse_row(
 ) -> tuple[float, tuple[float, float, float, float]]:
     """Return the class and the box (x1, y1, x2, y2 in pixels) of a row.
 
-    Five numbers are class and x, y, w, h relative to the image's size; seven or more, an odd
-    number, are class and the corners of a polygon, which becomes the box around it. Where poses
+    Five numbers are class and x, y, w, h relative to the image's size; a sixth is a score, as
+    `predict` writes it, or the number of a track. Seven or more, an odd number, are class and the
+    corners of a polygon, which becomes the box around it. Where poses
     are labelled there are no polygons: a box may be followed by its keypoints, which are skipped.
     """
     if keypoints:
@@ -174,8 +182,8 @@ def parse_row(
     if not abs(label) < 2**31:
         raise ValueError("no class")
     width, height = size
-    if len(numbers) == 4:
-        x, y, w, h = numbers
+    if len(numbers) in (4, 5):
+        x, y, w, h = numbers[:4]
         return label, (
             (x - w / 2) * width,
             (y - h / 2) * height,

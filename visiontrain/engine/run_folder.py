@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ def claim(out: str | None, parent: Path, name: str, *, resumable: bool = False) 
         StorageError: when it cannot be created.
     """
     if out is not None:
-        folder = Path(out)
+        folder = home(out)
         with storing(folder):
             if folder.is_dir() and not _is_empty(folder):
                 advice = "add resume=true to go on with its run, or " if resumable else ""
@@ -152,11 +153,16 @@ def reopen(out: str | None) -> RunFolder:
     """
     if out is None:
         raise ConfigError("resume: true without a folder; add out=DIR, the folder of the run")
-    folder = RunFolder(Path(out))
+    folder = RunFolder(home(out))
     with storing(folder.path):
         if not folder.config.is_file() and not (folder.path.is_dir() and _is_empty(folder.path)):
             raise ConfigError(f"out: {out} holds no config.yaml; leave resume away to start there")
     return folder
+
+
+def home(path: str) -> Path:
+    """Return a path whose ~ is the user's folder, as shells write it that do not after `=`."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's raises where there is none
 
 
 def _is_empty(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -53,8 +54,7 @@ class Trainer:
         with self.signals:
             try:
                 self._open()
-                stopped = self._train()
-                outcome = Outcome({}, stopped) if stopped else self._finish()
+                outcome = Outcome({}, stopped) if (stopped := self._train()) else self._finish()
                 exit_code = outcome.exit_code
             except KeyboardInterrupt:  # a second Ctrl-C must not wait for a disk
                 wait = False
@@ -320,7 +320,8 @@ class Trainer:
         }
 
     def _again(self) -> str:
-        return f"visiontrain {self.settings.verb} out={self.parts.saver.folder.path} resume=true"
+        place = shlex.quote(str(self.parts.saver.folder.path))
+        return f"visiontrain {self.settings.verb} out={place} resume=true"
 
     # -- saving and going on ------------------------------------------------------
 

@@ -11,7 +11,7 @@ from visiontrain.strategies.profile import BlockCost
 from visiontrain.strategies.stage import PER_PROCESS, owner, stages_of
 from visiontrain.strategies.timeline import orders, play
 
-# Of what tensors hold at most, what the allocator and kernels need beside it (measured: docs/plan.md).
+# Of what tensors hold at most, what the allocator and kernels need beside it: docs/plan.md.
 BESIDE = 1.1
 WAYS = ("forward", "backward")
 
