@@ -228,6 +228,7 @@ def test_whoever_dies_every_image_is_trained_on_once(sync, seed, monkeypatch, lo
 
     assert gaps["samples"] == 0
     assert drivers[0].totals.restarts > 0
+    assert drivers[0].totals.lost <= drivers[0].totals.updates
     if sync == "bsp":  # not even rounding: each share has its place
         assert gaps["weights"] < 1e-9
         assert gaps["optimizer"] < 1e-9
@@ -265,6 +266,14 @@ def test_one_elastic_worker_that_meets_halfway_is_one_device_at_half_the_rate(ma
     run = run_of(*SORTS, SERVERS, *elastic, "strategy.elasticity=0.5", *PLAIN, "optim.lr=0.05")
     want = alone(run_of(*SORTS, *PLAIN, "optim.lr=0.025"))
     assert compare(want, train(run)).weights < 1e-12
+
+
+def test_of_an_elastic_worker_meetings_are_updates(made):
+    """A server numbers these alone; snapshots of it are looked for by its number."""
+    elastic = ("strategy.sync=easgd", "strategy.processes=1", "strategy.meet_every=2")
+    train(run_of(*SORTS, SERVERS, *elastic))
+    driver = made[0]
+    assert driver._position["version"] == driver.totals.updates == 4
 
 
 def test_one_fault_too_many_ends_the_run(monkeypatch):

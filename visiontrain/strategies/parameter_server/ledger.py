@@ -212,6 +212,8 @@ class Ledger:
         self._open[unit.step] -= 1
         if not self._open[unit.step]:
             del self._open[unit.step]
+        if not slot.places:  # nothing went to servers, so that it is no update
+            return
         filled = self._pending.setdefault(slot.clock, [])
         filled.append(unit)
         if len(filled) == slot.places:
