@@ -68,6 +68,7 @@ from visiontrain.start import build_fresh, check_statistics
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.config import Client
 from visiontrain.strategies.devices import started_by
+from visiontrain.strategies.environment import bound
 from visiontrain.strategies.federated.config import Federated
 from visiontrain.strategies.handover import on_cpu
 from visiontrain.strategies.registry import build_strategy
@@ -268,7 +269,8 @@ def plan_of(run: Run, strategy: Strategy) -> Plan:
 
 def loaders(run: Run, place: Place) -> int:
     """Return how many processes load for this one: those of its machine share the cores."""
-    return resolve_workers(run.data.workers, place.local_world or place.world)
+    here = place.local_world or place.world
+    return resolve_workers(run.data.workers, 1 if bound(here) else here)
 
 
 def score_set(

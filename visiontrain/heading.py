@@ -57,6 +57,11 @@ def heading(
             f"precision={run.precision}: this CPU has no instructions for it and takes several "
             "times as long as with fp32"
         )
+    if run.data.cache == "ram" and place.world > 1:
+        lines.append(
+            f"data.cache=ram keeps a copy in each of {place.world} processes; data.cache=disk is "
+            "one file for all of a machine"
+        )
     if kind_of(run.optim) == "adamw" and peak(run.optim) >= OF_SGD:
         lines.append(
             f"optim.lr={peak(run.optim):g} is a rate for SGD (optimizer=sgd); adamw usually takes "

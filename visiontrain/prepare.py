@@ -271,7 +271,7 @@ def with_batch(run: Run) -> Run:
     check_input(run.model, run.imgsz, run.task.kind)
     device = devices(run.device)[0]
     spec = open_dataset(run.data, run.task.kind)
-    table = spec.cut(spec.table("train"))
+    table = spec.cut(spec.read("train"))  # to count: nothing is decoded for it
     with torch.device("meta"):
         model = build_model(run.model, len(table.names), run.task.kind)
     if run.recompute:

@@ -15,6 +15,8 @@ from visiontrain.models.registry import check_input
 from visiontrain.prepare import Tree, absolute, placed, read_config, settle_tree, write_config
 from visiontrain.recipe import Run, scored_at_once
 from visiontrain.staging import check_uses
+from visiontrain.strategies.devices import devices
+from visiontrain.strategies.precision import slow
 
 SCORED_AS_TRAINED = {  # unless val is told otherwise
     *("data", "imgsz", "batch", "precision", "task", "project")
@@ -57,6 +59,8 @@ def prepare_validation(run: Run, objects: Objects = NONE) -> Run:
     old = _run_of(home(str(run.weights)))
     if old is not None:
         base |= _as_trained(old)
+        if slow(str(base.get("precision")), devices(run.device)[0]):  # as after a training on GPUs
+            del base["precision"]
     given = run.model_dump(exclude_unset=True)
     if old is None and not {"source", "own"} & given.get("data", {}).keys():
         raise ConfigError(

@@ -185,3 +185,17 @@ def test_cpu_threads_of_a_process(monkeypatch):
     assert cpu_threads(4) == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as torchrun sets it
     assert cpu_threads(4) is None
+
+
+@pytest.mark.parametrize(
+    ("by", "cores", "is_bound"),
+    [(SRUN, 8, True), (SRUN, 32, False), (MPIRUN, 8, True), (TORCHRUN, 8, False), ({}, 8, False)],
+)
+def test_a_process_that_is_bound_to_its_cores_shares_them_with_nobody(
+    by, cores, is_bound, monkeypatch
+):
+    monkeypatch.setattr(module, "launched", lambda: launched(by))
+    monkeypatch.setattr(module, "cores", lambda: cores)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 32)
+    assert module.bound(4) is is_bound
+    assert not module.bound(1)

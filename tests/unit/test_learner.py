@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from visiontrain.core.types import Place
-from visiontrain.engine.learner import averaged
+from visiontrain.engine.learner import approach, averaged
 from visiontrain.engine.step import train_step
 from visiontrain.strategies.base import Strategy
 from visiontrain.strategies.precision import Precision
@@ -120,3 +120,19 @@ def test_random_layers_draw_by_seed_step_and_cell(learner):
     torch.rand(7)
     train(learner, steps)
     assert drawn == first
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_few_kernels_move_an_average_as_many_do(kind):
+    generator = torch.Generator().manual_seed(0)
+    olds, news = (
+        [torch.randn(size, generator=generator).to(kind) for size in (3, 5)] for _ in range(2)
+    )
+    share = torch.tensor(0.25, dtype=torch.float32)
+    found = []
+    for few in (False, True):
+        tensors = [old.clone() for old in olds]
+        approach(tensors, news, share, few_kernels=few)
+        found.append(tensors)
+    torch.testing.assert_close(found[0], found[1])
+    assert torch.allclose(found[0][0], olds[0] + 0.25 * (news[0] - olds[0]))

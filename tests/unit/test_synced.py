@@ -3,6 +3,11 @@
 import torch
 from torch import nn
 
+from visiontrain.engine.predictor import filled
+from visiontrain.engine.weights import Weights, WeightsMeta
+from visiontrain.models.config import YoloN
+from visiontrain.models.registry import build_model
+from visiontrain.strategies.base import is_synced
 from visiontrain.strategies.handover import on_cpu
 from visiontrain.strategies.synced import Joining, join_without_images
 
@@ -50,3 +55,13 @@ def test_a_module_elsewhere_is_handed_over_as_a_copy_on_the_cpu(monkeypatch):
     copied = on_cpu(model)
     assert copied.weight.device.type == "cpu"
     assert model.weight.device.type == "meta"
+
+
+def test_weights_with_synchronised_norms_are_used_without_a_gpu():
+    """In use they normalise by what they learned, as plain ones do."""
+    config = YoloN(norm="sync")
+    tensors = build_model(config, 2).state_dict()
+    meta = WeightsMeta("detect", config.model_dump(mode="json"), ["cat", "dog"], 64)
+    model = filled(Weights(meta, tensors), "weights")
+    assert not is_synced(model)
+    model.eval()(torch.rand(1, 3, 64, 64))

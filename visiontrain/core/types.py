@@ -58,19 +58,19 @@ class Batch:
         Images come out with channels last in memory: convolutions then run so, which is 5 to 50 %
         faster on a CPU, most with small batches (DECISIONS.md, 7).
         """
-        images = _moved(self.images, device)
+        images = moved(self.images, device)
         if images.dtype == torch.uint8:
             images = images.to(dtype).div_(255)
         return Batch(
             images=images.to(dtype).contiguous(memory_format=torch.channels_last),
-            targets=_moved(self.targets, device).to(dtype),
-            ids=_moved(self.ids, device),
-            frame=_moved(self.frame, device).to(dtype),
-            valid=_moved(self.valid, device).to(dtype),
+            targets=moved(self.targets, device).to(dtype),
+            ids=moved(self.ids, device),
+            frame=moved(self.frame, device).to(dtype),
+            valid=moved(self.valid, device).to(dtype),
         )
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """Bring a tensor to a device; to a GPU without waiting for what it still has to do."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)

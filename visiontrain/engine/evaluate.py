@@ -64,7 +64,7 @@ def evaluate(
         batches: this rank's share of the split; as many on every rank. An image with `valid=0`
             only fills a place.
         evaluator: a fresh one, over the whole split's ground truth.
-        asked: collective; tells after each batch whether to stop.
+        asked: collective; tells before each batch whether to stop.
         merge: turns the rows of all ranks into rows of whole images, where parts were looked at.
 
     Raises:
@@ -75,14 +75,14 @@ def evaluate(
     with learner.evaluating() as model, torch.no_grad():
         strategy.level(model)  # the averages of BatchNorm statistics differ by rank
         for batch in batches:
+            if asked is not None and asked():  # before any waits for others on a GPU
+                raise Stopped
             placed = batch.to(strategy.place.device, strategy.precision.images)
             outputs = seen(partial(strategy.forward, model), placed, learner.task)
             if outputs is not None:
                 predictions = learner.task.decode(outputs, placed)
                 real = [i for i, valid in enumerate(batch.valid.tolist()) if valid]
                 evaluator.update([predictions[i] for i in real], batch.ids[real])
-            if asked is not None and asked():
-                raise Stopped
     rows = merge(strategy.gather(evaluator.rows()))
     rows = rows[rows[:, 0].argsort(stable=True)]  # files are written in this order
     metrics, diverged = strategy.broadcast(_computed(evaluator, rows, strategy))

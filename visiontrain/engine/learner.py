@@ -108,8 +108,10 @@ class Learner:
         now = [local(live[name]).to(e.dtype) for name, e in zip(self.ema, ema, strict=True)]
         share = self.schedule.ema_share(self.samples) * (1 - self.failed)
         # Parameters may lie on the CPU, and buffers beside them on a GPU.
-        shares = {device: share.to(device) for device in {e.device for e in ema}}
-        torch._foreach_lerp_(ema, now, [shares[e.device].to(e.dtype) for e in ema])
+        for device in {e.device for e in ema}:
+            pairs = [pair for pair in zip(ema, now, strict=True) if pair[0].device == device]
+            olds, news = [old for old, _ in pairs], [new for _, new in pairs]
+            approach(olds, news, share.to(device), few_kernels=device.type == "cuda")
 
     @contextmanager
     def evaluating(self) -> Iterator[VisionModel]:
@@ -150,6 +152,22 @@ class Learner:
         """Take state that any mode and world size collected. Collective."""
         for part, named in self.tensors().items():
             self.strategy.scatter(whole[part], named)
+
+
+def approach(
+    tensors: list[Tensor], others: list[Tensor], share: Tensor, *, few_kernels: bool
+) -> None:
+    """Move tensors a share () of the way to others, in place.
+
+    With a share on the device torch has no lerp for lists: it starts a kernel for each tensor,
+    which a CPU does best.
+    """
+    if not few_kernels:
+        torch._foreach_lerp_(tensors, others, [share.to(t.dtype) for t in tensors])
+        return
+    ways = torch._foreach_sub(others, tensors)
+    torch._foreach_mul_(ways, share)
+    torch._foreach_add_(tensors, ways)
 
 
 def averaged(model: nn.Module) -> dict[str, Tensor]:

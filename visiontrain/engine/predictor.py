@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
 from visiontrain.core.errors import CheckpointError, ConfigError
 from visiontrain.core.explain import short
@@ -144,6 +145,9 @@ def filled(weights: Weights, where: str, own: Any = None) -> VisionModel:
         raise CheckpointError(
             f"weights: {where} does not fit the model it names ({first}); give another file"
         ) from error
+    for module in model.modules():
+        if type(module) is nn.SyncBatchNorm:  # in use the same, but that it wants a GPU
+            module.__class__ = nn.BatchNorm2d  # pyrefly: ignore
     return model
 
 

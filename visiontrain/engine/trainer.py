@@ -100,7 +100,7 @@ class Trainer:
         return ending
 
     def _next(self, steps: Iterator[Step]) -> Step | None:
-        """Wait for data; None when a signal to the whole process group ended the loaders too."""
+        """Wait for data, and meet before any waits for others on a GPU; None after a signal."""
         self.pace.begin()
         try:
             step = next(steps)
@@ -109,7 +109,7 @@ class Trainer:
                 return None
             raise
         self.pace.fetched()
-        return step
+        return None if self._asked_to_stop() else step
 
     def _step(self, step: Step) -> Ending | None:
         """Train one step; then log, score and save what is due. None goes on."""
@@ -124,19 +124,19 @@ class Trainer:
         self._ran.append(step.step)
         self._jump()
         over = self._epoch_is_over()
-        look = over or self.learner.step % self.settings.log_every == 0
+        every = self.settings.save.every_steps
+        save = every is not None and self.learner.step // every > first // every
+        look = over or save or self.learner.step % self.settings.log_every == 0
         if look and self._streak() >= MAX_STREAK:
             return Ending.UNSTABLE
         self.journal.train_seconds += self.pace.done(self.learner.samples - before)
         if look:
             self._report()
-        return Ending.STOPPED if self._asked_to_stop() else self._due(first, over=over)
+        return self._due(over=over, save=save)
 
-    def _due(self, first: int, *, over: bool) -> Ending | None:
-        """Score and save after an epoch, or save inside one; `first` was the step before."""
+    def _due(self, *, over: bool, save: bool) -> Ending | None:
+        """Score and save after an epoch, or save inside one."""
         late = self._late()
-        every = self.settings.save.every_steps
-        save = every is not None and self.learner.step // every > first // every
         if over or late:
             return Ending.COMPLETE if self._end_epoch(late=late, save=save) else None
         if save:

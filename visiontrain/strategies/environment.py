@@ -101,6 +101,13 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def bound(here: int) -> bool:
+    """Tell whether a launcher bound this process to its share of the cores, one of `here`."""
+    told = launched()
+    by = told is not None and told.by in ("srun", "mpirun")
+    return by and here > 1 and cores() <= (os.cpu_count() or 1) // here
+
+
 def talk_through(interface: str, *, only: bool) -> None:
     """Let gloo use this network interface, and NCCL with `only`, unless the user named one.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from visiontrain.core.errors import ConfigError
-from visiontrain.core.types import Batch, ClassScores, Loss, Views
+from visiontrain.core.types import Batch, ClassScores, Loss, Views, moved
 from visiontrain.tasks.config import ClassifyConfig
 
 HEAD = "all"  # one count divides the one term
@@ -56,7 +56,7 @@ class ClassifyTask:
         self._check(outputs, len(batch))
         logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         wanted = self._wanted(batch, logits)
-        weights = logits.new_tensor(self._weights())
+        weights = moved(torch.tensor(self._weights(), dtype=logits.dtype), logits.device)
         valid = batch.valid.to(logits.dtype)
         if self.config.several:
             wanted = self._smoothed(wanted.clamp(max=1.0), 2)
