@@ -231,7 +231,7 @@ def val(preset: str | Path | None = None, /, **keys: Unpack[TrainKeys]) -> Train
     whole = {key: value for key, value in whole.items() if key not in OF_MODEL}  # weights say it
     made = partial(_run, "val", preset, whole, below_validation)
     run, exit_code = commands.validate(made, objects)
-    weights = Path(run.weights or "")
+    weights = Path(run.weights or "").expanduser()
     return _result(run, RunFolder(weights).best if weights.is_dir() else weights, exit_code)
 
 

@@ -125,7 +125,7 @@ def _check(words: Sequence[str]) -> int:
     if run.out is not None:
         from visiontrain.report.check_page import write_check  # noqa: PLC0415
 
-        page = write_check(report, Path(run.out))
+        page = write_check(report, Path(run.out).expanduser())
         sys.stderr.write(f"pictures: {page}\n")  # stdout may be JSON
     return DATA_ERROR if report.failed else 0
 
@@ -166,7 +166,7 @@ def _federated(words: Sequence[str]) -> int:
 def _serve(words: Sequence[str], default: str) -> int:
     """Train as a server, at an address that a YAML or the run that goes on may know."""
     run = _load_run("train", words)
-    goes_on = run.resume and run.out and (Path(run.out) / "config.yaml").is_file()
+    goes_on = run.resume and run.out and Path(run.out, "config.yaml").expanduser().is_file()
     if not goes_on and getattr(run.strategy, "serve", None) is None:
         words = [*words, f"strategy.serve={default}"]
     return _train(words)

@@ -149,7 +149,13 @@ def run_of(config: CompareConfig, mode: Mode, changes: Mapping[str, Any]) -> Run
         given["device"] = config.device.partition(",")[0]  # of those that all share
     if isinstance(mode.strategy, Federated | Client):  # who deal images out know no windows
         given.get("data", {}).pop("window", None)
-    return build(Run, merge(Run, given, mode.keys) | {"strategy": strategy, **changes})
+    tree = merge(Run, given, mode.keys) | {"strategy": strategy, **changes}
+    model, weights = tree.get("model"), tree.get("weights")
+    if model and "kind" not in model and weights is not None:
+        from visiontrain.engine.weights import load_meta  # noqa: PLC0415 - torch
+
+        tree["model"] = {**model, "kind": load_meta(str(weights)).model["kind"]}
+    return build(Run, tree)
 
 
 def _entry(entry: str | Mapping[str, Any]) -> Tree:

@@ -257,7 +257,7 @@ def join_server(config: ClientConfig, say: Say) -> int:
     spec = open_dataset(config.data)
     for line in spec.remarks({s: spec.table(s) for s in ("train", "val") if s in spec.splits}):
         say(line)
-    folder = Path(config.out).absolute()
+    folder = Path(config.out).expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OVER).unlink(missing_ok=True)
     data = config.data.model_copy(update={"source": spec.config.source})

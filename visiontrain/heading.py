@@ -54,8 +54,8 @@ def heading(
         lines += stages.read_text().splitlines()
     if slow(run.precision, place.device):
         lines.append(
-            f"precision={run.precision}: this CPU has no instructions for it and takes several "
-            "times as long as with fp32"
+            f"precision={run.precision}: this CPU is not known to have instructions for it, and "
+            "may take several times as long as with fp32"
         )
     if run.data.cache == "ram" and place.world > 1:
         lines.append(

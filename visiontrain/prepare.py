@@ -230,7 +230,8 @@ def _model_of(given: Mapping[str, Any], task: str) -> Tree:
     asked = given.get("model", {}).get("kind", kind)
     if meta.task != task or kind == "object" or asked != kind:
         return {}
-    return {"model": dict(meta.model)}
+    # Synchronised norms are the mode's that trained it; plain ones have the same tensors.
+    return {"model": {k: v for k, v in meta.model.items() if (k, v) != ("norm", "sync")}}
 
 
 def restarted(text: str, verb: str) -> Run | None:
@@ -299,7 +300,7 @@ def settle_tree(tree: Tree) -> Run:
     check_values(run)
     strategy = settle(run.strategy, run.device)
     if isinstance(strategy, Federated) and strategy.serve is not None:
-        keys = str(Path(strategy.keys).absolute())
+        keys = str(home(strategy.keys).absolute())
         strategy = strategy.model_copy(update={"keys": keys})
     precision = resolve(run.precision, devices(run.device)[0])
     optim = run.optim.model_copy(update={"kind": kind_of(run.optim), "lr": _rate(run)})

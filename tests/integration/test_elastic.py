@@ -178,10 +178,11 @@ def some_steps(out, kind, stop, last):
 
     def recorded(first, skipped):
         for step in steps(first, skipped):
-            seen.extend(images_of(step))
-            yield step
-            if rank == world - 1 and trainer.learner.step == stop - 1 < last - 1:
+            if step.step < stop:
+                seen.extend(images_of(step))
+            elif rank == world - 1:  # it is read, and not begun
                 os.kill(os.getpid(), signal.SIGTERM)
+            yield step
 
     trainer.parts = replace(trainer.parts, steps=recorded)
     return trainer.fit().exit_code, seen

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from layouts import PICTURES, opened, write_coco, write_voc, write_yolo
 
+from visiontrain.core.errors import ConfigError
 from visiontrain.data.yolo import parse_row
 
 
@@ -31,16 +32,34 @@ def test_a_score_or_a_track_behind_a_box_is_passed_over(last):
 
 
 @pytest.mark.parametrize("write", [write_yolo, write_coco])
-def test_data_lie_beside_the_link_that_describes_them(tmp_path, write):
-    """As stores of large files keep them: the link's target has nothing beside it."""
+def test_data_lie_beside_what_describes_them_whatever_links_to_it(tmp_path, write):
     place = Path(write(tmp_path / "set"))
+    link = tmp_path / f"link{place.suffix}"
+    link.symlink_to(place)
+    assert len(opened(link, tmp_path / "cache").table("train")) == len(PICTURES)
+    # A store of large files: the link's target has nothing beside it.
     store = tmp_path / "store" / "3f"
     store.mkdir(parents=True)
-    target = store / f"a81{place.suffix}"
+    target = store / f"{'a81c' * 8}{place.suffix}"
     place.rename(target)
     place.symlink_to(target)
-    spec = opened(place, tmp_path / "cache")
-    assert len(spec.table("train")) == len(PICTURES)
+    assert len(opened(place, tmp_path / "cache").table("train")) == len(PICTURES)
+
+
+def test_a_row_of_six_numbers_among_polygons_is_a_part_of_one(tmp_path):
+    place = Path(write_yolo(tmp_path / "set"))
+    (tmp_path / "set/labels/train/a.txt").write_text(
+        "0 0.1 0.1 0.5 0.1 0.5 0.5\n0 0.1 0.1 0.5 0.1 0.5\n"
+    )
+    table = opened(place, tmp_path / "cache").table("train")
+    assert [(d.kind, d.line) for d in table.defects] == [("malformed-row", 2)]
+
+
+def test_a_split_in_two_capitals_is_refused(tmp_path):
+    place = Path(write_yolo(tmp_path / "set"))
+    place.write_text(place.read_text() + "Train: images/val\n")
+    with pytest.raises(ConfigError, match="a split twice, in other capitals"):
+        opened(place, tmp_path / "cache")
 
 
 def test_pictures_of_voc_may_lie_deeper_under_any_suffix(tmp_path):

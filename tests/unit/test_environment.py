@@ -195,7 +195,10 @@ def test_a_process_that_is_bound_to_its_cores_shares_them_with_nobody(
     by, cores, is_bound, monkeypatch
 ):
     monkeypatch.setattr(module, "launched", lambda: launched(by))
+    monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
     monkeypatch.setattr(module, "cores", lambda: cores)
     monkeypatch.setattr(module.os, "cpu_count", lambda: 32)
     assert module.bound(4) is is_bound
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "8")  # the job has no more of the machine
+    assert not module.bound(4)
     assert not module.bound(1)

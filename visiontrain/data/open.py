@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ OUT_OF_REACH = {  # paths that cannot even be looked at; other errors are not th
     *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.ESTALE),
     *(errno.EIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN),
 }
+STORED = re.compile("[0-9a-f]{30}")  # a digest: DVC's, git-annex's, Hugging Face's
 SPLIT_KEYS = ("train", "val", "validation", "test")
 MOVE = "move its classes into train/, and "
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")  # looked for in a folder
@@ -310,7 +312,9 @@ def _root(place: Path) -> Mapping[str, Any] | None:
 def _describe(place: Path, config: DataConfig, environment: Path | None) -> Description:
     """Turn what was found into a description."""
     values: Mapping[str, Any]
-    here = Path(os.path.abspath(place))  # noqa: PTH100 - a link's data lie beside the link
+    here = place.resolve()
+    if STORED.search(here.name):  # what a store of large files links to has nothing beside it
+        here = Path(os.path.abspath(place))  # noqa: PTH100
     if place.is_dir():
         found = _root(place)
         if found is None:
@@ -363,7 +367,10 @@ def _load(place: Path) -> Mapping[str, Any]:
     if not isinstance(values, dict):
         raise DataError(f"{place}: no keys in it; see datasets/README.md for what belongs there")
     # CVAT writes Train and Validation.
-    return {key.lower() if str(key).lower() in SPLIT_KEYS else key: v for key, v in values.items()}
+    ours = {k.lower() if str(k).lower() in SPLIT_KEYS else k: v for k, v in values.items()}
+    if len(ours) < len(values):
+        raise ConfigError(f"{place}: a split twice, in other capitals; leave one of them out")
+    return ours
 
 
 def _notes(description: Description) -> list[str]:

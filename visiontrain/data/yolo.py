@@ -17,6 +17,8 @@ from visiontrain.data.scan import scan
 from visiontrain.data.table import Defect, Table
 from visiontrain.data.walk import walk
 
+SCORED = 6  # columns of a box with a score, or with the number of a track
+COLUMNS = "a box has 5, or 6 with a score, a polygon 7, 9, 11 ..."
 KEYS = ("path", "train", "val", "validation", "test", "names", "nc", "kpt_shape")
 
 
@@ -145,12 +147,13 @@ def read_rows(
         labels.dropped.add(image)
         labels.defects.append(Defect(file, None, "unreadable-labels", f"cannot be read: {error}"))
         return
-    for number, line in enumerate(text.splitlines(), 1):
-        fields = line.split()
+    rows = [(number, line, line.split()) for number, line in enumerate(text.splitlines(), 1)]
+    cut = any(len(fields) > SCORED for *_, fields in rows)  # beside polygons that is a part of one
+    for number, line, fields in rows:
         if not fields:
             continue
         try:
-            label, box = parse_row(fields, size, keypoints)
+            label, box = parse_row(fields, size, keypoints, scored=not cut)
         except ValueError as error:
             labels.defects.append(Defect(file, number, "malformed-row", f"{line[:60]!r}: {error}"))
             continue
@@ -163,7 +166,7 @@ def read_rows(
 
 
 def parse_row(
-    fields: list[str], size: tuple[int, int], keypoints: int
+    fields: list[str], size: tuple[int, int], keypoints: int, *, scored: bool = True
 ) -> tuple[float, tuple[float, float, float, float]]:
     """Return the class and the box (x1, y1, x2, y2 in pixels) of a row.
 
@@ -182,7 +185,7 @@ def parse_row(
     if not abs(label) < 2**31:
         raise ValueError("no class")
     width, height = size
-    if len(numbers) in (4, 5):
+    if len(numbers) == 4 or (len(numbers) == 5 and scored):
         x, y, w, h = numbers[:4]
         return label, (
             (x - w / 2) * width,
@@ -193,4 +196,4 @@ def parse_row(
     if len(numbers) >= 6 and len(numbers) % 2 == 0:
         xs, ys = numbers[0::2], numbers[1::2]
         return label, (min(xs) * width, min(ys) * height, max(xs) * width, max(ys) * height)
-    raise ValueError(f"{counted(len(fields), 'column')}; a box has 5, a polygon 7, 9, 11 ...")
+    raise ValueError(f"{counted(len(fields), 'column')}; {COLUMNS}")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from visiontrain.core.errors import CheckpointError, ConfigError
 from visiontrain.core.explain import short
@@ -124,6 +125,13 @@ def _task_config(meta: WeightsMeta, decoding: Mapping[str, Any], where: str) -> 
         ) from error
 
 
+class Alone(_BatchNorm):
+    """A synchronised norm in use, which is a plain one of any shape; torch's wants a GPU."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        del input
+
+
 def filled(weights: Weights, where: str, own: Any = None) -> VisionModel:
     """Make the model that `weights` describes, and give it the tensors.
 
@@ -146,8 +154,8 @@ def filled(weights: Weights, where: str, own: Any = None) -> VisionModel:
             f"weights: {where} does not fit the model it names ({first}); give another file"
         ) from error
     for module in model.modules():
-        if type(module) is nn.SyncBatchNorm:  # in use the same, but that it wants a GPU
-            module.__class__ = nn.BatchNorm2d  # pyrefly: ignore
+        if type(module) is nn.SyncBatchNorm:
+            module.__class__ = Alone  # pyrefly: ignore
     return model
 
 

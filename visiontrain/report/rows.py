@@ -292,7 +292,9 @@ def together(row: Row, trials: Sequence[Trial]) -> Row:
         peak_rss_mb=max(peaks, default=None),
         peaks_rss_mb=peaks,
         split={k: _sum(t.split[k] for t in good) / len(good) for k in _common(good)},
-        lost={key: sum(t.lost.get(key, 0) for t in good) for key in first.lost},
+        lost={
+            k: sum(t.lost.get(k, 0) for t in good) for k in LOST if any(k in t.lost for t in good)
+        },
         staleness=_mean(good, lambda t: t.staleness),
         rounds=first.rounds,
         client_spread=_mean(good, lambda t: t.client_spread),

@@ -201,11 +201,12 @@ class Driver(Strategy):
         self._position = {"version": version, "step": learner.step, "samples": learner.samples}
         if not self._loaded:
             self._load_all()
-        if not self._met:
+        self._fetched = False
+        self.calls.hub("open", [step.step for step in segment.steps], segment.samples)
+        if not self._met:  # by now who hangs is seen
             self.calls.hub("ready")
             self._met, self.starting = True, time.monotonic() - began
-        self._began, self._fetched = time.monotonic(), False
-        self.calls.hub("open", [step.step for step in segment.steps], segment.samples)
+        self._began = time.monotonic()
 
     # -- state --------------------------------------------------------------------
 
