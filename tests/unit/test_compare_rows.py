@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import comparisons
@@ -315,6 +316,9 @@ def test_a_run_whose_processes_began_again_tells_so_and_no_time_of_starting(tmp_
     trial = Trial("ddp", 0, lost={"skipped_steps": 0})
     assert with_restarts(trial, 2).lost == {"skipped_steps": 0, "restarts": 2}
     assert with_restarts(trial, 0) is trial
+    later = replace(with_restarts(trial, 2), scores={"map": 0.5})
+    both = together(Row("ddp", {"kind": "ddp"}), [replace(trial, scores={"map": 0.5}), later])
+    assert both.lost == {"skipped_steps": 0, "restarts": 2}
 
 
 def test_what_a_comparison_that_goes_on_no_longer_shows_is_told(tmp_path):

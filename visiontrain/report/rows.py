@@ -292,9 +292,7 @@ def together(row: Row, trials: Sequence[Trial]) -> Row:
         peak_rss_mb=max(peaks, default=None),
         peaks_rss_mb=peaks,
         split={k: _sum(t.split[k] for t in good) / len(good) for k in _common(good)},
-        lost={
-            k: sum(t.lost.get(k, 0) for t in good) for k in LOST if any(k in t.lost for t in good)
-        },
+        lost={key: sum(t.lost.get(key, 0) for t in good) for key in _told(good)},
         staleness=_mean(good, lambda t: t.staleness),
         rounds=first.rounds,
         client_spread=_mean(good, lambda t: t.client_spread),
@@ -319,6 +317,11 @@ def _columns(trials: Sequence[Trial]) -> list[Sequence[float]]:
 
 def _common(trials: Sequence[Trial]) -> list[str]:
     return [key for key in SPLIT if all(key in trial.split for trial in trials)]
+
+
+def _told(trials: Sequence[Trial]) -> list[str]:
+    """Name what any of the trials lost to faults, or says that it did not."""
+    return [key for key in LOST if any(key in trial.lost for trial in trials)]
 
 
 def _sum(values: Any) -> float:
