@@ -97,6 +97,12 @@ OWN = {  # rows that mean something else to a verb
         "weights": ("weights", "text", "required", "what to score: a weights file or a run"),
         "batch": ("batch", "integer", "as trained", "images per forward pass, over all processes"),
         "imgsz": ("imgsz", "integer", "as trained", "side of the square input, pixels"),
+        "precision": (
+            "precision",
+            "auto|fp64|fp32|bf16|fp16",
+            "as trained",
+            "auto where this device is slow at the run's, or there is no run",
+        ),
         "name": ("name", "text", "val", "name of the run folder, numbered when taken"),
         "data.source": ("data.source", "text", "as trained", "data set, as for train"),
         "split": ("split", "train|val|test", "val", "which split to score"),
