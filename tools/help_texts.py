@@ -48,8 +48,8 @@ EXAMPLES = {
     ),
 }
 NOTES = {
-    "val": "What is not typed of data, task, precision, batch, imgsz and project is as the run was\n"
-    "trained.",
+    "val": "What is not typed of data, task, precision, batch, imgsz and project is as the run\n"
+    "was trained.",
     "check": "Ends with 3 when no run would start on it, or a split cannot be read; with 0 when\n"
     "there are warnings only.",
     "data": "Writes every split as tars in WebDataset's layout, an index of where images lie,\n"
