@@ -26,7 +26,7 @@ from visiontrain.data import sharding
 from visiontrain.data.config import SHARDING_USES, ShardingConfig
 from visiontrain.engine.classifier import Classifier
 from visiontrain.engine.detector import Detector
-from visiontrain.engine.run_folder import RunFolder
+from visiontrain.engine.run_folder import RunFolder, home
 from visiontrain.engine.weights import load_meta
 from visiontrain.plan_config import USES as PLAN_USES
 from visiontrain.plan_config import PlanConfig
@@ -231,7 +231,7 @@ def val(preset: str | Path | None = None, /, **keys: Unpack[TrainKeys]) -> Train
     whole = {key: value for key, value in whole.items() if key not in OF_MODEL}  # weights say it
     made = partial(_run, "val", preset, whole, below_validation)
     run, exit_code = commands.validate(made, objects)
-    weights = Path(run.weights or "").expanduser()
+    weights = home(run.weights or "")
     return _result(run, RunFolder(weights).best if weights.is_dir() else weights, exit_code)
 
 

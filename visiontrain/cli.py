@@ -123,9 +123,10 @@ def _check(words: Sequence[str]) -> int:
     text = json.dumps(report.as_json(), indent=2) if as_json else "\n".join(report.lines())
     print(text)
     if run.out is not None:
+        from visiontrain.engine.run_folder import home  # noqa: PLC0415
         from visiontrain.report.check_page import write_check  # noqa: PLC0415
 
-        page = write_check(report, Path(run.out).expanduser())
+        page = write_check(report, home(run.out))
         sys.stderr.write(f"pictures: {page}\n")  # stdout may be JSON
     return DATA_ERROR if report.failed else 0
 
@@ -165,8 +166,10 @@ def _federated(words: Sequence[str]) -> int:
 
 def _serve(words: Sequence[str], default: str) -> int:
     """Train as a server, at an address that a YAML or the run that goes on may know."""
+    from visiontrain.engine.run_folder import RunFolder, home  # noqa: PLC0415
+
     run = _load_run("train", words)
-    goes_on = run.resume and run.out and Path(run.out, "config.yaml").expanduser().is_file()
+    goes_on = run.resume and run.out and RunFolder(home(run.out)).config.is_file()
     if not goes_on and getattr(run.strategy, "serve", None) is None:
         words = [*words, f"strategy.serve={default}"]
     return _train(words)

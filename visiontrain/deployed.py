@@ -25,6 +25,7 @@ from visiontrain.core.own import missing
 from visiontrain.data.defects import printable
 from visiontrain.data.open import open_dataset
 from visiontrain.data.partition import no_images
+from visiontrain.engine.run_folder import home
 from visiontrain.federated_config import EVERY, ClientConfig
 from visiontrain.models.registry import build_model
 from visiontrain.recipe import Run
@@ -257,7 +258,7 @@ def join_server(config: ClientConfig, say: Say) -> int:
     spec = open_dataset(config.data)
     for line in spec.remarks({s: spec.table(s) for s in ("train", "val") if s in spec.splits}):
         say(line)
-    folder = Path(config.out).expanduser().absolute()
+    folder = home(config.out).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OVER).unlink(missing_ok=True)
     data = config.data.model_copy(update={"source": spec.config.source})

@@ -171,9 +171,9 @@ def parse_row(
     """Return the class and the box (x1, y1, x2, y2 in pixels) of a row.
 
     Five numbers are class and x, y, w, h relative to the image's size; a sixth is a score, as
-    `predict` writes it, or the number of a track. Seven or more, an odd number, are class and the
-    corners of a polygon, which becomes the box around it. Where poses
-    are labelled there are no polygons: a box may be followed by its keypoints, which are skipped.
+    `predict` writes it, or the number of a track, unless `scored` is false. Seven or more, an odd
+    number, are class and the corners of a polygon, which becomes the box around it. Where poses are
+    labelled there are no polygons: a box may be followed by its keypoints, which are skipped.
     """
     if keypoints:
         if len(fields) not in (5, 5 + keypoints):

@@ -125,7 +125,7 @@ def _task_config(meta: WeightsMeta, decoding: Mapping[str, Any], where: str) -> 
         ) from error
 
 
-class Alone(_BatchNorm):
+class UnsyncedNorm(_BatchNorm):
     """A synchronised norm in use, which is a plain one of any shape; torch's wants a GPU."""
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -155,7 +155,7 @@ def filled(weights: Weights, where: str, own: Any = None) -> VisionModel:
         ) from error
     for module in model.modules():
         if type(module) is nn.SyncBatchNorm:
-            module.__class__ = Alone  # pyrefly: ignore
+            module.__class__ = UnsyncedNorm  # pyrefly: ignore
     return model
 
 

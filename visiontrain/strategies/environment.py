@@ -104,9 +104,9 @@ def cores() -> int:
 def bound(here: int) -> bool:
     """Tell whether a launcher bound this process to its share of the cores, one of `here`."""
     told = launched()
-    whole = _number(os.environ, "SLURM_CPUS_ON_NODE", os.cpu_count() or 1)
-    by = told is not None and told.by in ("srun", "mpirun")
-    return by and here > 1 and cores() <= whole // here
+    if told is None or told.by not in ("srun", "mpirun") or here == 1:
+        return False
+    return cores() <= _number(os.environ, "SLURM_CPUS_ON_NODE", os.cpu_count() or 1) // here
 
 
 def talk_through(interface: str, *, only: bool) -> None:
